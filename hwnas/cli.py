@@ -1,0 +1,229 @@
+"""The command line: one small dataclass per verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Union
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+from hwnas import doctor, flow, recipes, ui
+from hwnas.errors import HwnasError
+from hwnas.run import Run
+
+TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
+Foreign = Annotated[bool, arg(help="accept a table of another device")]
+RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
+DataFolder = Annotated[Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout (default: the recipe's)")]
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine can measure, and what to install for the rest.
+
+    Example: hwnas doctor
+    """
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        doctor.show()
+        return 0
+
+
+@dataclass(frozen=True)
+class Ls:
+    """List recipes, runs and tables.
+
+    Example: hwnas ls
+    """
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        made = [recipes.get(n) for n in recipes.names()]
+        ui.table("recipes", ("name", "what it is"), [[r.name, r.title] for r in made])
+        flow.show_runs()
+        return 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measure a latency table: every op of a recipe, and whole networks to correct their sum.
+
+    Example: hwnas profile darts-quick
+
+    For another box: hwnas profile darts-quick --plan-only plan, copy the folder there, run
+    python -m hwnas.runtime measure plan, copy plan/results.jsonl back, then
+    hwnas profile darts-quick --results results.jsonl
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    run: RunName = None
+    data: DataFolder = None
+    engine: Annotated[str, arg(help="onnxruntime, torch, fake, or module:class")] = "onnxruntime"
+    threads: Annotated[int, arg(help="threads of the engine")] = 1
+    plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
+    results: Annotated[Path | None, arg(metavar="FILE", help="build the table from results measured elsewhere")] = None
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        if self.plan_only is not None:
+            flow.plan_only(recipes.get(self.recipe), self.plan_only)
+            return 0
+        run = _begin(self.recipe, self.run, self.data)
+        with run.locked():
+            flow.profile(run, self.engine, self.threads, self.results)
+        return 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search for a network under a budget of frames per second, and derive it.
+
+    Example: hwnas search darts-quick --fps 200
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    run: RunName = None
+    data: DataFolder = None
+    fps: Annotated[float | None, arg(help="budget (default: the recipe's percentile of random networks)")] = None
+    table: TableFile = None
+    foreign_table: Foreign = False
+    seed: Annotated[int | None, arg(help="of everything random (default: the recipe's)")] = None
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        run = _begin(self.recipe, self.run, self.data, self.seed)
+        with run.locked():
+            flow.run_search(run, self.table, self.fps, self.foreign_table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Derive:
+    """Derive another network from a finished search: another budget, another device's table.
+
+    Example: hwnas derive darts-quick --fps 300
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN", help="a run that was searched")]
+    to: Annotated[str | None, arg(metavar="NAME", help="the run that gets the network (default: RUN-<fps>fps)")] = None
+    fps: Annotated[float | None, arg(help="budget (default: that of the search)")] = None
+    table: TableFile = None
+    foreign_table: Foreign = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        flow.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the derived network of a run; the best weights on val are kept.
+
+    Example: hwnas train darts-quick
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a derived network")]
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        run = Run(self.run)
+        run.require("arch.json", "search")
+        with run.locked():
+            flow.run_train(run)
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export the trained network to ONNX (opset 17), compared with the network it came from.
+
+    Example: hwnas export darts-quick
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a trained network")]
+    logits: Annotated[bool, arg(help="end in class scores instead of labels")] = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        run = Run(self.run)
+        run.require("arch.json", "search")
+        with run.locked():
+            flow.run_export(run, self.logits)
+        return 0
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Measure latency, fps and mIoU of the exported file, and hold them against prediction and budget.
+
+    Example: hwnas validate darts-quick
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN", help="a run with an exported network")]
+    table: TableFile = None
+    foreign_table: Foreign = False
+    require_budget: Annotated[bool, arg(help="exit with code 1 if the budget is missed")] = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        run = Run(self.run)
+        run.require("arch.json", "search")
+        with run.locked():
+            met = flow.run_validate(run, self.table, self.foreign_table)
+        return 1 if self.require_budget and not met else 0
+
+
+VERBS = {
+    "doctor": Doctor,
+    "ls": Ls,
+    "profile": Profile,
+    "search": Search,
+    "derive": Derive,
+    "train": Train,
+    "export": Export,
+    "validate": Validate,
+}
+
+
+def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> Run:
+    """Return the run a verb works on, with what was asked for; nothing is written yet."""
+    recipes.get(recipe)
+    run = Run(name or recipe)
+    run.ask(recipe=recipe, data=None if data is None else str(data.resolve()), seed=seed)
+    if data is not None:
+        run.data("train")  # a folder that cannot be used is refused before anything is measured
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 1 if a required budget was missed; 2 for a mistake that can be mended; 130 if interrupted.
+    """
+    verb = tyro.cli(  # type: ignore[call-overload]
+        Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],
+        prog="hwnas",
+        description="Hardware-aware architecture search for real-time segmentation. Each verb reads and writes plain "
+        "files under runs/NAME/ and goes on where it stopped. In order: profile, search, train, export, validate.",
+        args=argv,
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
+    )
+    try:
+        return int(verb())
+    except HwnasError as e:
+        print(f"hwnas: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""From samples to training batches: every batch is a pure function of (seed, step), so a resumed run sees the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.data.base import IGNORE_LABEL, SegmentationData, check_seed, check_size
+from hwnas.errors import DataError
+from hwnas.optional import require
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = require("PIL.Image", "search")
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+# separate streams of one seed
+_ORDER, _AUGMENT = 0, 1
+
+
+class BatchSource:
+    """Batches of a dataset by number.
+
+    Epochs run through one stream without a gap: each epoch visits every index once, in its own order, and a batch
+    may straddle two epochs. No sample is dropped, and `batch` may exceed the number of indices.
+
+    Args:
+        data: Where samples come from.
+        indices: Which of them to use.
+        batch: Samples a batch.
+        size: (height, width) of the batches.
+        seed: Of order and augmentation.
+        augment: Rescale, crop, flip and jitter; without it, samples of another size are resized to `size`.
+
+    Raises:
+        DataError: If there are no indices, one is outside the dataset or occurs twice, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        indices: Sequence[int],
+        batch: int,
+        size: tuple[int, int],
+        seed: int,
+        augment: bool = True,
+    ) -> None:
+        if batch < 1:
+            raise DataError(f"expected a batch of at least 1, got {batch}; choose a larger one")
+        if not indices or len(set(indices)) != len(indices) or not 0 <= min(indices) <= max(indices) < len(data):
+            raise DataError(
+                f"expected distinct indices in 0..{len(data) - 1} of {data.name}, got {len(indices)} "
+                f"from {min(indices, default=None)} to {max(indices, default=None)}; take them from this dataset"
+            )
+        self.data = data
+        self.indices = tuple(indices)
+        self.batch = batch
+        self.size = check_size(size)
+        self.seed = check_seed(seed)
+        self.augment = augment
+
+    def order(self, epoch: int) -> list[int]:
+        """Return the indices in the order of epoch number `epoch`, from 0."""
+        rng = np.random.default_rng([self.seed, _ORDER, epoch])
+        return [self.indices[i] for i in rng.permutation(len(self.indices))]
+
+    def chosen(self, step: int) -> list[int]:
+        """Return the indices of batch number `step`, from 0."""
+        first, n = step * self.batch, len(self.indices)
+        orders = {e: self.order(e) for e in range(first // n, (first + self.batch - 1) // n + 1)}
+        return [orders[p // n][p % n] for p in range(first, first + self.batch)]
+
+    def __call__(self, step: int) -> Batch:
+        """Return batch number `step`.
+
+        Returns:
+            Normalised images float32 (N, 3, height, width) and labels int64 (N, height, width).
+
+        Raises:
+            DataError: If a sample cannot be read.
+        """
+        rng = np.random.default_rng([self.seed, _AUGMENT, step])
+        height, width = self.size
+        images = np.empty((self.batch, 3, height, width), np.float32)
+        labels = np.empty((self.batch, height, width), np.int64)
+        fill = (round(255 * self.data.mean[0]), round(255 * self.data.mean[1]), round(255 * self.data.mean[2]))
+        for k, index in enumerate(self.chosen(step)):
+            image, label, _ = self.data[index]
+            if self.augment:
+                image, label = random_crop_flip(image, label, self.size, rng, fill=fill)
+            elif label.shape != self.size:
+                image, label = _scaled(image, label, self.size, (0, 0, *label.shape))
+            images[k] = normalise(image, self.data.mean, self.data.std)
+            labels[k] = label
+        return images, labels
+
+
+def batches(
+    data: SegmentationData,
+    indices: Sequence[int],
+    batch: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    augment: bool = True,
+) -> Iterator[Batch]:
+    """Yield batches without end: a `BatchSource` seeded by one draw from `rng`."""
+    source = BatchSource(data, indices, batch, size, int(rng.integers(2**62)), augment)
+    return map(source, itertools.count())
+
+
+def random_crop_flip(
+    image: NDArray[np.uint8],
+    label: NDArray[np.uint8],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    scale_range: tuple[float, float] = (0.5, 2.0),
+    fill: tuple[int, int, int] = (124, 116, 104),
+    jitter: float = 0.2,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Rescale, mirror, crop and recolour one sample at random, as real-time segmentation papers do.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W).
+        size: (height, width) of the result.
+        rng: Draws scale (log-uniform), mirror, place and colours, in this order.
+        scale_range: Least and greatest scale.
+        fill: RGB of what lies outside the image; its label is IGNORE_LABEL.
+        jitter: Brightness, contrast and saturation each change by a factor within 1 - jitter to 1 + jitter.
+
+    Returns:
+        A new image uint8 (height, width, 3) and label uint8 (height, width).
+
+    Raises:
+        DataError: If image and label differ in size, or the scale range is not positive and ordered.
+    """
+    low, high = scale_range
+    if image.shape[:2] != label.shape or not 0 < low <= high or not 0 <= jitter < 1:
+        raise DataError(
+            f"expected image and label of one size, 0 < low <= high scale and 0 <= jitter < 1, got {image.shape}, "
+            f"{label.shape}, scale {low}..{high} and jitter {jitter}; correct these"
+        )
+    scale = low * (high / low) ** rng.random()
+    mirror = rng.random() < 0.5
+    rows, source_rows = _window(label.shape[0], size[0], scale, rng)
+    columns, source_columns = _window(label.shape[1], size[1], scale, rng)
+    visible = (rows.stop - rows.start, columns.stop - columns.start)
+    box = (source_rows[0], source_columns[0], source_rows[1], source_columns[1])
+    part, part_label = _scaled(image, label, visible, box)
+    if mirror:
+        part, part_label = part[:, ::-1], part_label[:, ::-1]
+    out = np.empty((*size, 3), np.uint8)
+    out[:] = fill
+    out_label = np.full(size, IGNORE_LABEL, np.uint8)
+    out[rows, columns] = _jittered(part, jitter, rng)
+    out_label[rows, columns] = part_label
+    return out, out_label
+
+
+def normalise(
+    image: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Return an image uint8 (H, W, 3) as float32 (3, H, W), less `mean` and over `std`, both where white is 1."""
+    offset = np.asarray(mean, np.float32)[:, None, None]
+    gain = 1 / np.asarray(std, np.float32)[:, None, None]
+    planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes *= np.float32(1 / 255)
+    planes -= offset
+    planes *= gain
+    return planes
+
+
+def _window(n_source: int, n_out: int, scale: float, rng: np.random.Generator) -> tuple[slice, tuple[float, float]]:
+    """Return which part of an output side shows the source scaled by `scale`, and which part of the source."""
+    n_scaled = max(1, round(n_source * scale))
+    if n_scaled <= n_out:
+        start = int(rng.integers(n_out - n_scaled + 1))
+        return slice(start, start + n_scaled), (0.0, float(n_source))
+    start = int(rng.integers(n_scaled - n_out + 1))
+    ratio = n_source / n_scaled
+    return slice(0, n_out), (start * ratio, min((start + n_out) * ratio, float(n_source)))
+
+
+def _scaled(
+    image: NDArray[np.uint8], label: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Scale the part `box` (top, left, bottom, right) to `size`; only that part is computed."""
+    top, left, bottom, right = box
+    out_wh, box_xy = size[::-1], (left, top, right, bottom)  # Pillow's order
+    part = Image.fromarray(image).resize(out_wh, Image.Resampling.BILINEAR, box=box_xy)
+    part_label = Image.fromarray(label).resize(out_wh, Image.Resampling.NEAREST, box=box_xy)
+    return np.asarray(part), np.asarray(part_label)
+
+
+def _jittered(image: NDArray[np.uint8], jitter: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
+    if jitter == 0:
+        return image
+    pixels = image.astype(np.float32)
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+    # one affine map of (pixel, grey, mean) instead of three passes over the image
+    gain = brightness * contrast
+    pixels *= gain * saturation
+    pixels += (gain * (1 - saturation) * grey + (1 - contrast) * brightness * grey.mean())[..., None]
+    out: NDArray[np.uint8] = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    return out

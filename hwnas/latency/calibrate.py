@@ -1,0 +1,136 @@
+"""From a sum of isolated ops to a network: a correction fitted on a few measured networks.
+
+An isolated op pays for things a network does not (per-run overhead, layout conversion at its borders), and a network
+for things no op shows. Both are nearly proportional to how much of each kind of op there is, so the correction is one
+non-negative factor per kind and a constant, pulled towards one common factor where the networks do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+PULLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """``latency_ms = base_ms + sum over ops of factor[kind] * latency_ms(op)``.
+
+    Attributes:
+        base_ms: What a run costs whatever the network.
+        common: Factor of kinds that no calibration network has.
+        factors: By kind of op.
+        relative_error: Expected relative error of a prediction (root mean square, leave-one-out).
+        networks: How many networks it was fitted on; 0 means the plain sum.
+    """
+
+    base_ms: float = 0.0
+    common: float = 1.0
+    factors: Mapping[str, float] = field(default_factory=dict)
+    relative_error: float | None = None
+    networks: int = 0
+
+    def factor(self, kind: str) -> float:
+        """Return what the isolated latency of this kind of op is multiplied by."""
+        return self.factors.get(kind, self.common)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {
+            "base_ms": self.base_ms,
+            "common": self.common,
+            "factors": dict(self.factors),
+            "relative_error": self.relative_error,
+            "networks": self.networks,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Correction:
+        """Read what `to_json` wrote."""
+        return cls(**data)
+
+
+def fit(sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float]) -> Correction:
+    """Fit the correction by least squares of relative errors, with a pull chosen by leaving networks out.
+
+    Args:
+        sums: For each network, isolated milliseconds by kind of op.
+        measured_ms: What each took as a whole.
+    """
+    kinds = sorted({k for s in sums for k in s})
+    x = np.array([[s.get(k, 0.0) for k in kinds] for s in sums])  # (networks, kinds)
+    y = np.array(measured_ms)
+    if len(y) < 2:
+        return Correction()
+    errors = {pull: _left_out(x, y, pull) for pull in PULLS}
+    pull = min(errors, key=lambda p: float(np.mean(errors[p] ** 2)))
+    common, base, factors = _solve(x, y, pull)
+    error = float(np.sqrt(np.mean(errors[pull] ** 2)))
+    named = dict(zip(kinds, (float(f) for f in factors), strict=True))
+    return Correction(base, common, named, error, len(y))
+
+
+def _solve(x: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, float, np.ndarray]:
+    """Return the common factor, the base in milliseconds and one factor per column of `x`."""
+    common = float((x.sum(1) / y).sum() / ((x.sum(1) / y) ** 2).sum())
+    scale = float(np.median(y))
+    rows = np.hstack([scale / y[:, None], x / y[:, None]])
+    # A factor differs from the common one by some 30 %, the base is some 5 % of a network: the pulls say so.
+    penalty = np.sqrt(pull) * np.diag([1 / 0.05] + [1 / 0.3] * x.shape[1])
+    target = np.concatenate([np.ones(len(y)), penalty @ np.array([0.0] + [common] * x.shape[1])])
+    solution, _ = nnls(np.vstack([rows, penalty]), target)
+    return common, float(solution[0] * scale), solution[1:]
+
+
+def _left_out(x: np.ndarray, y: np.ndarray, pull: float) -> np.ndarray:
+    """Return the relative error of each network when it was left out of the fit, (networks,)."""
+    errors = []
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        _, base, factors = _solve(x[rest], y[rest], pull)
+        errors.append((base + x[i] @ factors) / y[i] - 1)
+    return np.array(errors)
+
+
+def select(features: np.ndarray, n: int) -> list[int]:
+    """Choose networks that tell the factors apart: greedily D-optimal.
+
+    Args:
+        features: (networks, kinds), estimated milliseconds by kind.
+        n: How many to choose.
+
+    Returns:
+        Indices of n different networks (all, if there are no more), the most telling first.
+    """
+    shares = features / features.sum(axis=1, keepdims=True)
+    rows = np.hstack([np.full((len(shares), 1), features.sum(1).mean() / features.sum(1)[:, None]), shares])
+    information = 1e-3 * np.eye(rows.shape[1])
+    chosen: list[int] = []
+    while len(chosen) < min(n, len(rows)):
+        gain = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(information), rows)
+        gain[chosen] = -1
+        best = int(gain.argmax())
+        chosen.append(best)
+        information += np.outer(rows[best], rows[best])
+    return chosen
+
+
+def errors(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, float]:
+    """Return how well predictions meet measurements.
+
+    Returns:
+        ``mape`` and ``bias`` (mean absolute and mean relative error), ``within_5``, ``within_10`` (shares), ``n``.
+    """
+    relative = np.array(predicted_ms) / np.array(measured_ms) - 1
+    return {
+        "mape": float(np.abs(relative).mean()),
+        "bias": float(relative.mean()),
+        "within_5": float((np.abs(relative) <= 0.05).mean()),
+        "within_10": float((np.abs(relative) <= 0.10).mean()),
+        "n": len(relative),
+    }

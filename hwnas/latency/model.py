@@ -1,0 +1,76 @@
+"""The expected latency of a network whose decisions are random: one formula for loss, prediction and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwnas.arch import Architecture, Group
+from hwnas.gates import Gate, Marginals, Rule
+from hwnas.latency.table import LatencyTable
+from hwnas.ops.trace import Term
+
+
+class LatencyModel(nn.Module):
+    """Expected latency in milliseconds, differentiable in the probabilities.
+
+    ``E[ms] = base + sum_t factor(kind_t) * ms(spec_t) * P(gate_t)``. Exact for independent decisions and additive ops;
+    how far a device is from additive is what the table's correction records. Under one-hot probabilities it is the
+    predicted latency of that architecture.
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], table: LatencyTable, groups: Sequence[Group], rules: Sequence[Rule]
+    ) -> None:
+        """Price `terms`, a trace of the deploy form at the deployment scale.
+
+        Args:
+            terms: Of a mixed network, or of a built one.
+            table: Has a row for every term.
+            groups: Of the space.
+            rules: Of the space.
+
+        Raises:
+            MissingOp: If the table lacks a row.
+        """
+        super().__init__()
+        self.terms = tuple(terms)
+        prices = [table.correction.factor(t.spec.kind) * table[t.spec] for t in terms]
+        per_gate: dict[Gate, float] = {}
+        for term, ms in zip(terms, prices, strict=True):
+            per_gate[term.gate] = per_gate.get(term.gate, 0.0) + ms
+        self.prices = prices
+        self.base_ms = table.correction.base_ms
+        self.gates = tuple(per_gate)
+        self.gate_ms = np.array(list(per_gate.values()))
+        self.marginals = Marginals(groups, rules, self.gates)
+        self.relative_error = table.correction.relative_error
+        self._weights = torch.from_numpy(self.gate_ms)
+
+    def forward(self, probs: Mapping[str, Tensor]) -> Tensor:
+        """Return expected milliseconds.
+
+        Args:
+            probs: ``{group: (n_decisions, n_options)}``, rows sum to 1.
+
+        Returns:
+            (), in the dtype of `probs`.
+        """
+        q = self.marginals.literal_probs(probs)
+        return self.base_ms + self.marginals.gate_probs(q) @ self._weights.to(q)
+
+    def predict_ms(self, arch: Architecture) -> float:
+        """Return the predicted latency of a complete architecture."""
+        return self.base_ms + float(self.gate_ms @ np.array([g.holds(arch) for g in self.gates]))
+
+    def by_kind(self, arch: Architecture) -> dict[str, float]:
+        """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""
+        open_gates = {g for g in self.gates if g.holds(arch)}
+        out = {"(base)": self.base_ms}
+        for term, ms in zip(self.terms, self.prices, strict=True):
+            if term.gate in open_gates:
+                out[term.spec.kind] = out.get(term.spec.kind, 0.0) + ms
+        return dict(sorted(out.items(), key=lambda item: -item[1]))

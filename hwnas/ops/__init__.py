@@ -1,0 +1,22 @@
+"""Ops, the registry of them, and tracing."""
+
+from hwnas.ops import layers
+from hwnas.ops.mixed import MixedOp, candidates
+from hwnas.ops.registry import Op, OpSpec, make_op, op, registered_ops
+from hwnas.ops.trace import Call, Cost, Term, Trace, trace
+
+__all__ = [
+    "Call",
+    "Cost",
+    "MixedOp",
+    "Op",
+    "OpSpec",
+    "Term",
+    "Trace",
+    "candidates",
+    "layers",
+    "make_op",
+    "op",
+    "registered_ops",
+    "trace",
+]

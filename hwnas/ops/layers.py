@@ -1,0 +1,250 @@
+"""All ops, each defined once.
+
+A leading ReLU is an op of its own, because engines compute it once per tensor however many ops read it. No op changes
+its meaning with the size of its input, and strided ops give ``ceil(size / stride)`` for every size, odd ones too.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwnas.ops.registry import Op, op
+
+
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, groups, bias=False)
+
+
+@op("relu", pure=True)
+class ReLU(Op):
+    """``max(x, 0)``, out of place: the input is read by other edges too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same."""
+        return F.relu(x)
+
+
+@op("conv_bn")
+class ConvBN(Op):
+    """Convolution and BatchNorm, then ReLU if `relu`: stems, 1x1 preprocessing of cell inputs, heads."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, relu: bool = False, affine: bool = True
+    ) -> None:
+        """Build with `c_in` to `c_out` channels; `affine` is BatchNorm's."""
+        super().__init__(c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, relu=relu, affine=affine)
+        self.conv = _conv(c_in, c_out, kernel, stride)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+        x = self.bn(self.conv(x))
+        return F.relu(x) if self.relu else x
+
+
+@op("sep_conv")
+class SepConv(Op):
+    """Depthwise-separable convolution applied twice, the stride on the first (DARTS `sep_conv`, less its first ReLU)."""
+
+    def __init__(self, c: int, kernel: int, stride: int, affine: bool = True) -> None:
+        """Build for `c` channels."""
+        super().__init__(c=c, kernel=kernel, stride=stride, affine=affine)
+        self.depthwise1 = _conv(c, c, kernel, stride, groups=c)
+        self.pointwise1 = _conv(c, c, 1)
+        self.bn1 = nn.BatchNorm2d(c, affine=affine)
+        self.depthwise2 = _conv(c, c, kernel, groups=c)
+        self.pointwise2 = _conv(c, c, 1)
+        self.bn2 = nn.BatchNorm2d(c, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c, H, W) -> (N, c, ceil(H/stride), ceil(W/stride))."""
+        x = F.relu(self.bn1(self.pointwise1(self.depthwise1(x))))
+        y: Tensor = self.bn2(self.pointwise2(self.depthwise2(x)))
+        return y
+
+
+@op("dil_conv")
+class DilConv(Op):
+    """Depthwise-separable convolution of dilation 2, applied once (DARTS `dil_conv`, less its ReLU)."""
+
+    def __init__(self, c: int, kernel: int, stride: int, dilation: int = 2, affine: bool = True) -> None:
+        """Build for `c` channels."""
+        super().__init__(c=c, kernel=kernel, stride=stride, dilation=dilation, affine=affine)
+        self.depthwise = _conv(c, c, kernel, stride, dilation, groups=c)
+        self.pointwise = _conv(c, c, 1)
+        self.bn = nn.BatchNorm2d(c, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c, H, W) -> (N, c, ceil(H/stride), ceil(W/stride))."""
+        y: Tensor = self.bn(self.pointwise(self.depthwise(x)))
+        return y
+
+
+@op("factorized_reduce")
+class FactorizedReduce(Op):
+    """Halves the size by two strided 1x1 convolutions, the second on the input shifted by one pixel (DARTS)."""
+
+    def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
+        """Build with `c_in` to `c_out` channels; `c_out` is even or the first half is one narrower."""
+        super().__init__(c_in=c_in, c_out=c_out, affine=affine)
+        self.conv1 = _conv(c_in, c_out // 2, 1, 2)
+        self.conv2 = _conv(c_in, c_out - c_out // 2, 1, 2)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
+        shifted = x[:, :, 1:, 1:]
+        # The shift loses the last sample of an odd size; a zero stands in for it, an even size needs none.
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            shifted = F.pad(shifted, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        y: Tensor = self.bn(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+        return y
+
+
+@op("max_pool", pure=True)
+class MaxPool(Op):
+    """3x3 max pooling, padding 1."""
+
+    def __init__(self, stride: int) -> None:
+        """Build with stride 1 or 2."""
+        super().__init__(stride=stride)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
+        return F.max_pool2d(x, 3, self.stride, 1)
+
+
+@op("avg_pool", pure=True)
+class AvgPool(Op):
+    """3x3 average pooling, padding 1 that is not counted."""
+
+    def __init__(self, stride: int) -> None:
+        """Build with stride 1 or 2."""
+        super().__init__(stride=stride)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
+        return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+
+
+@op("batch_norm")
+class BatchNorm(Op):
+    """BatchNorm without affine parameters, as it follows pools in the DARTS supernet."""
+
+    def __init__(self, c: int) -> None:
+        """Build for `c` channels."""
+        super().__init__(c=c)
+        self.bn = nn.BatchNorm2d(c, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c, H, W) -> the same."""
+        y: Tensor = self.bn(x)
+        return y
+
+
+@op("add", pure=True)
+class Add(Op):
+    """Sum of two tensors."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two of (N, C, H, W) -> the same."""
+        return a + b
+
+
+@op("concat", pure=True)
+class Concat(Op):
+    """Concatenation over channels."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        """Several (N, C_i, H, W) -> (N, sum of C_i, H, W)."""
+        return torch.cat(xs, dim=1)
+
+
+@op("resize", pure=True)
+class Resize(Op):
+    """Bilinear resize to a fixed size with half-pixel centres, the convention all engines agree on."""
+
+    def __init__(self, height: int, width: int) -> None:
+        """Build for an output size."""
+        super().__init__(height=height, width=width)
+        self.size = (height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, height, width)."""
+        return F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Return `x` resized to the height and width of `like`; the op is made on the spot, so any input size works."""
+    return Resize(like.shape[2], like.shape[3])(x)
+
+
+@op("context")
+class Context(Op):
+    """1x1 convolution scaled by a gate made from the whole image (the light head of MobileNetV3, section 6.4)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        """Build with `c_in` to `c_out` channels."""
+        super().__init__(c_in=c_in, c_out=c_out)
+        self.conv = _conv(c_in, c_out, 1)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.gate = _conv(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, H, W)."""
+        gate = torch.sigmoid(self.gate(x.mean(dim=(2, 3), keepdim=True)))
+        return F.relu(self.bn(self.conv(x))) * gate
+
+
+@op("classifier")
+class Classifier(Op):
+    """1x1 convolution with bias to class scores."""
+
+    def __init__(self, c_in: int, classes: int) -> None:
+        """Build with `c_in` channels to `classes` scores."""
+        super().__init__(c_in=c_in, classes=classes)
+        self.conv = nn.Conv2d(c_in, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, classes, H, W)."""
+        y: Tensor = self.conv(x)
+        return y
+
+
+@op("global_pool", pure=True)
+class GlobalPool(Op):
+    """Mean over the whole map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C)."""
+        return x.mean(dim=(2, 3))
+
+
+@op("linear")
+class Linear(Op):
+    """Fully connected layer with bias."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        """Build with `c_in` to `c_out` features."""
+        super().__init__(c_in=c_in, c_out=c_out)
+        self.linear = nn.Linear(c_in, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in) -> (N, c_out)."""
+        y: Tensor = self.linear(x)
+        return y
+
+
+@op("argmax", pure=True)
+class ArgMax(Op):
+    """Class of the highest score per pixel; the first one on ties."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, classes, H, W) -> (N, H, W), uint8."""
+        return x.argmax(dim=1).to(torch.uint8)

@@ -1,0 +1,138 @@
+"""Candidates of a decision, and the mixture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from hwnas.arch import Architecture, Decision
+from hwnas.errors import unknown
+from hwnas.gates import choice
+from hwnas.ops import layers
+from hwnas.ops.registry import active_tracer
+
+NONE = "none"
+CandidateBuilder = Callable[[int, int, bool], nn.Module]
+_CANDIDATES: dict[str, CandidateBuilder] = {}
+
+
+def candidate(name: str) -> Callable[[CandidateBuilder], CandidateBuilder]:
+    """Register a builder ``(channels, stride, search) -> module`` under the name genotypes use."""
+
+    def register(build: CandidateBuilder) -> CandidateBuilder:
+        assert name not in _CANDIDATES, f"two candidates are called {name}"
+        _CANDIDATES[name] = build
+        return build
+
+    return register
+
+
+def candidates() -> Mapping[str, CandidateBuilder]:
+    """Return all candidates by name."""
+    return dict(_CANDIDATES)
+
+
+def build_candidate(name: str, channels: int, stride: int, search: bool) -> nn.Module:
+    """Build one candidate.
+
+    Args:
+        name: As in `candidates`.
+        channels: In and out.
+        stride: 1 or 2.
+        search: Whether for a supernet: BatchNorm without affine parameters, and one after each pool.
+
+    Raises:
+        HwnasError: If the name is unknown.
+    """
+    if name not in _CANDIDATES:
+        raise unknown("candidate op", name, _CANDIDATES)
+    return _CANDIDATES[name](channels, stride, search)
+
+
+def _pool(pool: nn.Module, channels: int, search: bool) -> nn.Module:
+    # Without it the scale of a pool's output would outweigh the normalised convolutions beside it (DARTS 3.1.1).
+    return nn.Sequential(pool, layers.BatchNorm(channels)) if search else pool
+
+
+@candidate("max_pool_3x3")
+def _max_pool_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return _pool(layers.MaxPool(stride), channels, search)
+
+
+@candidate("avg_pool_3x3")
+def _avg_pool_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return _pool(layers.AvgPool(stride), channels, search)
+
+
+@candidate("skip_connect")
+def _skip_connect(channels: int, stride: int, search: bool) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return nn.Sequential(layers.ReLU(), layers.FactorizedReduce(channels, channels, affine=not search))
+
+
+@candidate("sep_conv_3x3")
+def _sep_conv_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.SepConv(channels, 3, stride, affine=not search))
+
+
+@candidate("sep_conv_5x5")
+def _sep_conv_5x5(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.SepConv(channels, 5, stride, affine=not search))
+
+
+@candidate("dil_conv_3x3")
+def _dil_conv_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.DilConv(channels, 3, stride, affine=not search))
+
+
+@candidate("dil_conv_5x5")
+def _dil_conv_5x5(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.DilConv(channels, 5, stride, affine=not search))
+
+
+class MixedOp(nn.Module):
+    """The candidates of one decision: a mixture while it is open, the chosen one once it is answered.
+
+    ``ops.<option>`` holds each candidate under the same name in both cases, so weights carry by name. `none` is no
+    module: a dropped edge computes nothing.
+    """
+
+    def __init__(self, decision: Decision, arch: Architecture, channels: int, stride: int, search: bool) -> None:
+        """Build all candidates of `decision`, or the one that `arch` answers."""
+        super().__init__()
+        self.decision = decision
+        answer = arch.get(decision.name)
+        self.answer = answer
+        options = decision.options if answer is None else (answer,)
+        built = {o: build_candidate(o, channels, stride, search) for o in options if o != NONE}
+        self.ops = nn.ModuleDict(built)
+
+    def forward(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Compute the chosen candidate, or the weighted sum of all.
+
+        Args:
+            x: (N, C, H, W).
+            weights: (n_options,) in the order of the decision's options; not read once it is answered.
+
+        Returns:
+            (N, C, ceil(H/stride), ceil(W/stride)).
+        """
+        if self.answer is not None:
+            chosen: Tensor = self.ops[self.answer](x)
+            return chosen
+        tracer = active_tracer.get()
+        if tracer is not None:
+            out = x
+            for option, module in self.ops.items():
+                with tracer.gated(choice(self.decision.name, option)):
+                    out = module(x)
+            return tracer.join(out)
+        assert weights is not None, f"{self.decision.name} is open and was given no weights"
+        # none keeps its probability mass and contributes zero (DARTS 2.1)
+        terms = [w * self.ops[o](x) for o, w in zip(self.decision.options, weights, strict=True) if o != NONE]
+        total = terms[0]
+        for t in terms[1:]:
+            total = total + t
+        return total

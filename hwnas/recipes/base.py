@@ -1,0 +1,74 @@
+"""A recipe names everything a run needs: space, scales, search, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hwnas.errors import unknown
+from hwnas.profile import Calibration
+from hwnas.search.gradient import SearchConfig
+from hwnas.spaces import ChainSpace, Scale
+from hwnas.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run as data; variants by ``dataclasses.replace``.
+
+    Attributes:
+        name: What the command line calls it.
+        title: One line for people.
+        space: At the deployment scale.
+        widths: Channels the derived network may have, narrowest first: multiples of what the engine computes at once.
+        search: The search.
+        train: The training of the derived network.
+        data: ``"synthetic"``, or None where the user names a folder.
+        calibration: Whole networks measured beside the ops.
+        budget_percentile: The default budget: this percentile of latency over random architectures of all widths.
+        width_utility: What doubling the channels is worth, as a share of the score of the paper's rule.
+        passes: How often every entry is measured.
+    """
+
+    name: str
+    title: str
+    space: ChainSpace
+    widths: tuple[int, ...]
+    search: SearchConfig
+    train: TrainConfig
+    data: str | None = "synthetic"
+    calibration: Calibration = Calibration()
+    budget_percentile: float = 30.0
+    width_utility: float = 0.5
+    passes: int = 3
+
+    def scales(self) -> tuple[Scale, ...]:
+        """Return the deployment scale at each width."""
+        return tuple(replace(self.space.scale, channels=w) for w in self.widths)
+
+
+_RECIPES: dict[str, Callable[[], Recipe]] = {}
+
+
+def recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    """Register a function that returns a recipe, under its name with ``-`` for ``_``."""
+    _RECIPES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def names() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(_RECIPES)
+
+
+def get(name: str) -> Recipe:
+    """Return a recipe.
+
+    Raises:
+        HwnasError: If there is none of this name; the message has the nearest.
+    """
+    if name not in _RECIPES:
+        raise unknown("recipe", name, _RECIPES)
+    made = _RECIPES[name]()
+    assert made.name == name, f"the recipe {name} calls itself {made.name}"
+    return made

@@ -1,0 +1,62 @@
+"""DARTS cells for real-time segmentation."""
+
+from __future__ import annotations
+
+from hwnas.profile import Calibration
+from hwnas.recipes.base import Recipe, recipe
+from hwnas.search.gradient import SearchConfig
+from hwnas.spaces import ChainSpace, Scale
+from hwnas.train import TrainConfig
+
+CAMVID_CLASSES = 11
+
+
+@recipe
+def darts_quick() -> Recipe:
+    """Return the whole job on synthetic streets in minutes on two CPU cores."""
+    size = (192, 256)
+    return Recipe(
+        name="darts-quick",
+        title="DARTS cells, synthetic streets, 192x256: minutes on a laptop",
+        space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
+        widths=(16, 32),
+        search=SearchConfig(
+            scale=Scale(8, 3, size), steps=90, warmup=20, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
+        ),
+        train=TrainConfig(steps=300, batch=8, crop=(128, 160), evaluate_every=150),
+    )
+
+
+@recipe
+def darts_camvid() -> Recipe:
+    """Return CamVid at 360x480, from scratch, in some 20 minutes on two CPU cores."""
+    size = (360, 480)
+    return Recipe(
+        name="darts-camvid",
+        title="DARTS cells, a folder in CamVid's layout, 360x480",
+        space=ChainSpace(Scale(16, 8, size), CAMVID_CLASSES),
+        widths=(16, 32),
+        search=SearchConfig(
+            scale=Scale(8, 5, size), steps=120, warmup=30, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
+        ),
+        train=TrainConfig(steps=500, batch=8, crop=(240, 320), evaluate_every=125),
+        data=None,
+    )
+
+
+@recipe
+def darts_tiny() -> Recipe:
+    """Return the smallest whole job, for trying things out: seconds, and networks that are of no use."""
+    size = (48, 64)
+    return Recipe(
+        name="darts-tiny",
+        title="DARTS cells, synthetic streets, 48x64: seconds, for trying things out",
+        space=ChainSpace(Scale(8, 3, size), CAMVID_CLASSES),
+        widths=(4, 8),
+        search=SearchConfig(
+            scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.02
+        ),
+        train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
+        calibration=Calibration(fit=6, test=3),
+        passes=2,
+    )

@@ -1,0 +1,4 @@
+"""Measuring a plan on a device: files, shapes and arrays; no torch and no search code.
+
+Needs Python, numpy and the package of the engine that is asked for.
+"""

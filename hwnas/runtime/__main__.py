@@ -1,0 +1,155 @@
+"""Measure a plan folder where only numpy and an engine are installed: `python -m hwnas.runtime measure DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from hwnas.errors import HwnasError
+from hwnas.runtime.device import device_name
+from hwnas.runtime.plan import load_plan
+from hwnas.runtime.supervise import supervise
+from hwnas.runtime.work import RESULTS_FILE, Progress, collect, measure_plan, pin_to_one_cpu
+
+LINE_S = 10.0  # between progress lines where the output is not a terminal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for a mistake that can be mended, 130 if interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.json_progress:
+            return _work(args)
+        return _measure(args)
+    except HwnasError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hwnas.runtime", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="measure")
+    verb = verbs.add_parser(
+        "measure",
+        help="measure every entry of a plan folder on this machine",
+        description="Measure every entry of a plan folder on this machine. Can be stopped and started again.",
+        epilog="example: python -m hwnas.runtime measure plan/ --engine onnxruntime --threads 1",
+    )
+    verb.add_argument("folder", type=Path, metavar="DIR", help="folder with plan.json")
+    verb.add_argument("--engine", default="onnxruntime", help="onnxruntime, fake, torch or module:class (%(default)s)")
+    verb.add_argument("--threads", type=int, default=1, help="threads of the engine (%(default)s)")
+    verb.add_argument("--passes", type=int, default=3, help="times every entry is measured (%(default)s)")
+    verb.add_argument("--results", type=Path, metavar="FILE", help=f"results file (DIR/{RESULTS_FILE})")
+    verb.add_argument("--seed", type=int, default=0, help="of the random orders (%(default)s)")
+    verb.add_argument("--minutes", type=float, help="start no measurement after this time")
+    verb.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="seconds after which an entry hangs (%(default)g)"
+    )
+    verb.add_argument(
+        "--json-progress", action="store_true", help="measure in this very process and print JSON lines, for programs"
+    )
+    return parser
+
+
+def _work(args: argparse.Namespace) -> int:
+    """Measure in this process and tell the parent by lines of JSON."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # an engine that prints must not write between the lines
+    with out:
+        try:
+            if args.threads == 1:
+                pin_to_one_cpu()
+            measure_plan(
+                args.folder,
+                args.engine,
+                args.threads,
+                args.passes,
+                args.seed,
+                args.results,
+                lambda progress: print(json.dumps(asdict(progress)), file=out),
+                args.minutes,
+            )
+            print(json.dumps({"finished": True}), file=out)
+        except HwnasError as e:
+            print(json.dumps({"error": type(e).__name__, "message": str(e)}), file=out)
+            return 2
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measure in a child process and tell a person."""
+    start_s = time.monotonic()
+    plan = load_plan(args.folder)
+    path = supervise(
+        args.folder,
+        args.engine,
+        args.threads,
+        args.passes,
+        args.results,
+        _Reporter(),
+        seed=args.seed,
+        minutes=args.minutes,
+        timeout_s=args.timeout,
+    )
+    where, rows = collect(path)
+    bad, doubtful = [row for row in rows if row.status != "ok"], sum(row.doubtful for row in rows)
+    print(
+        f"measured {len(rows) - len(bad)} of {len(plan.entries)} entries on {device_name(where)} with {args.engine} "
+        f"in {time.monotonic() - start_s:.0f} s; {len(bad)} could not be measured, {doubtful} are doubtful"
+    )
+    for row in bad:
+        print(f"  {row.key}: {row.status}: {row.reason}")
+    todo = len(plan.entries) * args.passes - sum(row.passes for row in rows)
+    if todo > 0:
+        print(f"{todo} measurements are left; next: the same command again")
+    else:
+        print(f"next: hwnas profile --results {path}")
+    return 0
+
+
+class _Reporter:
+    """Prints progress with an estimate of the time left: in place on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._start_s = self._last_s = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        if self._first is None:
+            self._first = progress.done - 1
+        per_record_s = (now_s - self._start_s) / max(1, progress.done - self._first)
+        left_s = round(per_record_s * (progress.total - progress.done))
+        ended = progress.done == progress.total
+        line = f"[{progress.done}/{progress.total}] {_outcome(progress)}  {left_s // 60}:{left_s % 60:02d} left"
+        if sys.stdout.isatty():
+            print(f"\r{line[:118]:<118}", end="\n" if ended else "", flush=True)
+        elif ended or now_s - self._last_s >= LINE_S:
+            self._last_s = now_s
+            print(line, flush=True)
+
+
+def _outcome(progress: Progress) -> str:
+    record = progress.record
+    what = f"{record['latency_ms']:.3f} ms" if record["status"] == "ok" else str(record["status"])
+    return f"{str(record['key'])[:60]}  {what}"
+
+
+def _exit_on_signal(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a child is ended too
+    sys.exit(main())

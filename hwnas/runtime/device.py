@@ -1,0 +1,114 @@
+"""Which device this is, precisely enough that two tables of different devices are never mixed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hwnas
+
+if TYPE_CHECKING:
+    from hwnas.runtime.engines.base import Engine
+
+# what decides which kernels an engine picks; smep of x86 is a protection, sme of Arm a matrix unit
+_ISA = re.compile(r"(sse4_2|avx|fma|f16c|amx|asimd|neon|sve|sme(?!p)|i8mm|bf16)")
+_ISA_LEVELS = (("avx512", "avx512f"), ("avx2",) * 2, ("avx",) * 2, ("sse4_2",) * 2, ("sve",) * 2, ("neon", "asimd"))
+_VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0x4e": "nvidia"}
+_SHARED = ("vendor_id", "CPU implementer")
+
+
+def cpu_identity(root: Path = Path("/")) -> dict[str, Any]:
+    """Return what tells this CPU from others: a virtual machine may call itself just "Intel Xeon Processor".
+
+    On Linux from ``/proc/cpuinfo`` and ``/sys``: vendor, model name, family, model, stepping, the instruction sets
+    that decide about speed, caches. Elsewhere only what Python's ``platform`` knows: the model's name and nothing
+    about instruction sets and caches.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
+    base: dict[str, Any] = {"kind": "cpu", "architecture": platform.machine(), "logical_cpus": os.cpu_count()}
+    try:
+        blocks = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").strip().split("\n\n")
+    except OSError:
+        return {**base, "vendor": "", "model_name": platform.processor()}
+    cpus = [dict(_pair(line) for line in block.splitlines() if ":" in line) for block in blocks]
+    first = next((cpu for cpu in cpus if any(name in cpu for name in _SHARED)), cpus[0])
+    flags = first.get("flags", first.get("Features", "")).split()
+    return {
+        **base,
+        "vendor": first.get("vendor_id", first.get("CPU implementer", "")),
+        "model_name": first.get("model name", ""),
+        "family": first.get("cpu family", first.get("CPU architecture", "")),
+        "model": first.get("model", "+".join(sorted({c["CPU part"] for c in cpus if "CPU part" in c}))),  # big.LITTLE
+        "stepping": first.get("stepping", first.get("CPU revision", "")),
+        "instruction_sets": sorted(flag for flag in flags if _ISA.match(flag)),
+        "caches": _caches(root / "sys/devices/system/cpu/cpu0/cache"),
+    }
+
+
+def provenance(engine: Engine) -> dict[str, Any]:
+    """Return under which conditions `engine` measures on this machine, as JSON values.
+
+    The device is this machine's CPU unless the engine names another.
+    """
+    about = dict(engine.provenance())
+    device = about.pop("device", None)
+    return {
+        "device": cpu_identity() if device is None else device,
+        "engine": about,
+        "clock": engine.clock,
+        "batch": 1,
+        "merges": engine.merges,
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "hwnas": hwnas.__version__,
+    }
+
+
+def same_device(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Return whether two provenances name the same model of device.
+
+    The number of logical CPUs may differ: it is what a virtual machine was given, not what a core is.
+    """
+    left, right = ({k: v for k, v in where["device"].items() if k != "logical_cpus"} for where in (a, b))
+    return left == right
+
+
+def device_name(where: Mapping[str, Any]) -> str:
+    """Return a short name of the device of a provenance, fit for a file: ``intel-6-207-2-avx512``."""
+    device = where["device"]
+    if "name" in device:
+        return _slug(str(device["name"]))
+    vendor = str(device.get("vendor", ""))
+    parts = [_VENDORS.get(vendor, vendor), *(str(device.get(part, "")) for part in ("family", "model", "stepping"))]
+    if not any(parts):
+        parts = [str(device.get("model_name", "")), str(device.get("architecture", ""))]
+    sets = device.get("instruction_sets", [])
+    parts.append(next((level for level, flag in _ISA_LEVELS if flag in sets), ""))
+    return _slug("-".join(part for part in parts if part)) or "unknown-cpu"
+
+
+def _pair(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Return sizes by level and type, e.g. ``{"L1-data": "48K"}``; empty where the system does not tell."""
+    out = {}
+    for index in sorted(folder.glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        out[f"L{level}-{kind.lower()}"] = size
+    return out
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,123 @@
+"""What an engine is: something that loads an entry of a plan and runs it on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hwnas.errors import HwnasError
+from hwnas.runtime.measure import Samples
+from hwnas.runtime.plan import Entry, Shape
+
+Array = npt.NDArray[Any]
+
+
+class Runner(Protocol):
+    """A loaded network, ready to run and to time.
+
+    A context manager, used once: entering a second time raises, using it outside raises, and everything it holds is
+    released on exit.
+    """
+
+    def __enter__(self) -> Runner:
+        """Load the network.
+
+        Raises:
+            HwnasError: If it cannot be loaded, or the runner was entered before.
+        """
+
+    def __exit__(self, *exc: object) -> None:
+        """Release everything."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute once, host to host. For checking results, never for timing.
+
+        Args:
+            inputs: Float32 arrays by name, of exactly the network's shapes.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            HwnasError: If the inputs are not the network's, or the engine fails.
+        """
+
+    def time(self, repeats: int) -> Samples:
+        """Return `repeats` samples of runs on inputs that are already on the device.
+
+        Raises:
+            HwnasError: If the engine fails.
+        """
+
+
+class Engine(Protocol):
+    """Makes runners. Engines report everything that goes wrong with an entry as `HwnasError`.
+
+    Attributes:
+        name: As in the table of engines.
+        clock: ``"thread_cpu"``, ``"wall"``, ``"device"`` or ``"model"``.
+        merges: Whether it computes identical parameter-free ops of one input only once.
+    """
+
+    name: str
+    clock: str
+    merges: bool
+
+    def provenance(self) -> dict[str, object]:
+        """Return JSON values: name, version, precision, threads, clock, options.
+
+        Also ``device``, an object with a ``name``, if it does not run on this machine's CPU.
+        """
+
+    def load(self, entry: Entry, folder: Path) -> Runner:
+        """Return a runner for an entry of the plan in `folder`.
+
+        Raises:
+            HwnasError: If the entry's file is missing or was changed.
+        """
+
+
+class Once:
+    """The state that every runner keeps: new, then open, then closed."""
+
+    def __init__(self, name: str) -> None:
+        """Start as new; `name` is the runner's name in messages."""
+        self._name = name
+        self._state = "new"
+
+    def open(self) -> None:
+        """Mark as open.
+
+        Raises:
+            HwnasError: If it is or was open.
+        """
+        if self._state != "new":
+            raise HwnasError(f"the runner of {self._name} was entered before; load it again")
+        self._state = "open"
+
+    def check(self) -> None:
+        """Raise HwnasError unless open."""
+        if self._state != "open":
+            raise HwnasError(f"the runner of {self._name} is {self._state}; use it inside a with block")
+
+    def close(self) -> None:
+        """Mark as closed."""
+        self._state = "closed"
+
+
+def random_inputs(shapes: Mapping[str, Shape], seed: int = 0) -> dict[str, Array]:
+    """Return standard normal float32 arrays by name."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def check_inputs(inputs: Mapping[str, Array], shapes: Mapping[str, Shape], name: str) -> None:
+    """Raise HwnasError unless `inputs` are float32 arrays of exactly these names and shapes."""
+    got = {key: (tuple(value.shape), str(value.dtype)) for key, value in inputs.items()}
+    want = {key: (tuple(shape), "float32") for key, shape in shapes.items()}
+    if got != want:
+        raise HwnasError(f"{name} takes the inputs {want}, got {got}")

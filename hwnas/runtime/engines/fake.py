@@ -1,0 +1,103 @@
+"""A device that exists only as a formula: same answer on every machine, for tests, examples and dry runs.
+
+An op takes ``max(macs / peak, bytes / bandwidth) + launch``, the roofline of Williams et al., 2009. A run of several
+ops saves a little wherever one feeds the next, and every run pays an overhead: so, as on real devices, the sum of
+isolated ops is not the latency of a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs
+from hwnas.runtime.measure import Samples
+from hwnas.runtime.plan import Call, Entry
+
+DEVICE_NAME = "fake-roofline-1"  # another formula or constant below needs another name
+PEAK_MACS_PER_MS = 50e6
+BYTES_PER_MS = 10e6
+LAUNCH_MS = 0.005
+SAVING_MS = 0.002  # per op that reads what another op has just made; less than LAUNCH_MS, so no sum is negative
+RUN_MS = 0.010
+NOISE = 0.002
+
+
+class Fake:
+    """The device ``fake-roofline-1``. Needs no ONNX file; `threads` is recorded and changes nothing."""
+
+    def __init__(self, threads: int = 1) -> None:
+        """Make the engine."""
+        self.name = "fake"
+        self.clock = "model"
+        self.merges = True
+        self._threads = threads
+
+    def provenance(self) -> dict[str, object]:
+        """Return name, version, precision, threads, clock, constants, and the named device."""
+        return {
+            "name": self.name,
+            "version": "1",
+            "precision": "fp32",
+            "threads": self._threads,
+            "clock": self.clock,
+            "options": {
+                "peak_macs_per_ms": PEAK_MACS_PER_MS,
+                "bytes_per_ms": BYTES_PER_MS,
+                "launch_ms": LAUNCH_MS,
+                "saving_ms": SAVING_MS,
+                "run_ms": RUN_MS,
+                "noise": NOISE,
+            },
+            "device": {"kind": "model", "name": DEVICE_NAME},
+        }
+
+    def load(self, entry: Entry, folder: Path) -> Runner:
+        """Return a runner for an entry; `folder` is not read."""
+        return _Runner(entry)
+
+
+def modelled_ms(entry: Entry) -> float:
+    """Return the latency of an entry without noise, in milliseconds."""
+    made = {call.output for call in entry.calls}
+    pairs = sum(any(name in made for name in call.inputs) for call in entry.calls)
+    return sum(_call_ms(call) for call in entry.calls) - SAVING_MS * pairs + RUN_MS
+
+
+def _call_ms(call: Call) -> float:
+    return max(call.macs / PEAK_MACS_PER_MS, call.bytes / BYTES_PER_MS) + LAUNCH_MS
+
+
+class _Runner:
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._once = Once(entry.key)
+
+    def __enter__(self) -> _Runner:
+        self._once.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._once.close()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return float32 zeros of the output shapes: a formula computes no network."""
+        self._once.check()
+        check_inputs(inputs, self._entry.inputs, self._entry.key)
+        return {name: np.zeros(shape, np.float32) for name, shape in self._entry.output_shapes().items()}
+
+    def time(self, repeats: int) -> Samples:
+        """Return the model's time with noise that depends on the key and the index within this call alone."""
+        self._once.check()
+        noise = np.array([_noise(self._entry.key, i) for i in range(repeats)])
+        latency_ms = modelled_ms(self._entry) * (1 + NOISE * noise)
+        return Samples(latency_ms, latency_ms.copy())
+
+
+def _noise(key: str, index: int) -> float:
+    """Return a number in [-1, 1)."""
+    digest = hashlib.sha256(f"{key}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**31 - 1

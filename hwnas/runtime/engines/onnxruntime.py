@@ -1,0 +1,171 @@
+"""ONNX Runtime on the CPU.
+
+Sources: https://onnxruntime.ai/docs/performance/tune-performance/threading.html and
+https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import HwnasError
+from hwnas.optional import require
+from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.measure import Samples, timed
+from hwnas.runtime.plan import Entry, Shape, checked_bytes
+
+
+class OnnxRuntime:
+    """ONNX Runtime with the CPU provider, sequential, all graph optimisations, no spinning threads.
+
+    With one thread the clock is the CPU time of that thread: work of others on the machine does not count. With
+    more threads no CPU clock reads the latency, so it is the wall.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        """Import the package.
+
+        Raises:
+            MissingExtra: If onnxruntime is not installed.
+        """
+        self.name = "onnxruntime"
+        self.clock = "thread_cpu" if threads == 1 else "wall"
+        self.merges = True  # seen: three max-pools of one tensor became one
+        self._threads = threads
+        self._ort = require("onnxruntime", extra="cpu")
+
+    def provenance(self) -> dict[str, object]:
+        """Return name, version, precision, threads, clock and options."""
+        return {
+            "name": self.name,
+            "version": str(self._ort.__version__),
+            "precision": "fp32",
+            "threads": self._threads,
+            "clock": self.clock,
+            "options": {
+                "provider": "CPUExecutionProvider",
+                "graph_optimization": "all",
+                "execution": "sequential",
+                "inter_op_threads": 1,
+                "allow_spinning": False,
+                "io_binding": True,
+            },
+        }
+
+    def load(self, entry: Entry, folder: Path) -> Runner:
+        """Return a runner for the entry's file; its checksum is checked again."""
+        return _Runner(self._ort, checked_bytes(entry, folder), str(entry.onnx), self._threads, entry.inputs)
+
+    def open_model(self, model: Path | bytes) -> Runner:
+        """Return a runner for a model outside any plan, a file or its content."""
+        if isinstance(model, bytes):
+            return _Runner(self._ort, model, "the exported model", self._threads, None)
+        try:
+            content = model.read_bytes()
+        except OSError as e:
+            raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
+        return _Runner(self._ort, content, str(model), self._threads, None)
+
+
+def open_onnx(model: Path | bytes, threads: int = 1) -> Runner:
+    """Return a runner for a stand-alone ONNX file, or its content; input shapes are those in the file.
+
+    Raises:
+        HwnasError: If it cannot be read; on entering, if it cannot be loaded or a dimension has no fixed size.
+        MissingExtra: If onnxruntime is not installed.
+    """
+    return OnnxRuntime(threads).open_model(model)
+
+
+class _Runner:
+    """A session with its inputs and outputs bound to memory that is allocated once."""
+
+    def __init__(self, ort: Any, model: bytes, name: str, threads: int, inputs: Mapping[str, Shape] | None) -> None:
+        self._ort, self._model, self._name, self._threads = ort, model, name, threads
+        self._wanted = None if inputs is None else dict(inputs)
+        self._shapes: dict[str, Shape] = {}
+        self._session: Any = None
+        self._binding: Any = None
+        self._bound: list[Any] = []  # a binding does not keep its buffers alive
+        self._once = Once(name)
+
+    def __enter__(self) -> _Runner:
+        self._once.open()
+        try:
+            with _errors(self._ort, self._name):
+                self._session = self._ort.InferenceSession(
+                    self._model, self._options(), providers=["CPUExecutionProvider"]
+                )
+                self._shapes = {i.name: self._fixed(i) for i in self._session.get_inputs()}
+                if self._wanted is not None and self._shapes != self._wanted:
+                    raise HwnasError(f"{self._name} has the inputs {self._shapes}, the plan says {self._wanted}")
+                self._bind()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._once.close()
+        self._session = self._binding = None
+        self._bound = []
+        self._model = b""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self._once.check()
+        check_inputs(inputs, self._shapes, self._name)
+        with _errors(self._ort, self._name):
+            outputs = self._session.run(None, dict(inputs))
+        return {o.name: value for o, value in zip(self._session.get_outputs(), outputs, strict=True)}
+
+    def time(self, repeats: int) -> Samples:
+        self._once.check()
+        session, binding = self._session, self._binding
+        clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
+        with _errors(self._ort, self._name):
+            return timed(lambda: session.run_with_iobinding(binding), repeats, clock_ns)
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors; they are raised as well
+        return options
+
+    def _fixed(self, value: Any) -> Shape:
+        if value.type != "tensor(float)":
+            raise HwnasError(f"{self._name}: input {value.name!r} is {value.type}; export with float32 inputs")
+        if not all(isinstance(d, int) and d > 0 for d in value.shape):
+            raise HwnasError(f"{self._name}: input {value.name!r} has the shape {value.shape}; export with fixed sizes")
+        return tuple(value.shape)
+
+    def _bind(self) -> None:
+        """Bind inputs and outputs, so that a timed run copies and allocates nothing; one run tells output shapes."""
+        inputs = random_inputs(self._shapes)
+        outputs = self.run(inputs)
+        self._binding = self._session.io_binding()
+        for name, array in inputs.items():
+            self._bound.append(self._ort.OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_input(name, self._bound[-1])
+        for name, array in outputs.items():
+            self._bound.append(self._ort.OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_output(name, self._bound[-1])
+
+
+@contextmanager
+def _errors(ort: Any, name: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises into an error that names the file."""
+    state = vars(ort.capi.onnxruntime_pybind11_state).values()
+    own = (v for v in state if isinstance(v, type) and issubclass(v, Exception))
+    kinds: tuple[type[Exception], ...] = (RuntimeError, *own)
+    try:
+        yield
+    except kinds as e:
+        raise HwnasError(f"onnxruntime cannot run {name}: {' '.join(str(e).split())}") from e

@@ -1,0 +1,152 @@
+"""Measuring in a child process, so that an engine that crashes or hangs costs one entry and not the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import hwnas
+from hwnas import errors
+from hwnas.errors import HwnasError
+from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.work import RESULTS_FILE, Progress
+
+
+def supervise(
+    folder: Path,
+    engine_name: str = "onnxruntime",
+    threads: int = 1,
+    passes: int = 3,
+    results: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    seed: int = 0,
+    minutes: float | None = None,
+    timeout_s: float = 120.0,
+) -> Path:
+    """Measure in a child process, and start it again if it dies or hangs.
+
+    An entry that kills it twice is recorded as crashed and left out.
+
+    Args:
+        folder: A plan.
+        engine_name: Name of the engine.
+        threads: Threads of the engine.
+        passes: How often every entry is measured.
+        results: The results file; ``results.jsonl`` in the plan folder if None.
+        on_progress: Called after each measurement.
+        seed: Of the orders.
+        minutes: Start no measurement after this time.
+        timeout_s: A child that finishes no measurement for so long is killed.
+
+    Returns:
+        The results file.
+
+    Raises:
+        HwnasError: What the child reported, or that it died although no entry was being measured.
+    """
+    path = folder / RESULTS_FILE if results is None else results
+    deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
+    command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
+    command += ["--engine", engine_name, "--threads", str(threads), "--passes", str(passes)]
+    command += ["--results", str(path), "--seed", str(seed)]
+    while True:
+        left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
+        seen = _written(path)
+        try:
+            reason = _run_child(command + left, timeout_s, on_progress)
+        except (KeyboardInterrupt, SystemExit):
+            _close_start(path, seen, {"type": "interrupted"})
+            raise
+        if reason is None:
+            return path
+        if not _close_start(path, seen, {"type": "death", "reason": reason}):
+            raise HwnasError(f"the measuring process died before it measured anything: {reason}")
+
+
+def _run_child(command: Sequence[str], timeout_s: float, on_progress: Callable[[Progress], None] | None) -> str | None:
+    """Return None if the child finished, else in one line why it did not."""
+    paths = [str(Path(hwnas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
+    ):
+        try:
+            reason = _follow(child, timeout_s, on_progress)
+        finally:
+            child.kill()
+        return None if reason is None else f"{reason}{_last_words(log)}"
+
+
+def _follow(
+    child: subprocess.Popen[bytes], timeout_s: float, on_progress: Callable[[Progress], None] | None
+) -> str | None:
+    for line in _lines(child, timeout_s):
+        if line is None:
+            return f"no measurement was finished in {timeout_s:g} s"
+        message = json.loads(line)
+        if "error" in message:
+            raise getattr(errors, message["error"], HwnasError)(message["message"])
+        if "finished" in message:
+            return None
+        if on_progress is not None:
+            on_progress(Progress(**message))
+    try:
+        code = child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"it did not end in {timeout_s:g} s"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code} before it was finished"
+
+
+def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[bytes | None]:
+    """Yield whole lines of the child's output, and None if nothing comes in time."""
+    assert child.stdout is not None
+    descriptor, rest = child.stdout.fileno(), b""
+    while select.select([descriptor], [], [], timeout_s)[0]:
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    yield None
+
+
+def _last_words(log: IO[bytes]) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+    lines = log.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; its last words: {last[:300]}" if last else ""
+
+
+def _written(path: Path) -> int:
+    """Return how many records a results file has."""
+    if not path.exists() or b"\n" not in path.read_bytes():
+        return 0
+    return len(read_journal(path)[1])
+
+
+def _close_start(path: Path, seen: int, end: Mapping[str, Any]) -> bool:
+    """Record how the measurement ended that a dead child had begun; return whether it had begun any.
+
+    Args:
+        path: The results file.
+        seen: Records that were there before the child.
+        end: What to record, without key and pass.
+    """
+    if _written(path) <= seen:
+        return False
+    with Journal(path) as journal:
+        last = journal.records[-1]
+        if last.get("type") == "start":
+            journal.append({**last, **end})
+    return True

@@ -1,0 +1,125 @@
+"""What a search space is: decisions, rules and one network definition in two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwnas.arch import Architecture, Decision, Group
+from hwnas.errors import HwnasError
+from hwnas.gates import Rule, TopK
+from hwnas.ops.trace import Trace, trace
+
+Form = Literal["search", "deploy"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the networks of a space are; says nothing about their decisions.
+
+    Attributes:
+        channels: Width of the first cells.
+        cells: Number of cells.
+        size: (height, width) of the input image.
+    """
+
+    channels: int
+    cells: int
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))
+        if min(self.channels, self.cells, *self.size) < 1 or len(self.size) != 2:
+            raise HwnasError(f"a scale needs positive channels, cells and (height, width); got {self}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; ``Scale(**...)`` reads it."""
+        return asdict(self)
+
+
+class SearchSpace(Protocol):
+    """A family of networks. Frozen, hashable, cheap; holds sizes, never tensors."""
+
+    @property
+    def name(self) -> str:
+        """Name of the family; architectures carry it."""
+
+    @property
+    def scale(self) -> Scale:
+        """The scale networks are built at."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The decisions, by the matrix of logits they share."""
+
+    def rules(self) -> Sequence[Rule]:
+        """What every valid architecture obeys: declared once, used by loss and solver."""
+
+    def at(self, scale: Scale) -> SearchSpace:
+        """Return the same decisions at another scale."""
+
+    def build(self, arch: Architecture | None = None, form: Form = "search", labels: bool = False) -> nn.Module:
+        """Build the network with the decisions of `arch` fixed; all mixed without it.
+
+        Args:
+            arch: Possibly partial.
+            form: ``"search"`` for the supernet and its one-hots, ``"deploy"`` for the network that ships.
+            labels: Whether it ends in the label map instead of scores, where that is a choice.
+
+        Returns:
+            A module ``net(image, probs=None)`` with image (N, 3, H, W) and probs ``{group: (decisions, options)}``.
+        """
+
+
+def decisions(space: SearchSpace) -> tuple[Decision, ...]:
+    """Return all decisions of a space in the order of its groups."""
+    return tuple(d for g in space.groups for d in g.decisions)
+
+
+def check(space: SearchSpace, arch: Architecture, partial: bool = False) -> None:
+    """Hold an architecture against a space's decisions and, if it is complete, its rules.
+
+    Raises:
+        HwnasError: If it is of another space, answers wrongly, leaves open what it may not, or breaks a rule.
+    """
+    if arch.space != space.name:
+        raise HwnasError(f"an architecture of space {space.name!r} was expected, got one of {arch.space!r}")
+    arch.check(decisions(space), partial)
+    broken = next((r for r in space.rules() if not partial and not r.holds(arch)), None)
+    if broken is not None:
+        raise HwnasError(f"the architecture breaks a rule of its space: {broken}")
+
+
+def sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
+    """Draw an architecture uniformly over rules and options: which edges survive, then what sits on them."""
+    options = {d.name: d.options for d in decisions(space)}
+    answers: dict[str, str] = {}
+    for rule in space.rules():
+        assert isinstance(rule, TopK), "sampling knows one kind of rule"
+        kept = set(rng.permutation(len(rule.decisions))[: rule.k].tolist())
+        ops = [o for o in rule.options if o != rule.none]
+        for i, d in enumerate(rule.decisions):
+            answers[d] = str(rng.choice(ops)) if i in kept else rule.none
+    for d, opts in options.items():
+        if d not in answers:
+            answers[d] = str(rng.choice(opts))
+    return Architecture.of(space.name, answers)
+
+
+def trace_space(space: SearchSpace, arch: Architecture | None = None, labels: bool = True, merge: bool = True) -> Trace:
+    """Trace the deploy form at the space's scale: what is measured, priced and exported.
+
+    Args:
+        space: At the deployment scale.
+        arch: None for all alternatives, each under its gate.
+        labels: Whether upsampling ends in the label map.
+        merge: See `hwnas.ops.trace.trace`.
+    """
+    with torch.device("meta"):
+        network = space.build(arch, form="deploy", labels=labels)
+    return trace(network.eval(), (1, 3, *space.scale.size), merge)

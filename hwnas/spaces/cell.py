@@ -1,0 +1,118 @@
+"""The DARTS cell: a small graph whose edges are decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hwnas.arch import Architecture, Decision, Group
+from hwnas.gates import TopK
+from hwnas.ops import layers
+from hwnas.ops.mixed import NONE, MixedOp
+from hwnas.ops.registry import active_tracer
+
+INPUTS = 2  # c_{k-2} and c_{k-1}
+
+
+def cell_edges(nodes: int) -> list[tuple[int, int]]:
+    """Return the edges (from state, to state) in the order of alpha rows: node 2 first, then by predecessor."""
+    return [(j, i) for i in range(INPUTS, INPUTS + nodes) for j in range(i)]
+
+
+def edge_name(group: str, edge: tuple[int, int]) -> str:
+    """Return the name of an edge's decision, ``"normal/0-2"``."""
+    return f"{group}/{edge[0]}-{edge[1]}"
+
+
+def cell_group(name: str, nodes: int, options: tuple[str, ...]) -> Group:
+    """Return the decisions of a cell: an op, or `none`, for each edge (DARTS 2.1)."""
+    return Group(name, tuple(Decision(edge_name(name, e), options) for e in cell_edges(nodes)))
+
+
+def cell_rules(group: Group, nodes: int, keep: int) -> list[TopK]:
+    """Return the rule of each node: `keep` of its incoming edges survive (DARTS 2.3)."""
+    edges = cell_edges(nodes)
+    return [
+        TopK(tuple(edge_name(group.name, e) for e in edges if e[1] == i), group.options, keep, NONE)
+        for i in range(INPUTS, INPUTS + nodes)
+    ]
+
+
+class Cell(nn.Module):
+    """One cell: two preprocessed inputs, nodes that sum their incoming edges, the nodes concatenated.
+
+    In a reduction cell the edges from the two inputs have stride 2.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        arch: Architecture,
+        nodes: int,
+        keep: int,
+        channels: tuple[int, int, int],
+        reduction: tuple[bool, bool],
+        search: bool,
+    ) -> None:
+        """Build the cell.
+
+        Args:
+            group: Its decisions.
+            arch: Answers to some or all of them.
+            nodes: Number of nodes.
+            keep: Incoming edges that survive at each node.
+            channels: Of c_{k-2}, of c_{k-1}, and of each node.
+            reduction: Whether the previous cell was a reduction cell, and whether this one is.
+            search: Whether for a supernet.
+        """
+        super().__init__()
+        before, last, c = channels
+        self.keep = keep
+        self.states = range(INPUTS, INPUTS + nodes)
+        reduce: nn.Module = layers.ConvBN(before, c, affine=not search)
+        if reduction[0]:
+            reduce = layers.FactorizedReduce(before, c, affine=not search)
+        self.preprocess0 = nn.Sequential(layers.ReLU(), reduce)
+        self.preprocess1 = nn.Sequential(layers.ReLU(), layers.ConvBN(last, c, affine=not search))
+        self.edges = nn.ModuleDict()
+        self.rows: dict[str, int] = {}
+        for row, (edge, decision) in enumerate(zip(cell_edges(nodes), group.decisions, strict=True)):
+            if arch.get(decision.name) != NONE:  # a dropped edge is not built
+                stride = 2 if reduction[1] and edge[0] < INPUTS else 1
+                key = f"{edge[0]}-{edge[1]}"
+                self.edges[key] = MixedOp(decision, arch, c, stride, search)
+                self.rows[key] = row
+        self.add = layers.Add()
+        self.concat = layers.Concat()
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+        """Compute the cell.
+
+        Args:
+            s0: Output of cell k-2.
+            s1: Output of cell k-1.
+            weights: (n_edges, n_options), or None if every edge is answered.
+
+        Returns:
+            (N, nodes * C, H, W).
+        """
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for i in self.states:
+            terms: list[Tensor] = []
+            for j in range(i):
+                key = f"{j}-{i}"
+                if key in self.edges:
+                    row = None if weights is None else weights[self.rows[key]]
+                    terms.append(self.edges[key](states[j], row))
+            states.append(self._sum(terms))
+        out: Tensor = self.concat(*states[INPUTS:])
+        return out
+
+    def _sum(self, terms: Sequence[Tensor]) -> Tensor:
+        if active_tracer.get() is not None:
+            terms = terms[: self.keep]  # whichever edges survive, there are that many, all of one shape
+        total = terms[0]
+        for t in terms[1:]:
+            total = self.add(total, t)
+        return total

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in: lint, format, types, tests with coverage.
+# usage: scripts/test.sh [--full]      --full: slow tests too
+set -uo pipefail
+
+markers='not gpu and not slow'
+case "${1-}" in
+    '') ;;
+    --full) markers='not gpu' ;;
+    *) echo "usage: scripts/test.sh [--full]" >&2; exit 2 ;;
+esac
+
+# shellcheck source=scripts/_setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+cd "$root" || exit 1
+
+failed=0
+summary=''
+phase() { # phase NAME COMMAND...: every phase runs, whatever became of the one before
+    local name=$1 start=$SECONDS verdict=ok
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    "$@" || { verdict="FAILED ($?)"; failed=1; }
+    summary+=$(printf '%-9s %5d s  %s' "$name" $((SECONDS - start)) "$verdict")$'\n'
+}
+
+export OMP_NUM_THREADS=1 # one thread for each of the two test processes
+phase lint "$python" -m ruff check
+phase format "$python" -m ruff format --check
+phase types "$python" -m mypy
+# The part for deployment boxes runs on Python 3.10 too: this finds calls into a newer standard library.
+phase types310 "$python" -m mypy --python-version 3.10 hwnas/runtime
+phase tests "$python" -m pytest -q -n 2 -m "$markers" --cov --cov-report=term
+
+printf '\n%s' "$summary"
+exit $failed

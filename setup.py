@@ -1,0 +1,70 @@
+"""Packaging of hwnas: everything about the distribution is here, tool settings are in pyproject.toml."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# The base install is what a deployment box needs to measure and to run a network: numpy alone.
+EXTRAS = {
+    "search": [  # the search itself: traces, latency tables, training, export, the command line
+        "torch>=2.10",
+        "onnx>=1.21",
+        "scipy>=1.11",  # milp with HiGHS: exact derivation under a budget
+        "safetensors>=0.5",
+        "fvcore>=0.1.5.post20221221",
+        "tyro>=1.0",
+        "rich>=13.7",
+        "pillow>=10.3",
+    ],
+    # onnxruntime and onnxruntime-gpu install the same files over each other: choose one of `cpu` and `gpu`.
+    "cpu": ["onnxruntime>=1.20"],
+    "gpu": ["onnxruntime-gpu>=1.20"],
+    "openvino": ["openvino>=2024.6"],
+    "tensorrt": ["tensorrt>=8.6"],
+    "tensorrt-rtx": ["tensorrt-rtx>=1.4"],
+    # cu12 runs on drivers from 525 on, newer ones included, and still knows Pascal; cu13 dropped both.
+    "cuda": ["cuda-core[cu12]>=1.0"],
+    "pycuda": ["pycuda>=2022.2"],
+    "report": ["matplotlib>=3.8", "jinja2>=3.1"],
+    "dev": ["hypothesis", "mypy", "pre-commit", "pytest>=8", "pytest-cov>=7", "pytest-xdist", "ruff", "setuptools>=77"],
+}
+
+
+def read_version() -> str:
+    """Return ``__version__`` of the package without importing it."""
+    for node in ast.parse((ROOT / "hwnas" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["__version__"]:
+            return str(ast.literal_eval(node.value))
+    raise RuntimeError("hwnas/__init__.py sets no __version__")
+
+
+# Shipped inside the package, kept at the top of the repository: hwnas/resources.py finds them in both places.
+SHARED = {f"hwnas._share.{name}": name for name in ("kernels", "profiles")}
+
+setup(
+    name="hwnas",
+    version=read_version(),
+    description="Hardware-aware neural architecture search for real-time semantic segmentation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    install_requires=["numpy>=1.23"],
+    extras_require=EXTRAS,
+    packages=[*find_packages(include=["hwnas", "hwnas.*"]), *SHARED],
+    package_dir=SHARED,
+    package_data={"hwnas._share.kernels": ["**/*.cu", "**/*.md"], "hwnas._share.profiles": ["**/*.json", "**/*.md"]},
+    include_package_data=False,
+    zip_safe=False,
+    entry_points={"console_scripts": ["hwnas = hwnas.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,72 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGED = ("hwnas", "kernels", "profiles", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+# Machines are shared, so how long one example takes says nothing about the code.
+settings.register_profile("hwnas", deadline=None)
+settings.load_profile("hwnas")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command and return what it printed; a failure shows both streams."""
+    # Coverage measures child processes through the environment: an environment without coverage cannot join in.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "PYTHON", "PYTEST"))}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _once_for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built from a copy so that no build output lands in the repository."""
+    shared = _once_for_all_workers(tmp_path_factory)
+    with (shared / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (found := list((shared / "wheel").glob("*.whl"))):
+            source = shared / "wheel-source"
+            shutil.rmtree(source, ignore_errors=True)
+            source.mkdir()
+            for name in PACKAGED:
+                if (ROOT / name).is_dir():
+                    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy2(ROOT / name, source / name)
+            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet")
+            run(*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", shared / "wheel", source, cwd=shared)
+            found = list((shared / "wheel").glob("*.whl"))
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def bare_venv(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The interpreter of an environment that holds the wheel and numpy, and nothing else."""
+    shared = _once_for_all_workers(tmp_path_factory)
+    python = shared / "bare" / "bin" / "python"
+    with (shared / "bare.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / "bare" / "done"
+        if not done.exists():
+            run(sys.executable, "-m", "venv", "--clear", "--without-pip", shared / "bare", cwd=shared)
+            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "--quiet")
+            run(*pip, "--constraint", ROOT / "scripts" / "constraints.txt", wheel, cwd=shared)
+            done.touch()
+    return python

@@ -1,0 +1,375 @@
+"""Laws, each written once: a space, an engine, an op or a table is tested by giving its class one fixture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from hwnas.arch import Architecture
+from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
+from hwnas.gates import Literals, Marginals
+from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
+from hwnas.ops import OpSpec, trace
+from hwnas.ops.onnx_graph import export_network
+from hwnas.runtime.device import provenance
+from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.plan import Call, Entry
+from hwnas.search.derive import Solver, strongest
+from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
+
+
+def roofline_table(space: SearchSpace, correction: Correction | None = None) -> LatencyTable:
+    """Return a table that prices every op of a space by its arithmetic."""
+    rows = {}
+    for c in trace_space(space).calls:
+        ms = c.cost.macs / 5e7 + c.cost.bytes / 1e7 + 0.005
+        rows[c.spec.key] = OpRow(c.spec.key, ms, 0.0, 1)
+    where = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
+    return LatencyTable(where, rows, correction=correction or Correction())
+
+
+def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Return softmax probabilities of random logits."""
+    rng = np.random.RandomState(seed)
+    logits = {g.name: torch.from_numpy(scale * rng.randn(*g.shape)) for g in space.groups}
+    return {name: torch.softmax(a, dim=-1).numpy() for name, a in logits.items()}
+
+
+class SpaceContract:
+    """What holds for every search space. Give it a small ``space`` fixture, of odd input size."""
+
+    N_ARCHS = 5
+
+    @pytest.fixture
+    def archs(self, space: SearchSpace) -> list[Architecture]:
+        rng = np.random.default_rng(0)
+        return [sample(space, rng) for _ in range(self.N_ARCHS)]
+
+    @pytest.fixture
+    def model(self, space: SearchSpace) -> LatencyModel:
+        table = roofline_table(space, Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, 4))
+        return LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+
+    def test_decision_names_are_unique(self, space: SearchSpace) -> None:
+        names = [d.name for d in decisions(space)]
+        assert len(names) == len(set(names)) > 0
+
+    def test_hashable_and_equal_by_value(self, space: SearchSpace) -> None:
+        assert hash(space) == hash(space.at(space.scale))
+        assert space == space.at(space.scale)
+
+    def test_samples_are_valid_and_survive_json(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        for arch in archs:
+            check(space, arch)
+            assert Architecture.from_json(json.loads(json.dumps(arch.to_json()))) == arch
+        assert len(set(archs)) > 1
+
+    def test_id_is_the_same_in_another_process(self, archs: list[Architecture]) -> None:
+        code = (
+            "import sys, json; from hwnas.arch import Architecture;"
+            "print(Architecture.from_json(json.load(sys.stdin)).id)"
+        )
+        text = json.dumps(archs[0].to_json())
+        done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == archs[0].id
+
+    def test_breaking_a_rule_is_refused(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        answers = dict(archs[0].answers)
+        decision = decisions(space)[0]
+        for option in (*decision.options, "no such option"):
+            changed = Architecture.of(space.name, answers | {decision.name: option})
+            if all(r.holds(changed) for r in space.rules()) and option in decision.options:
+                check(space, changed)
+            else:
+                with pytest.raises(HwnasError):
+                    check(space, changed)
+        del answers[decision.name]
+        with pytest.raises(HwnasError, match="open"):
+            check(space, Architecture.of(space.name, answers))
+        check(space, Architecture.of(space.name, answers), partial=True)
+
+    def test_output_shape_at_sizes_that_are_no_multiple_of_the_stride(
+        self, space: SearchSpace, archs: list[Architecture]
+    ) -> None:
+        net = space.build(archs[0], form="deploy").eval()
+        for size in (space.scale.size, (33, 47), (40, 64)):
+            with torch.no_grad():
+                out = net(torch.randn(2, 3, *size))
+            assert out.shape[0] == 2
+            if out.dim() == 4:
+                assert out.shape[2:] == size
+
+    def test_one_hot_supernet_equals_the_built_network(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        net = space.build(form="search").double().eval()
+        _stir(net)
+        image = torch.randn(2, 3, *space.scale.size, dtype=torch.float64)
+        for arch in archs:
+            alone = space.build(arch, form="search").double().eval()
+            alone.load_state_dict({k: v for k, v in net.state_dict().items() if k in alone.state_dict()})
+            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            with torch.no_grad():
+                torch.testing.assert_close(net(image, probs), alone(image), rtol=1e-9, atol=1e-9)
+
+    def test_a_partial_architecture_builds_and_mixes_the_rest(
+        self, space: SearchSpace, archs: list[Architecture]
+    ) -> None:
+        first = space.groups[0]
+        partial = Architecture.of(space.name, {d.name: str(archs[0].get(d.name)) for d in first.decisions})
+        net = space.build(partial, form="search").eval()
+        whole = space.build(form="search").eval()
+        net.load_state_dict({k: v for k, v in whole.state_dict().items() if k in net.state_dict()})
+        image = torch.randn(1, 3, *space.scale.size)
+        one_hot = Literals(space.groups).matrices(partial)
+        with torch.no_grad():
+            torch.testing.assert_close(net(image, one_hot), whole(image, one_hot), rtol=1e-4, atol=1e-5)
+
+    def test_every_decision_that_can_reach_an_op_gets_a_gradient(self, space: SearchSpace, model: LatencyModel) -> None:
+        net = space.build(form="search")
+        logits = {g.name: torch.randn(g.shape, requires_grad=True) for g in space.groups}
+        probs = {k: torch.softmax(v, dim=-1) for k, v in logits.items()}
+        out = net(torch.randn(2, 3, *space.scale.size), probs)
+        for value in ((out * torch.randn_like(out)).sum(), model(probs)):
+            grads = torch.autograd.grad(value, list(logits.values()), retain_graph=True)
+            for g, grad in zip(space.groups, grads, strict=True):
+                assert torch.isfinite(grad).all()
+                moved = grad.abs().sum(dim=1) > 0
+                expected = moved.new_ones(len(moved))
+                if value.dim() == 0 and value.grad_fn is not None and torch.equal(value, model(probs)):
+                    # Where a node keeps all its edges, only what sits on them can change the latency: still a gradient.
+                    expected = torch.tensor([len(d.options) > 1 for d in g.decisions])
+                assert torch.equal(moved, expected)
+
+    def test_one_hot_latency_is_the_latency_of_the_built_network(
+        self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
+    ) -> None:
+        table = roofline_table(space, Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, 4))
+        for arch in archs:
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            assert built.predict_ms(arch) == pytest.approx(model.predict_ms(arch), rel=1e-12)
+            assert float(model(probs)) == pytest.approx(model.predict_ms(arch), rel=1e-12)
+            assert sum(model.by_kind(arch).values()) == pytest.approx(model.predict_ms(arch), rel=1e-12)
+
+    def test_trace_of_a_built_network_is_within_the_trace_of_the_mixed_one(
+        self, space: SearchSpace, archs: list[Architecture]
+    ) -> None:
+        for merge in (True, False):
+            everything = {c.spec for c in trace_space(space, merge=merge).calls}
+            for arch in archs:
+                assert {c.spec for c in trace_space(space, arch, merge=merge).calls} <= everything
+
+    def test_gates_are_the_same_in_loss_and_solver_on_every_one_hot(
+        self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
+    ) -> None:
+        marginals = Marginals(space.groups, space.rules(), model.gates)
+        for arch in archs:
+            q = marginals.literal_probs({k: v.double() for k, v in marginals.literals.matrices(arch).items()})
+            np.testing.assert_allclose(q.numpy(), marginals.literals.vector(arch), atol=1e-12)
+            opened = [float(g.holds(arch)) for g in model.gates]
+            np.testing.assert_allclose(marginals.gate_probs(q).numpy(), opened, atol=1e-12)
+            solver = Solver(space.groups, space.rules(), space.name, model)
+            assert solver.latency_of(arch) == pytest.approx(model.predict_ms(arch), rel=1e-6)
+
+    def test_few_flops_lie_outside_of_ops(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        net = space.build(archs[0], form="deploy").eval()
+        image = torch.randn(1, 3, *space.scale.size)
+        analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_operator = analysis.by_operator()
+        oracle = by_operator["conv"] + by_operator["linear"]
+        assert trace_space(space, archs[0], labels=False).cost().macs == oracle
+
+    def test_onnx_equals_torch(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        for arch in archs[:2]:
+            net = space.build(arch, form="deploy").eval()
+            _stir(net)
+            traced = trace(net, (1, 3, *space.scale.size))
+            model = export_network(traced, "scores", {"who": "contract"})
+            onnx.checker.check_model(model, full_check=True)
+            assert {o.version for o in model.opset_import} == {17}
+            image = torch.randn(1, 3, *space.scale.size)
+            with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
+                got = runner.run({"image": image.numpy()})["scores"]
+                np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_solver_without_a_budget_is_the_papers_rule(self, space: SearchSpace) -> None:
+        solver = Solver(space.groups, space.rules(), space.name)
+        for seed in range(10):
+            for scale in (1e-3, 1.0, 100.0):
+                probs = random_probs(space, seed, scale)
+                assert solver.solve(probs).arch == strongest(space.groups, space.rules(), space.name, probs)
+
+    def test_solver_keeps_the_budget_and_is_deterministic(self, space: SearchSpace, model: LatencyModel) -> None:
+        solver = Solver(space.groups, space.rules(), space.name, model)
+        fastest = solver.fastest().latency_ms
+        assert fastest is not None
+        for seed in range(4):
+            probs = random_probs(space, seed)
+            free = solver.solve(probs)
+            assert free.latency_ms is not None
+            for share in (0.2, 0.6):
+                budget_ms = fastest + share * (free.latency_ms - fastest)
+                solution = solver.solve(probs, budget_ms)
+                assert solution.latency_ms is not None
+                assert solution.latency_ms <= budget_ms * (1 + 1e-9)
+                assert solution.latency_ms == model.predict_ms(solution.arch)
+                check(space, solution.arch)
+                again = Solver(space.groups, space.rules(), space.name, model).solve(probs, budget_ms)
+                assert again == solution
+                # It accepts its own one-hot.
+                one_hot = {k: v.numpy() for k, v in Literals(space.groups).matrices(solution.arch).items()}
+                assert solver.solve(one_hot, solution.latency_ms).arch == solution.arch
+
+    def test_an_unsatisfiable_budget_names_the_fastest(self, space: SearchSpace, model: LatencyModel) -> None:
+        solver = Solver(space.groups, space.rules(), space.name, model)
+        fastest = solver.fastest().latency_ms
+        assert fastest is not None
+        with pytest.raises(BudgetError, match=f"{1000 / fastest:.1f} fps"):
+            solver.solve(random_probs(space, 0), 0.9 * fastest)
+        assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
+
+
+class EngineContract:
+    """What holds for every engine. Give it an ``engine`` fixture and say whether it computes."""
+
+    COMPUTES = True
+    SHAPE = (1, 8, 13, 18)
+
+    def entry(self, engine: Engine, spec: OpSpec, folder: Path) -> tuple[Entry, nn.Module]:
+        """Return a plan entry for one op, with its file in `folder`, and the op itself."""
+        from hwnas.files import sha256
+        from hwnas.ops.onnx_graph import export_op, stand_in
+
+        op = stand_in(spec)
+        content = export_op(op, spec.in_shapes).SerializeToString()
+        (folder / "op.onnx").write_bytes(content)
+        with torch.no_grad():
+            out = op(*(torch.zeros(s) for s in spec.in_shapes))
+        inputs = {f"x{i}": s for i, s in enumerate(spec.in_shapes)}
+        call = Call(spec.kind, dict(spec.attrs), spec.in_shapes, tuple(inputs), "y", tuple(out.shape), 1000, 1000)
+        return Entry(spec.key, "op", "op.onnx", sha256(content), (call,), inputs, ("y",)), op
+
+    def test_parity_with_torch(self, engine: Engine, op_case: OpSpec, tmp_path: Path) -> None:
+        entry, op = self.entry(engine, op_case, tmp_path)
+        rng = np.random.default_rng(0)
+        inputs = {k: rng.standard_normal(s).astype(np.float32) for k, s in entry.inputs.items()}
+        with engine.load(entry, tmp_path) as runner, torch.no_grad():
+            got = runner.run(inputs)
+            expected = op(*(torch.from_numpy(v) for v in inputs.values())).numpy()
+        assert got["y"].shape == expected.shape
+        if self.COMPUTES:
+            np.testing.assert_allclose(got["y"], expected, rtol=1e-4, atol=1e-5)
+
+    def test_times_are_positive_and_as_many_as_asked(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, OpSpec("relu", (), (self.SHAPE,)), tmp_path)
+        with engine.load(entry, tmp_path) as runner:
+            for n in (1, 7):
+                samples = runner.time(n)
+                assert samples.latency_ms.shape == samples.wall_ms.shape == (n,)
+                assert (samples.latency_ms > 0).all()
+                assert (samples.wall_ms > 0).all()
+
+    def test_a_runner_is_entered_once(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, OpSpec("relu", (), (self.SHAPE,)), tmp_path)
+        runner = engine.load(entry, tmp_path)
+        with pytest.raises(HwnasError):
+            runner.time(1)
+        with runner, pytest.raises(HwnasError):
+            runner.__enter__()
+        for use in (lambda: runner.time(1), lambda: runner.__enter__()):
+            with pytest.raises(HwnasError):
+                use()
+
+    def test_wrong_inputs_are_refused(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, OpSpec("relu", (), (self.SHAPE,)), tmp_path)
+        with engine.load(entry, tmp_path) as runner:
+            for bad in ({}, {"x0": np.zeros((1, 8, 13, 17), np.float32)}, {"x0": np.zeros(self.SHAPE)}):
+                with pytest.raises(HwnasError, match="takes the inputs"):
+                    runner.run(bad)
+
+    def test_inference_mode_whatever_the_mode_of_the_network(self, engine: Engine, tmp_path: Path) -> None:
+        if not self.COMPUTES:
+            pytest.skip("computes nothing")
+        spec = OpSpec("conv_bn", (("affine", True), ("c_in", 8), ("c_out", 8)), (self.SHAPE,))
+        entry, _ = self.entry(engine, spec, tmp_path)
+        x = 100 + np.random.default_rng(0).standard_normal(self.SHAPE).astype(np.float32)
+        with engine.load(entry, tmp_path) as runner:
+            got = runner.run({"x0": x})["y"]
+        assert abs(got.mean()) > 1  # batch statistics would have centred it
+
+    def test_provenance_is_json_and_says_what_matters(self, engine: Engine) -> None:
+        where = provenance(engine)
+        assert json.loads(json.dumps(where)) == where
+        assert {"device", "engine", "clock", "batch", "merges"} <= where.keys()
+        assert {"name", "version", "precision", "threads"} <= where["engine"].keys()
+
+
+class TableContract:
+    """What holds for every table. Give it a ``table`` fixture."""
+
+    def test_round_trip(self, table: LatencyTable, tmp_path: Path) -> None:
+        table.save(tmp_path / "t.json")
+        again = LatencyTable.load(tmp_path / "t.json")
+        again.save(tmp_path / "u.json")
+        assert (tmp_path / "t.json").read_bytes() == (tmp_path / "u.json").read_bytes()
+        assert again.rows == table.rows
+        assert again.correction == table.correction
+
+    def test_one_row_per_line(self, table: LatencyTable, tmp_path: Path) -> None:
+        table.save(tmp_path / "t.json")
+        text = (tmp_path / "t.json").read_text()
+        assert sum(line.startswith('{"key"') for line in text.splitlines()) == len(table.rows) + len(table.nets)
+
+    def test_a_miss_names_table_and_command(self, table: LatencyTable, tmp_path: Path) -> None:
+        table.save(tmp_path / "t.json")
+        with pytest.raises(MissingOp, match=r"t\.json has no row for relu\(\)@1x1x1x1.*hwnas profile"):
+            _ = table[OpSpec("relu", (), ((1, 1, 1, 1),))]
+
+    def test_another_device_is_refused_unless_asked_for(self, table: LatencyTable) -> None:
+        table.require_device(table.where)
+        other = {**table.where, "device": {"name": "another"}}
+        with pytest.raises(ProvenanceError, match="--foreign-table"):
+            table.require_device(other)
+        table.require_device(other, allow_foreign=True)
+
+    def test_every_change_is_detected(self, table: LatencyTable, tmp_path: Path) -> None:
+        path = tmp_path / "t.json"
+        table.save(path)
+        content = path.read_bytes()
+        rng = np.random.default_rng(0)
+        for at in rng.choice(len(content), 150, replace=False):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            try:
+                LatencyTable.load(path)
+            except HwnasError as e:
+                assert "t.json" in str(e)
+            else:
+                raise AssertionError(f"the change of byte {at} ({content[at : at + 1]!r}) went unseen")
+
+    def test_unknown_schema_is_refused(self, table: LatencyTable, tmp_path: Path) -> None:
+        path = tmp_path / "t.json"
+        table.save(path)
+        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+        with pytest.raises(HwnasError, match="schema 1 was expected, got 99"):
+            LatencyTable.load(path)
+
+
+def _stir(net: nn.Module) -> None:
+    """Give BatchNorm layers statistics that are not those of a new network."""
+    generator = torch.Generator().manual_seed(0)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            assert m.running_mean is not None
+            assert m.running_var is not None
+            m.running_mean.copy_(0.1 * torch.randn(m.running_mean.shape, generator=generator))
+            m.running_var.copy_(0.5 + torch.rand(m.running_var.shape, generator=generator))

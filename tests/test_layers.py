@@ -1,0 +1,72 @@
+"""Imports point down only, and optional packages stay optional; read from the sources, so new modules are covered."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = (  # top to bottom; a module imports from its own layer and those below it
+    {"__main__", "cli", "flow"},
+    {"recipes", "report", "run", "validate"},
+    {"search", "train", "export", "profile"},
+    {"spaces"},
+    {"latency"},
+    {"ops", "arch", "gates", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
+    {"runtime"},
+    {"resources", "files", "optional", "errors", "__init__"},
+)
+HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
+# The optional packages that may be imported at the top of a module, and where; all others go through `require`.
+TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
+AT_TOP = {"torch": TORCH}
+
+
+def top(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, *, typing_too: bool) -> Iterator[str]:
+    """Yield the absolute name of everything a file imports, at any depth."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))]
+    package = ["hwnas", *path.relative_to(PACKAGE).parts[:-1]]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else []
+            yield from (".".join([*parents, *filter(None, [node.module]), a.name]) for a in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)
+
+
+def own(name: str) -> str:
+    """Return the top-level module of hwnas that a name lies in; `hwnas.__version__` is of its __init__."""
+    part = name.split(".")[1] if "." in name else "__init__"
+    return part if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    here = top(path)
+    assert here in HEIGHT, f"hwnas/{here} is in no layer; add it to LAYERS in {Path(__file__).name}"
+    for name in imported(path, typing_too=True):
+        if name.split(".")[0] == "hwnas":
+            there = own(name)
+            assert there in HEIGHT, f"hwnas/{there} is in no layer; add it to LAYERS in {Path(__file__).name}"
+            assert HEIGHT[there] <= HEIGHT[here], f"{here} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_optional_packages_are_imported_through_require(path: Path) -> None:
+    allowed = {"hwnas", "numpy", *sys.stdlib_module_names} | {p for p, where in AT_TOP.items() if top(path) in where}
+    outside = {name.split(".")[0] for name in imported(path, typing_too=False)} - allowed
+    assert not outside, f"use hwnas.optional.require for: {sorted(outside)}"
