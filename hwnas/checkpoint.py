@@ -36,7 +36,9 @@ def load(path: Path, settings: object) -> dict[str, Any] | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError) as e:
-        raise HwnasError(f"{path} is not a checkpoint that can be read ({type(e).__name__}); remove it to start anew") from e
+        raise HwnasError(
+            f"{path} is not a checkpoint that can be read ({type(e).__name__}); remove it to start anew"
+        ) from e
     if content["settings"] != sha256(canonical_json(settings)):
         raise HwnasError(f"{path} was made with other settings; use another run name, or remove it to start anew")
     state: dict[str, Any] = content["state"]

@@ -18,7 +18,9 @@ from hwnas.run import Run
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
-DataFolder = Annotated[Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout (default: the recipe's)")]
+DataFolder = Annotated[
+    Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout (default: the recipe's)")
+]
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 if a required budget was missed; 2 for a mistake that can be mended; 130 if interrupted.
     """
     verb = tyro.cli(  # type: ignore[call-overload]
-        Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],
+        Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],  # noqa: UP007 - made at run time
         prog="hwnas",
         description="Hardware-aware architecture search for real-time segmentation. Each verb reads and writes plain "
         "files under runs/NAME/ and goes on where it stopped. In order: profile, search, train, export, validate.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from hwnas.arch import Architecture
-from hwnas.data.base import SegmentationData
 from hwnas.data.augment import normalise
+from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OPSET, export_network
@@ -34,7 +33,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(load_safetensors(path.read_bytes()))
     except (SafetensorError, RuntimeError) as e:
-        raise HwnasError(f"{path} does not hold weights of this network ({str(e).splitlines()[0]}); train it again") from e
+        raise HwnasError(
+            f"{path} does not hold weights of this network ({str(e).splitlines()[0]}); train it again"
+        ) from e
 
 
 def export(
@@ -79,7 +80,11 @@ def export(
         expected = network(torch.from_numpy(image)).numpy()
     scored = trace(network, shape)
     model = export_network(scored, "logits", meta)
-    facts = {"opset": OPSET, "labels": labels} | _compare_scores(model.SerializeToString(), image, expected)
+    facts: dict[str, Any] = {
+        "opset": OPSET,
+        "labels": labels,
+        **_compare_scores(model.SerializeToString(), image, expected),
+    }
     traced = scored
     if labels:
         ending = space.build(arch, form="deploy", labels=True)
@@ -92,16 +97,18 @@ def export(
     return traced, facts | {"sha256": sha256(content), "bytes": len(content)}
 
 
-def _compare_scores(model: bytes, image: np.ndarray, expected: np.ndarray) -> Mapping[str, float]:
+def _compare_scores(model: bytes, image: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     with open_onnx(model) as runner:
         got = runner.run({"image": image})["logits"]
     error = float(np.abs(got - expected).max() / np.abs(expected).max())
     if not error <= SCORE_TOLERANCE:  # also where it is NaN
-        raise HwnasError(f"ONNX Runtime's scores differ from the network's by {error:.2g} of the largest; do not use it")
+        raise HwnasError(
+            f"ONNX Runtime's scores differ from the network's by {error:.2g} of the largest; do not use it"
+        )
     return {"score_error": error}
 
 
-def _compare_labels(model: bytes, image: np.ndarray, expected: np.ndarray) -> Mapping[str, float]:
+def _compare_labels(model: bytes, image: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     with open_onnx(model) as runner:
         got = runner.run({"image": image})["labels"]
     top = np.sort(expected, axis=1)

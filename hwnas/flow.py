@@ -1,4 +1,4 @@
-"""The verbs of the command line over a run: each reads plain files, writes plain files, resumes, and says what is next."""
+"""The verbs of the command line over a run: each reads and writes plain files, resumes, and says what is next."""
 
 from __future__ import annotations
 
@@ -203,9 +203,7 @@ def _show_candidates(candidates: list[Candidate], chosen: Candidate) -> None:
             rows.append([str(c.scale.channels), "", "", f"over budget, at best {c.latency_ms:.4g}", fps, ""])
         else:
             mark = "<- chosen" if c is chosen else ""
-            rows.append(
-                [str(c.scale.channels), f"{c.score:.3f}", f"{c.utility:.3f}", f"{c.latency_ms:.4g}", fps, mark]
-            )
+            rows.append([str(c.scale.channels), f"{c.score:.3f}", f"{c.utility:.3f}", f"{c.latency_ms:.4g}", fps, mark])
     table("candidates", ("channels", "score", "utility", "predicted ms", "fps", ""), rows, numbers=True)
 
 

@@ -189,7 +189,9 @@ class Marginals:
         pairs = [(part_of[i, d], self.literals.index[d, o]) for i, c in enumerate(clauses) for d, o in sorted(c)]
         self._part, self._literal = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         self._n_parts = len(parts)
-        self._clause_parts = _padded([[part_of[p] for p in parts if p[0] == i] for i in range(len(clauses))], len(parts))
+        self._clause_parts = _padded(
+            [[part_of[p] for p in parts if p[0] == i] for i in range(len(clauses))], len(parts)
+        )
         clause_of = {c: i for i, c in enumerate(clauses)}
         self._gate_clauses = _padded([[clause_of[c] for c in g.clauses] for g in self.gates], len(clauses))
 

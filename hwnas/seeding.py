@@ -12,5 +12,5 @@ import torch
 def seeded(seed: int) -> Iterator[None]:
     """Let torch's CPU generator start from `seed` inside, and go on outside as if nothing had happened."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         yield

@@ -21,7 +21,6 @@ from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.onnx_graph import export_network
 from hwnas.runtime.device import provenance
-from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.plan import Call, Entry
@@ -286,7 +285,7 @@ class EngineContract:
             runner.time(1)
         with runner, pytest.raises(HwnasError):
             runner.__enter__()
-        for use in (lambda: runner.time(1), lambda: runner.__enter__()):
+        for use in (lambda: runner.time(1), runner.__enter__):
             with pytest.raises(HwnasError):
                 use()
 
@@ -349,12 +348,8 @@ class TableContract:
         rng = np.random.default_rng(0)
         for at in rng.choice(len(content), 150, replace=False):
             path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-            try:
+            with pytest.raises(HwnasError, match=r"t\.json"):
                 LatencyTable.load(path)
-            except HwnasError as e:
-                assert "t.json" in str(e)
-            else:
-                raise AssertionError(f"the change of byte {at} ({content[at : at + 1]!r}) went unseen")
 
     def test_unknown_schema_is_refused(self, table: LatencyTable, tmp_path: Path) -> None:
         path = tmp_path / "t.json"

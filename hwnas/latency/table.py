@@ -113,7 +113,7 @@ class LatencyTable:
         if not allow_foreign and not same_device(self.where, where):
             raise ProvenanceError(
                 f"the table {self.path or self.name} was measured on {device_name(self.where)}, this is "
-                f"{device_name(where)}; measure here with hwnas profile, or pass --foreign-table to plan for that device"
+                f"{device_name(where)}; measure here with hwnas profile, or plan for that device with --foreign-table"
             )
 
     def save(self, path: Path) -> None:

@@ -48,7 +48,7 @@ class ConvBN(Op):
 
 @op("sep_conv")
 class SepConv(Op):
-    """Depthwise-separable convolution applied twice, the stride on the first (DARTS `sep_conv`, less its first ReLU)."""
+    """Depthwise-separable convolution twice, the stride on the first (DARTS `sep_conv`, less its first ReLU)."""
 
     def __init__(self, c: int, kernel: int, stride: int, affine: bool = True) -> None:
         """Build for `c` channels."""

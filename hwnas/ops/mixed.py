@@ -132,7 +132,7 @@ class MixedOp(nn.Module):
         assert weights is not None, f"{self.decision.name} is open and was given no weights"
         # none keeps its probability mass and contributes zero (DARTS 2.1)
         terms = [w * self.ops[o](x) for o, w in zip(self.decision.options, weights, strict=True) if o != NONE]
-        total = terms[0]
+        total: Tensor = terms[0]
         for t in terms[1:]:
             total = total + t
         return total

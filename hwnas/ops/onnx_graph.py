@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -32,9 +33,15 @@ def export_op(op: Op, in_shapes: tuple[Shape, ...]) -> ModelProto:
         # Only the TorchScript-based exporter writes opset 17 by itself, and it takes 15 ms an op instead of 700.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Shapes are read as Python numbers on purpose: the file is for one input size.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            op.eval(), inputs, buffer, opset_version=OPSET, dynamo=False, input_names=names, output_names=["y"]
+            op.eval(),
+            inputs,
+            cast(Any, buffer),
+            opset_version=OPSET,
+            dynamo=False,
+            input_names=names,
+            output_names=["y"],
         )
     return onnx.load_from_string(buffer.getvalue())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
 from hwnas.profile import Calibration
@@ -37,7 +37,7 @@ class Recipe:
     search: SearchConfig
     train: TrainConfig
     data: str | None = "synthetic"
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     budget_percentile: float = 30.0
     width_utility: float = 0.5
     passes: int = 3

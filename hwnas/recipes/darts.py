@@ -21,9 +21,9 @@ def darts_quick() -> Recipe:
         space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
         widths=(16, 32),
         search=SearchConfig(
-            scale=Scale(8, 3, size), steps=90, warmup=20, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
+            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
         ),
-        train=TrainConfig(steps=300, batch=8, crop=(128, 160), evaluate_every=150),
+        train=TrainConfig(steps=500, batch=8, crop=(128, 160), evaluate_every=125),
     )
 
 
@@ -37,9 +37,9 @@ def darts_camvid() -> Recipe:
         space=ChainSpace(Scale(16, 8, size), CAMVID_CLASSES),
         widths=(16, 32),
         search=SearchConfig(
-            scale=Scale(8, 5, size), steps=120, warmup=30, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
+            scale=Scale(8, 5, size), steps=200, warmup=40, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
         ),
-        train=TrainConfig(steps=500, batch=8, crop=(240, 320), evaluate_every=125),
+        train=TrainConfig(steps=900, batch=8, crop=(240, 320), evaluate_every=150),
         data=None,
     )
 

@@ -19,7 +19,9 @@ TOLERANCE = 1e-6
 TIE = 1e-7  # scores this close, relative to the largest probability, count as equal
 
 
-def strongest(groups: Sequence[Group], rules: Sequence[Rule], space: str, probs: Mapping[str, np.ndarray]) -> Architecture:
+def strongest(
+    groups: Sequence[Group], rules: Sequence[Rule], space: str, probs: Mapping[str, np.ndarray]
+) -> Architecture:
     """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
 
     Ties keep the edge, and the op, that comes first. Decisions outside of every rule take their most probable option.
@@ -157,7 +159,7 @@ class Solver:
                 fastest = self.fastest()
                 assert fastest.latency_ms is not None and budget_ms is not None
                 raise BudgetError(
-                    f"no architecture meets {budget_ms:.4g} ms; the fastest reachable takes {fastest.latency_ms:.4g} ms "
+                    f"no architecture meets {budget_ms:.4g} ms; the fastest takes {fastest.latency_ms:.4g} ms "
                     f"({1000 / fastest.latency_ms:.1f} fps); ask for at most {1000 / fastest.latency_ms:.1f} fps "
                     "or allow narrower networks"
                 )

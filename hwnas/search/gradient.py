@@ -1,4 +1,4 @@
-"""Bilevel search by gradient descent: weights on one half of the training set, alphas on the other (DARTS, first order)."""
+"""Bilevel search by gradient descent: weights on one half of the training set, alphas on the other (DARTS)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ class Alphas(nn.Module):
 
 
 def alpha_gradients(
-    loss: Callable[[Mapping[str, Tensor]], Tensor], alphas: Alphas, penalty: Callable[[Mapping[str, Tensor]], Tensor] | None
+    loss: Callable[[Mapping[str, Tensor]], Tensor],
+    alphas: Alphas,
+    penalty: Callable[[Mapping[str, Tensor]], Tensor] | None,
 ) -> float:
     """Set the gradients of alphas to those of the validation loss at the present weights: first order, xi = 0.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hwnas.arch import Architecture
 from hwnas.errors import BudgetError
+from hwnas.gates import TopK
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.search.derive import Solution, Solver, strongest
@@ -98,15 +99,19 @@ def derive(
         score = s.score / best_score
         out.append(
             Candidate(
-                scale, s.arch, s.latency_ms, score, score + width_utility * math.log2(scale.channels / scales[0].channels)
+                scale,
+                s.arch,
+                s.latency_ms,
+                score,
+                score + width_utility * math.log2(scale.channels / scales[0].channels),
             )
         )
     chosen = max(out, key=lambda c: c.utility)
     if chosen.arch is None:
         fastest_ms = min(c.latency_ms for c in out)
         raise BudgetError(
-            f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms); the fastest reachable "
-            f"is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error allowed for); "
+            f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms); the fastest "
+            f"reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error allowed for); "
             f"ask for at most --fps {math.floor(10 * 1000 / fastest_ms) / 10:.1f}"
         )
     return chosen, out
@@ -114,7 +119,7 @@ def derive(
 
 def margins(space: SearchSpace, probs: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return for each decision the best probability less the second best: how sure the search is of it."""
-    out = {}
+    out: dict[str, float] = {}
     for g in space.groups:
         top = np.sort(probs[g.name], axis=1)[:, ::-1]
         out |= {d.name: float(m) for d, m in zip(g.decisions, top[:, 0] - top[:, 1], strict=True)}
@@ -122,7 +127,7 @@ def margins(space: SearchSpace, probs: Mapping[str, np.ndarray]) -> dict[str, fl
 
 
 def _score(space: SearchSpace, probs: Mapping[str, np.ndarray], arch: Architecture) -> float:
-    dropped = {d: r.none for r in space.rules() for d in getattr(r, "decisions", ())}
+    dropped = {d: r.none for r in space.rules() if isinstance(r, TopK) for d in r.decisions}
     return sum(
         float(probs[g.name][i][d.options.index(answer)])
         for g in space.groups

@@ -4,4 +4,18 @@ from hwnas.spaces.base import Form, Scale, SearchSpace, check, decisions, sample
 from hwnas.spaces.chain import DARTS_OPS, ChainSpace
 from hwnas.spaces.genotype import DARTS_V1, DARTS_V2, Genotype, derived_genotype
 
-__all__ = ["DARTS_OPS", "DARTS_V1", "DARTS_V2", "Genotype", "derived_genotype", "ChainSpace", "Form", "Scale", "SearchSpace", "check", "decisions", "sample", "trace_space"]
+__all__ = [
+    "DARTS_OPS",
+    "DARTS_V1",
+    "DARTS_V2",
+    "ChainSpace",
+    "Form",
+    "Genotype",
+    "Scale",
+    "SearchSpace",
+    "check",
+    "decisions",
+    "derived_genotype",
+    "sample",
+    "trace_space",
+]

@@ -81,7 +81,6 @@ class ChainSpace:
         check(self, arch, partial=True)
         return ChainNet(self, arch, search=form == "search", labels=labels)
 
-
     def genotype(self, arch: Architecture) -> Genotype:
         """Return a complete architecture in DARTS notation."""
         return genotype(arch, self.nodes)

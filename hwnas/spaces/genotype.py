@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,9 @@ class Genotype:
             HwnasError: If it is no genotype.
         """
         try:
-            call = ast.parse(text.strip().partition("=")[2] if _assigned(text) else text.strip(), mode="eval").body
+            head, equals, tail = text.strip().partition("=")
+            assigned = equals and head.strip().isidentifier()  # "DARTS = Genotype(...)", as in a Python file
+            call = ast.parse((tail if assigned else text).strip(), mode="eval").body
             assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"
             fields = {k.arg: _literal(k.value) for k in call.keywords}
             edges = {n: tuple((str(o), int(j)) for o, j in fields[n]) for n in ("normal", "reduce")}
@@ -89,7 +92,7 @@ def genotype(arch: Architecture, nodes: int) -> Genotype:
         for kind in ("normal", "reduce")
     }
     concat = tuple(range(INPUTS, INPUTS + nodes))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)  # type: ignore[arg-type]
+    return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
 def derived_genotype(groups: Sequence[Group], probs: Mapping[str, np.ndarray], nodes: int, keep: int) -> Genotype:
@@ -115,11 +118,7 @@ def derived_genotype(groups: Sequence[Group], probs: Mapping[str, np.ndarray], n
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
-def _assigned(text: str) -> bool:
-    return text.strip().partition("=")[0].strip().isidentifier()
-
-
-def _literal(node: ast.expr) -> list[object]:
+def _literal(node: ast.expr) -> list[Any]:
     """Return the value of a literal list or of ``range(a, b)``."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
         return list(range(*(int(ast.literal_eval(a)) for a in node.args)))
