@@ -60,7 +60,7 @@ setup(
     package_data={"hwnas._share.kernels": ["**/*.cu", "**/*.md"], "hwnas._share.profiles": ["**/*.json", "**/*.md"]},
     include_package_data=False,
     zip_safe=False,
-    entry_points={"console_scripts": ["hwnas = hwnas.cli:main"]},
+    entry_points={"console_scripts": ["hwnas = hwnas.__main__:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ from hwnas.files import canonical_json, sha256, write_atomic
 
 
 def save(path: Path, state: dict[str, Any], settings: object) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint: a line with the checksum of the rest, then what `torch.save` writes.
 
     Args:
         path: The file; replaced as a whole.
         state: Tensors, numbers, text and containers of them.
         settings: JSON values that a resumed run must share, e.g. learning rates.
     """
-    content = {"settings": sha256(canonical_json(settings)), "state": state}
-    write_atomic(path, lambda f: torch.save(content, f))
+    buffer = io.BytesIO()
+    torch.save({"settings": sha256(canonical_json(settings)), "state": state}, buffer)
+    content = buffer.getvalue()
+    write_atomic(path, sha256(content).encode() + b"\n" + content)
 
 
 def load(path: Path, settings: object) -> dict[str, Any] | None:
@@ -34,12 +35,14 @@ def load(path: Path, settings: object) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError) as e:
-        raise HwnasError(
-            f"{path} is not a checkpoint that can be read ({type(e).__name__}); remove it to start anew"
-        ) from e
-    if content["settings"] != sha256(canonical_json(settings)):
+        digest, _, content = path.read_bytes().partition(b"\n")
+    except OSError as e:
+        raise HwnasError(f"cannot read the checkpoint at {path}: {e.strerror}") from e
+    # torch.load takes changed weights without a word, and fails on changed structure in a dozen ways.
+    if digest != sha256(content).encode():
+        raise HwnasError(f"{path} is not a whole checkpoint: its checksum does not fit; remove it to start anew")
+    loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if loaded["settings"] != sha256(canonical_json(settings)):
         raise HwnasError(f"{path} was made with other settings; use another run name, or remove it to start anew")
-    state: dict[str, Any] = content["state"]
+    state: dict[str, Any] = loaded["state"]
     return state

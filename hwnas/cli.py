@@ -65,15 +65,17 @@ class Profile:
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
     run: RunName = None
     data: DataFolder = None
-    engine: Annotated[str, arg(help="onnxruntime, torch, fake, or module:class")] = "onnxruntime"
-    threads: Annotated[int, arg(help="threads of the engine")] = 1
+    engine: Annotated[
+        str | None, arg(help="onnxruntime, torch, fake, or module:class (default: the run's, else onnxruntime)")
+    ] = None
+    threads: Annotated[int | None, arg(help="threads of the engine (default: the run's, else 1)")] = None
     plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
     results: Annotated[Path | None, arg(metavar="FILE", help="build the table from results measured elsewhere")] = None
 
     def __call__(self) -> int:
         """Run the verb."""
         if self.plan_only is not None:
-            flow.plan_only(recipes.get(self.recipe), self.plan_only)
+            flow.plan_only(recipes.get(self.recipe), self.plan_only, self.engine)
             return 0
         run = _begin(self.recipe, self.run, self.data)
         with run.locked():
@@ -170,6 +172,7 @@ class Validate:
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with an exported network")]
     table: TableFile = None
     foreign_table: Foreign = False
+    again: Annotated[bool, arg(help="measure anew although there is a report; the old one is kept")] = False
     require_budget: Annotated[bool, arg(help="exit with code 1 if the budget is missed")] = False
 
     def __call__(self) -> int:
@@ -177,7 +180,7 @@ class Validate:
         run = Run(self.run)
         run.require("arch.json", "search")
         with run.locked():
-            met = flow.run_validate(run, self.table, self.foreign_table)
+            met = flow.run_validate(run, self.table, self.foreign_table, self.again)
         return 1 if self.require_budget and not met else 0
 
 
@@ -225,7 +228,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

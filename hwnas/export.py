@@ -28,10 +28,14 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Put weights from a file into a network of the same architecture.
 
     Raises:
-        HwnasError: If the file is damaged or of another network.
+        HwnasError: If the file is missing, damaged or of another network.
     """
     try:
-        network.load_state_dict(load_safetensors(path.read_bytes()))
+        content = path.read_bytes()
+    except OSError as e:
+        raise HwnasError(f"cannot read weights at {path}: {e.strerror}") from e
+    try:
+        network.load_state_dict(load_safetensors(content))
     except (SafetensorError, RuntimeError) as e:
         raise HwnasError(
             f"{path} does not hold weights of this network ({str(e).splitlines()[0]}); train it again"

@@ -75,7 +75,7 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as e:
-        raise HwnasError(f"{path} is not {what}: {e}") from e
+        raise HwnasError(f"{path} is not {what}: {e}; make it anew") from e
 
 
 def _refuse_constant(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from hwnas.arch import Architecture
+from hwnas.data import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.export import export
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
@@ -40,15 +42,17 @@ VALIDATE_PASSES = 5
 STAGES = ("profiled", "searched", "trained", "exported", "validated")
 
 
-def plan_only(recipe: Recipe, folder: Path) -> None:
+def plan_only(recipe: Recipe, folder: Path, engine: str | None) -> None:
     """Write what a recipe needs measured into a folder to carry to another box.
+
+    Without `engine` the plan is for engines that merge identical ops, as all do that optimise graphs.
 
     Raises:
         HwnasError: If the folder has something in it already.
     """
     if folder.exists() and any(folder.iterdir()):
         raise HwnasError(f"{folder} is not empty; name a new folder")
-    entries = _plan(recipe, folder, merges=True)
+    entries = _plan(recipe, folder, engine is None or open_engine(engine).merges)
     facts: dict[str, object] = {"plan": folder, "entries": entries}
     summary(facts, f"on the device: python -m hwnas.runtime measure {folder.name}  (numpy and the engine suffice)")
 
@@ -61,15 +65,19 @@ def _plan(recipe: Recipe, folder: Path, merges: bool) -> int:
         return make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update)
 
 
-def profile(run: Run, engine: str, threads: int, results: Path | None) -> None:
-    """Measure the latency table of a run's recipe on this machine, or build it from results measured elsewhere."""
-    path, recipe = run.folder / "table.json", run.recipe
-    following = f"hwnas search {recipe.name}" + (f" --run {run.name}" if run.name != recipe.name else "")
+def profile(run: Run, engine: str | None, threads: int | None, results: Path | None) -> None:
+    """Measure the latency table of a run's recipe on this machine, or build it from results measured elsewhere.
+
+    Without `engine` and `threads` those the run was made with, else ONNX Runtime on one thread.
+    """
+    path, recipe, following = run.folder / "table.json", run.recipe, run.command("search")
+    run.ask(engine=engine, threads=threads)
     if path.exists():
         summary({"table": path, "state": "complete, nothing to do"}, following)
         return
     folder = run.folder / "plan"
     if results is None:
+        engine, threads = str(run.settings.get("engine", "onnxruntime")), int(run.settings.get("threads", 1))
         opened = open_engine(engine, threads)
         run.ask(engine=engine, threads=threads)
         run.commit()
@@ -89,9 +97,10 @@ def profile(run: Run, engine: str, threads: int, results: Path | None) -> None:
             )
     else:
         where, _ = collect(results)  # a file that cannot be read is refused before anything is written
-        run.commit()
+        run.ask(engine=where["engine"]["name"], threads=where["engine"]["threads"])
         _plan(recipe, folder, bool(where["merges"]))
     made = build_table(folder, results)
+    run.commit()
     made.save(path)
     _show_table(made, following)
 
@@ -115,7 +124,7 @@ def open_table(run: Run, path: Path | None, foreign: bool) -> LatencyTable:
     Raises:
         ProvenanceError: If it is of another device.
     """
-    made = LatencyTable.load(path or run.require("table.json", f"profile {run.recipe.name} --run"))
+    made = LatencyTable.load(path or run.require("table.json", "profile"))
     engine = made.where["engine"]
     if not foreign:
         made.require_device(provenance(open_engine(str(engine["name"]), int(engine["threads"]))))
@@ -126,29 +135,33 @@ def run_search(run: Run, table_path: Path | None, fps: float | None, foreign: bo
     """Search under a budget and derive a network."""
     recipe = run.recipe
     space, scales = recipe.space, recipe.scales()
+    if fps is not None:
+        run.ask(budget_ms=_budget_ms(fps))
+    config = replace(recipe.search, seed=int(run.settings.get("seed", recipe.search.seed)))
+    run.ask(search_seed=config.seed, data=run.settings.get("data", recipe.data))
     if (run.folder / "arch.json").exists():
         summary({"arch": run.folder / "arch.json", "state": "complete, nothing to do"}, f"hwnas train {run.name}")
         return
+    run.data("train")  # whether it is there at all; reading it comes after the budget
     latency = open_table(run, table_path, foreign)
-    data = run.data("train")
     models = price(space, scales, latency)
     typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
     default_ms = float(np.percentile(typical, recipe.budget_percentile))
-    if fps is not None:
-        run.ask(budget_ms=_budget_ms(fps))
     budget_ms = float(run.settings.get("budget_ms", default_ms))
     # An impossible budget is refused before the search, whatever it would find: any probabilities tell.
     uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
     derive(space, scales, models, uniform, budget_ms, recipe.width_utility)
+    data = _read(run, "train")
     run.ask(budget_ms=budget_ms)
     run.commit()
+    if not (run.folder / "table.json").exists():
+        latency.save(run.folder / "table.json")  # what the later verbs measure by
     console.print(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
         f"{typical.min():.4g} to {typical.max():.4g} ms"
     )
     # The width whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
-    config = replace(recipe.search, seed=int(run.settings.get("seed", recipe.search.seed)))
     bilevel = BilevelSearch(space, config, data, LatencyTerm(models[nearest], budget_ms, config.latency_weight))
     settings = {"budget_ms": budget_ms, "table": latency.where, "data": data.name}
     with bar("search", config.steps) as update:
@@ -162,8 +175,7 @@ def run_derive(source: Run, target: Run, latency: LatencyTable, budget_ms: float
     """Derive a network from what `source` found, under a budget, into the run `target`."""
     recipe = source.recipe
     space, scales = recipe.space, recipe.scales()
-    groups = read_json(source.require("alphas.json", "search"), "the alphas of a search")["groups"]
-    probs = {k: torch.softmax(torch.tensor(v), dim=-1).numpy() for k, v in groups.items()}
+    probs = {k: torch.softmax(v, dim=-1).numpy() for k, v in _alphas(source).items()}
     models = price(space, scales, latency)
     chosen, candidates = derive(space, scales, models, probs, budget_ms, recipe.width_utility)
     assert chosen.arch is not None
@@ -175,6 +187,9 @@ def run_derive(source: Run, target: Run, latency: LatencyTable, budget_ms: float
         "coin_tosses": tosses,
         "by_kind_ms": models[candidates.index(chosen)].by_kind(chosen.arch),
     }
+    if target is not source:
+        latency.save(target.folder / "table.json")  # what the later verbs measure by
+        target.commit()
     target.write_derived(Derived(chosen.arch, chosen.scale, budget_ms, chosen.latency_ms), more)
     write_atomic(target.folder / "arch.dot", space.dot(chosen.arch))
     _show_candidates(candidates, chosen)
@@ -186,6 +201,41 @@ def run_derive(source: Run, target: Run, latency: LatencyTable, budget_ms: float
         "coin tosses": f"{len(tosses)} of {len(sure)} decisions led by less than {COIN_TOSS}",
     }
     summary(facts, f"hwnas train {target.name}")
+
+
+def _alphas(run: Run) -> dict[str, torch.Tensor]:
+    """Read what a search found: the logits of each group."""
+    path = run.require("alphas.json", "search")
+    data = read_json(path, "the alphas of a search")
+    try:
+        logits = {str(k): torch.tensor(v, dtype=torch.float32) for k, v in data["groups"].items()}
+        shapes = {k: tuple(v.shape) for k, v in logits.items()}
+        if shapes != {g.name: g.shape for g in run.recipe.space.groups}:
+            raise ValueError("its shapes are those of another space")
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise HwnasError(f"{path} does not hold the alphas of {run.recipe.name} ({e}); search again") from e
+    return logits
+
+
+def _export_facts(path: Path) -> dict[str, Any]:
+    """Read what an export said about itself."""
+    facts = read_json(path, "the facts of an export")
+    if not isinstance(facts, dict) or not {"sha256", "weights_sha256", "labels"} <= facts.keys():
+        raise HwnasError(f"{path} is not the facts of an export; remove the folder {path.parent} and export again")
+    return facts
+
+
+def _read(run: Run, split: str) -> SegmentationData:
+    """Open a split and read all of it once, so that a file that cannot be used is found before anything is written.
+
+    The samples stay in the dataset's cache, as far as they fit.
+    """
+    data = run.data(split)
+    with bar(f"read {data.name}", len(data)) as update:
+        for i in range(len(data)):
+            _ = data[i]
+            update(i + 1)
+    return data
 
 
 def _candidate(c: Candidate) -> dict[str, Any]:
@@ -215,7 +265,8 @@ def run_train(run: Run) -> None:
         summary({"weights": model, "state": "complete, nothing to do"}, f"hwnas export {run.name}")
         return
     config = run.recipe.train
-    data, val = run.data("train"), run.data("val")
+    config = replace(config, seed=int(run.settings.get("seed", config.seed)))
+    data, val = _read(run, "train"), _read(run, "val")
     training = Training(run.space(derived), derived.arch, config, data)
     settings = {"arch": derived.arch.id, "scale": derived.scale.to_json(), "data": data.name}
     with bar("train", config.steps) as update:
@@ -231,8 +282,8 @@ def run_export(run: Run, logits: bool) -> None:
     facts_path = run.folder / "deploy" / "export.json"
     digest = sha256(weights.read_bytes())
     if path.exists() and facts_path.exists():
-        known = read_json(facts_path, "the facts of an export")
-        if known.get("weights_sha256") == digest and known.get("labels") == (not logits):
+        known = _export_facts(facts_path)
+        if known["weights_sha256"] == digest and known["labels"] == (not logits):
             summary({"onnx": path, "state": "complete, nothing to do"}, f"hwnas validate {run.name}")
             return
         raise HwnasError(f"{path} is another export of this run; remove the folder {path.parent} to write it anew")
@@ -247,27 +298,40 @@ def run_export(run: Run, logits: bool) -> None:
     summary(shown, f"hwnas validate {run.name}")
 
 
-def run_validate(run: Run, table_path: Path | None, foreign: bool) -> bool:
-    """Measure speed and accuracy of the exported file; return whether the budget was met."""
+def run_validate(run: Run, table_path: Path | None, foreign: bool, again: bool) -> bool:
+    """Measure speed and accuracy of the exported file; return whether the budget was met.
+
+    A report that is there is shown again; `again` measures anew and keeps the earlier one under a number.
+    """
     derived = run.derived()
+    path = run.folder / "report.json"
     model = run.require("deploy/model.onnx", "export")
-    facts = read_json(run.require("deploy/export.json", "export"), "the facts of an export")
+    facts = _export_facts(run.require("deploy/export.json", "export"))
     if sha256(model.read_bytes()) != facts["sha256"]:
         raise HwnasError(f"{model} is not what was exported; remove the folder {model.parent} and export again")
+    if path.exists() and not again:
+        report = read_json(path, "a report")
+        if report.get("model_sha256") == facts["sha256"]:
+            console.print("measured before, nothing to do; --again measures anew")
+            _show_verdict(run, report, derived.arch)
+            return bool(report["met"])
     latency = open_table(run, table_path, foreign)
+    test = _read(run, "test")
     space = run.space(derived)
     network = space.build(derived.arch, form="deploy", labels=facts["labels"])
     traced = trace(network.eval(), (1, 3, *derived.scale.size))
     output = "labels" if facts["labels"] else "logits"
     with bar("measure", VALIDATE_PASSES) as update:
         where, row = measure_network(model, traced, output, latency.where["engine"], VALIDATE_PASSES, update)
-    test = run.data("test")
     with bar("test", len(test)) as update:
         confusion = score(model, test, run.folder / "predictions.png", update)
     report = verdict(row, where, derived.predicted_ms, derived.budget_ms)
     ious = dict(zip(test.classes.names, (None if np.isnan(v) else float(v) for v in confusion.iou()), strict=True))
     report |= {"test_miou": confusion.miou(), "pixel_accuracy": confusion.pixel_accuracy(), "iou": ious, "where": where}
-    write_atomic(run.folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    report["model_sha256"] = facts["sha256"]
+    if path.exists():
+        path.rename(next(p for n in itertools.count(1) if not (p := path.with_name(f"report-{n}.json")).exists()))
+    write_atomic(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
     _show_verdict(run, report, derived.arch)
     return bool(report["met"])
 
@@ -295,17 +359,19 @@ def derive_into(source: Run, name: str | None, table_path: Path | None, fps: flo
     """Derive another network of a finished search into a run of its own."""
     settings = source.settings
     if "budget_ms" not in settings:
-        raise HwnasError(f"the run {source.name!r} has not been searched; run: hwnas search --run {source.name}")
+        raise HwnasError(f"the run {source.name!r} has not been searched; run: {source.command('search')}")
     budget_ms = float(settings["budget_ms"]) if fps is None else _budget_ms(fps)
     target = Run(name or f"{source.name}-{1000 / budget_ms:.0f}fps")
-    if (target.folder / "arch.json").exists():
-        raise HwnasError(f"the run {target.name!r} has a network already; give another name with --to")
     latency = open_table(source, table_path, foreign)
     target.ask(**{k: v for k, v in settings.items() if k not in ("schema", "budget_ms")}, budget_ms=budget_ms)
     with target.locked():
+        arch, own = target.folder / "arch.json", target.folder / "table.json"
+        if own.exists() and LatencyTable.load(own) != replace(latency, path=own):
+            raise HwnasError(f"the run {target.name!r} has another latency table; give another name with --to")
+        if arch.exists():
+            summary({"arch": arch, "state": "complete, nothing to do"}, target.command("train"))
+            return
         run_derive(source, target, latency, budget_ms)
-        latency.save(target.folder / "table.json")
-        target.commit()
 
 
 def _budget_ms(fps: float) -> float:
@@ -321,5 +387,7 @@ def show_runs() -> None:
     for run in (Run(p.parent.name) for p in sorted(RUNS.glob("*/run.json"))):
         stages = ("table.json", "arch.json", "train/model.safetensors", "deploy/model.onnx", "report.json")
         done = [verb for stage, verb in zip(stages, STAGES, strict=True) if (run.folder / stage).exists()]
-        rows.append([run.name, str(run.settings["recipe"]), ", ".join(done) or "nothing yet"])
-    table("runs", ("name", "recipe", "done"), rows)
+        made = run.folder / "table.json"
+        device = LatencyTable.load(made).name if made.exists() else ""
+        rows.append([run.name, str(run.settings["recipe"]), ", ".join(done) or "nothing yet", device])
+    table("runs", ("name", "recipe", "done", "table"), rows)

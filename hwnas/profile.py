@@ -17,6 +17,7 @@ from hwnas.latency.table import LatencyTable, NetRow, OpRow
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Cost, Trace
+from hwnas.runtime.journal import read_journal
 from hwnas.runtime.plan import Call, Entry, load_plan, write_plan
 from hwnas.runtime.work import Row, collect
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
@@ -166,6 +167,9 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
         HwnasError: If the results are of another plan, or entries have not been measured yet.
     """
     plan = load_plan(folder)
+    header, _ = read_journal(results)
+    if header["plan"] != plan.id:
+        raise HwnasError(f"{results} holds results of another plan than {folder}; measure this recipe's plan")
     where, rows = collect(results)
     by_key = {r.key: r for r in rows}
     missing = [e.key for e in plan.entries if e.key not in by_key]
@@ -176,8 +180,12 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
             f"python -m hwnas.runtime measure {folder}"
         )
     ops = {e.key: _op_row(by_key[e.key]) for e in plan.entries if e.role == "op"}
-    uses = {k: v["use"] for k, v in read_json(folder / NETWORKS_FILE, "the list of networks of a plan").items()}
-    nets = [_net_row(e, by_key[e.key], uses[e.key]) for e in plan.entries if e.role == "net"]
+    networks = read_json(folder / NETWORKS_FILE, "the list of networks of a plan")
+    try:
+        nets = [_net_row(e, by_key[e.key], str(networks[e.key]["use"])) for e in plan.entries if e.role == "net"]
+    except (KeyError, TypeError) as e:
+        path = folder / NETWORKS_FILE
+        raise HwnasError(f"{path} is not the list of networks of its plan; remove the folder to write it anew") from e
     table = LatencyTable(where, ops, [n for n in nets if n is not None])
     calibrate(table)
     return table

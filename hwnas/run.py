@@ -65,7 +65,7 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             settings = read_json(path, "the settings of a run")
-            if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
+            if not isinstance(settings, dict) or settings.get("schema") != SCHEMA or "recipe" not in settings:
                 raise HwnasError(f"{path}: settings of schema {SCHEMA} were expected; use another run name")
             return settings | self._asked
         if not self._asked:
@@ -103,13 +103,22 @@ class Run:
             HwnasError: If another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = self.folder / ".lock"
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise HwnasError(f"another process works on the run {self.name!r}; wait for it, or use another name") from e
-        else:
-            yield
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.fstat(fd).st_nlink > 0  # else the one who held it has just removed it
+            except BlockingIOError:
+                held = False
+            if not held:
+                raise HwnasError(f"another process works on the run {self.name!r}; wait for it, or use another name")
+            try:
+                yield
+            finally:
+                if list(self.folder.iterdir()) == [lock]:  # a verb that was refused leaves no empty run
+                    lock.unlink()
+                    self.folder.rmdir()
         finally:
             os.close(fd)
 
@@ -139,8 +148,15 @@ class Run:
         path = self.folder / name
         if not path.exists():
             _ = self.settings  # a run that does not exist says that instead
-            raise HwnasError(f"{path} is not there yet; run first: hwnas {verb} {self.name}")
+            raise HwnasError(f"{path} is not there yet; run first: {self.command(verb)}")
         return path
+
+    def command(self, verb: str) -> str:
+        """Return the command line of a verb for this run."""
+        if verb not in ("profile", "search"):
+            return f"hwnas {verb} {self.name}"
+        recipe = self.settings["recipe"]  # these two name the recipe, which the run need not be called by
+        return f"hwnas {verb} {recipe}" + ("" if recipe == self.name else f" --run {self.name}")
 
     def write_derived(self, derived: Derived, more: Mapping[str, Any]) -> None:
         """Write ``arch.json``."""

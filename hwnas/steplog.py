@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, write_atomic
 
 
@@ -18,11 +19,23 @@ class StepLog:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a torn last one is what a kill left."""
+        """Return all whole lines; a torn last one is what a kill left.
+
+        Raises:
+            HwnasError: If one is damaged; names it.
+        """
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(line)
+            int(record["step"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise HwnasError(f"{self.path} line {number} is damaged: {e}; remove the file to go on without it") from e
+        return record
 
     def start(self, step: int) -> None:
         """Begin at a step: lines of it and later ones, from before a kill, are dropped."""

@@ -17,7 +17,7 @@ from hwnas import checkpoint
 from hwnas.arch import Architecture
 from hwnas.data.augment import BatchSource, normalise
 from hwnas.data.base import IGNORE_LABEL, SegmentationData
-from hwnas.errors import HwnasError
+from hwnas.errors import DataError, HwnasError
 from hwnas.files import write_atomic
 from hwnas.metrics import ConfusionMatrix
 from hwnas.search.objective import task_loss
@@ -55,11 +55,16 @@ def class_weights(data: SegmentationData, sample: int = 64) -> Tensor:
 
     Returns:
         (K,), scaled to mean 1 over pixels, so that the loss keeps its size.
+
+    Raises:
+        DataError: If none of these images has a labelled pixel.
     """
     counts = np.zeros(len(data.classes.names))
     for i in np.linspace(0, len(data) - 1, min(sample, len(data))).astype(int):
         label = data[int(i)].label
         counts += np.bincount(label[label != IGNORE_LABEL].reshape(-1), minlength=len(counts))
+    if not counts.any():
+        raise DataError(f"expected labels in {data.name}, got void pixels only; check the label files")
     share = counts / counts.sum()
     weights = 1 / np.log(1.02 + share)
     return torch.from_numpy(weights / (weights @ share)).float()

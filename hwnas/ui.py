@@ -10,6 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -75,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], num
     for i, c in enumerate(columns):
         out.add_column(c, justify="right" if numbers and i else "left", overflow="fold")
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*(Text(cell) for cell in row))  # else rich takes the extra in 'hwnas[search]' for markup
     console.print(out)
 
 

@@ -56,17 +56,63 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found[0]
 
 
+def _environment(shared: Path, name: str, *packages: str | Path) -> Path:
+    """Return the interpreter of an environment that holds `packages` and what they need, and nothing else."""
+    python = shared / name / "bin" / "python"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / name / "done"
+        if not done.exists():
+            run(sys.executable, "-m", "venv", "--clear", "--without-pip", shared / name, cwd=shared)
+            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "--quiet")
+            run(*pip, "--constraint", ROOT / "scripts" / "constraints.txt", *packages, cwd=shared)
+            done.touch()
+    return python
+
+
 @pytest.fixture(scope="session")
 def bare_venv(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """The interpreter of an environment that holds the wheel and numpy, and nothing else."""
-    shared = _once_for_all_workers(tmp_path_factory)
-    python = shared / "bare" / "bin" / "python"
-    with (shared / "bare.lock").open("w") as lock:
+    return _environment(_once_for_all_workers(tmp_path_factory), "bare", wheel)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_venv(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The interpreter of a deployment box: the wheel, numpy and ONNX Runtime."""
+    return _environment(_once_for_all_workers(tmp_path_factory), "onnxruntime", f"{wheel}[cpu]")
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole job of darts-tiny on the fake engine.
+
+    ``finished/`` has ``runs/`` and what each verb printed; ``profiled/`` has ``runs/`` as it was after profiling.
+    """
+    from tests import verbs  # imports torch, which most tests do without
+
+    shared = _once_for_all_workers(tmp_path_factory) / "jobs"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = shared / "bare" / "done"
-        if not done.exists():
-            run(sys.executable, "-m", "venv", "--clear", "--without-pip", shared / "bare", cwd=shared)
-            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "--quiet")
-            run(*pip, "--constraint", ROOT / "scripts" / "constraints.txt", wheel, cwd=shared)
-            done.touch()
-    return python
+        if not (shared / "done").exists():
+            verbs.do_job(shared / "finished", verbs.job(verbs.RECIPE, "--engine", "fake"), shared / "profiled")
+            (shared / "done").touch()
+    return shared
+
+
+@pytest.fixture
+def profiled(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run darts-tiny after profiling, ours to change, below the current directory."""
+    return _own(jobs / "profiled", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def finished(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run darts-tiny after all verbs, ours to change, below the current directory."""
+    return _own(jobs / "finished", tmp_path, monkeypatch)
+
+
+def _own(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(job / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "darts-tiny"

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
-    {"__main__", "cli", "flow"},
+    {"__main__", "cli", "flow", "doctor"},
     {"recipes", "report", "run", "validate"},
     {"search", "train", "export", "profile"},
     {"spaces"},
@@ -24,7 +24,14 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
 TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
-AT_TOP = {"torch": TORCH}
+AT_TOP = {
+    "torch": TORCH | {"flow"},
+    "onnx": {"ops"},
+    "scipy": {"latency", "search"},
+    "safetensors": {"train", "export"},
+    "rich": {"ui"},
+    "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this
+}
 
 
 def top(path: Path) -> str:

@@ -718,7 +718,7 @@ def test_main_measures_and_says_what_is_next(plan: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "[8/8]" in out
     assert "measured 4 of 4 entries on fake-roofline-1 with fake" in out
-    assert out.endswith(f"next: hwnas profile --results {plan / 'results.jsonl'}\n")
+    assert out.endswith(f"next: hwnas profile RECIPE --results {plan / 'results.jsonl'}\n")
 
 
 def test_main_tells_what_is_left_and_what_crashed(plan: Path, engines: str, capsys: pytest.CaptureFixture[str]) -> None:

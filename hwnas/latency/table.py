@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,9 +160,10 @@ class LatencyTable:
             table.report, table.path = data["report"], path
             said = data["sha256"]
         except (KeyError, TypeError) as e:
-            raise HwnasError(f"{path} is not a whole latency table: {e}") from e
+            raise HwnasError(f"{path} is not a whole latency table: {e}; measure it anew") from e
         if len(table.rows) != len(rows):
-            raise HwnasError(f"{path} has two rows for one op; measure it anew")
+            twice = next(r.key for i, r in enumerate(rows) if r.key in {other.key for other in rows[:i]})
+            raise HwnasError(f"{path} has two rows for {twice}; measure it anew")
         if said != sha256(canonical_json(table._content())):
             raise HwnasError(f"{path} was changed after it was measured: its checksum does not fit; measure it anew")
         return table
@@ -173,7 +174,7 @@ RowType = TypeVar("RowType", OpRow, NetRow)
 
 def _row(kind: type[RowType], data: Any, path: Path, index: int) -> RowType:
     row = kind(**data)
-    if not (isinstance(row.latency_ms, int | float) and math.isfinite(row.latency_ms) and row.latency_ms >= 0):
+    if not (isinstance(row.latency_ms, int | float) and 0 <= row.latency_ms <= sys.float_info.max):
         raise HwnasError(f"{path}, row {index}: {row.latency_ms!r} is not a latency in milliseconds")
     if isinstance(row, OpRow) and row.status not in STATUS:
         raise HwnasError(f"{path}, row {index}: status {row.status!r} is none of {', '.join(STATUS)}")

@@ -114,7 +114,7 @@ def _measure(args: argparse.Namespace) -> int:
     if todo > 0:
         print(f"{todo} measurements are left; next: the same command again")
     else:
-        print(f"next: hwnas profile --results {path}")
+        print(f"next: hwnas profile RECIPE --results {path}")
     return 0
 
 

@@ -106,7 +106,7 @@ def load_plan(folder: Path) -> Plan:
     path = folder / PLAN_FILE
     content = read_json(path, "a plan")
     if not isinstance(content, dict) or set(content) != {"schema", "id", "entries"}:
-        raise HwnasError(f"{path} is not a plan: expected an object with schema, id and entries")
+        raise HwnasError(f"{path} is not a plan: expected an object with schema, id and entries; write it again")
     if content["schema"] != SCHEMA:
         raise HwnasError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; write the plan again")
     plan = _parse(content["entries"], path)

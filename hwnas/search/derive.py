@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,13 @@ class Solution:
     arch: Architecture
     score: float
     latency_ms: float | None
+
+
+def reachable_fps(latency_ms: float) -> str:
+    """Return the frames per second of a latency with four digits, rounded down: who asks for that gets it."""
+    fps = 1000 / latency_ms
+    unit = 10.0 ** (math.floor(math.log10(fps)) - 3)
+    return f"{math.floor(fps / unit) * unit:g}"
 
 
 class Solver:
@@ -160,7 +168,7 @@ class Solver:
                 assert fastest.latency_ms is not None and budget_ms is not None
                 raise BudgetError(
                     f"no architecture meets {budget_ms:.4g} ms; the fastest takes {fastest.latency_ms:.4g} ms "
-                    f"({1000 / fastest.latency_ms:.1f} fps); ask for at most {1000 / fastest.latency_ms:.1f} fps "
+                    f"({1000 / fastest.latency_ms:.1f} fps); ask for at most {reachable_fps(fastest.latency_ms)} fps "
                     "or allow narrower networks"
                 )
             ms = None if self.latency is None else self.latency.predict_ms(arch)

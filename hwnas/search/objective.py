@@ -13,13 +13,15 @@ from hwnas.latency.model import LatencyModel
 
 
 def task_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, mean over pixels that are not void.
+    """Cross-entropy, mean over pixels that are not void; 0 where all are.
 
     Args:
         scores: (N, K, H, W).
         labels: (N, H, W), void is `IGNORE_LABEL`.
         class_weights: (K,) or None.
     """
+    if not bool((labels != IGNORE_LABEL).any()):
+        return 0 * scores.sum()  # the mean over no pixel is NaN, and one such batch would end a run
     return F.cross_entropy(scores, labels, weight=class_weights, ignore_index=IGNORE_LABEL)
 
 

@@ -13,7 +13,7 @@ from hwnas.errors import BudgetError
 from hwnas.gates import TopK
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
-from hwnas.search.derive import Solution, Solver, strongest
+from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
 
 # How far below the budget the prediction of a derived network stays: two standard errors of the table's predictions,
@@ -112,7 +112,7 @@ def derive(
         raise BudgetError(
             f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms); the fastest "
             f"reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error allowed for); "
-            f"ask for at most --fps {math.floor(10 * 1000 / fastest_ms) / 10:.1f}"
+            f"ask for at most --fps {reachable_fps(fastest_ms)}"
         )
     return chosen, out
 

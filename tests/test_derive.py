@@ -1,0 +1,340 @@
+"""Exact derivation: against brute force, against the paper's rule, and the competition of widths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hwnas.arch import Decision, Group
+from hwnas.errors import BudgetError, HwnasError, MissingOp
+from hwnas.gates import ALWAYS, Gate, TopK, choice
+from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
+from hwnas.ops import OpSpec, Term
+from hwnas.search.derive import Solver, reachable_fps, strongest
+from hwnas.search.widths import MOST, SAFETY, derive, margins, price, random_latencies_ms
+from hwnas.spaces import ChainSpace, Scale, check, derived_genotype, trace_space
+from tests.contracts import random_probs, roofline_table
+
+OPS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+SIZE = (32, 48)
+WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
+
+
+def cells(keep: int, n_ops: int, channels: int = 4) -> ChainSpace:
+    return ChainSpace(Scale(channels, 3, SIZE), 5, ops=OPS[: n_ops + 1], nodes=2, keep=keep, head_channels=8)
+
+
+def priced(terms: list[Term], groups: tuple[Group, ...], rng: np.random.Generator, base_ms: float = 0) -> LatencyModel:
+    """Return a model with random prices; a quarter of the ops are free."""
+    specs = dict.fromkeys(t.spec for t in terms)
+    ms = {s: float(rng.uniform(0.01, 1.0)) * float(rng.random() > 0.25) for s in specs}
+    rows = {s.key: OpRow(s.key, v, 0.0, 1) for s, v in ms.items()}
+    return LatencyModel(terms, LatencyTable(WHERE, rows, correction=Correction(base_ms)), groups, [])
+
+
+class Brute:
+    """All architectures of a space whose groups do not constrain each other, and whether each gate is open in them."""
+
+    def __init__(self, groups: tuple[Group, ...], rules: list[TopK]) -> None:
+        self.names = [(d.name, o) for g in groups for d in g.decisions for o in d.options]
+        self.scored = np.array([o != "none" for _, o in self.names])
+        per_group = []
+        for g in groups:
+            mine = [r for r in rules if set(r.decisions) <= {d.name for d in g.decisions}]
+            picks = np.array(list(itertools.product(range(len(g.options)), repeat=len(g.decisions))))
+            kept = picks != g.options.index("none")  # (n, decisions)
+            for r in mine:
+                columns = [i for i, d in enumerate(g.decisions) if d.name in r.decisions]
+                kept, picks = (a[kept[:, columns].sum(1) == r.k] for a in (kept, picks))
+            per_group.append(np.eye(len(g.options), dtype=bool)[picks].reshape(len(picks), -1))
+        self.onehots = per_group[0]
+        for block in per_group[1:]:
+            n = len(self.onehots)
+            self.onehots = np.hstack([np.repeat(self.onehots, len(block), 0), np.tile(block, (n, 1))])
+
+    def opened(self, gates: tuple[Gate, ...]) -> np.ndarray:
+        """Return (architectures, gates) of bool."""
+        column = {name: self.onehots[:, i] for i, name in enumerate(self.names)}
+        out = np.ones((len(self.onehots), len(gates)), bool)
+        for i, gate in enumerate(gates):
+            for clause in gate.clauses:
+                out[:, i] &= np.any([column[literal] for literal in clause], axis=0)
+        return out
+
+    def scores(self, groups: tuple[Group, ...], probs: Mapping[str, np.ndarray]) -> np.ndarray:
+        p = np.concatenate([probs[g.name].reshape(-1) for g in groups])
+        return np.asarray(self.onehots @ (p * self.scored))
+
+
+def agree(solver: Solver, probs: Mapping[str, np.ndarray], budget_ms: float, score: np.ndarray, ms: np.ndarray) -> bool:
+    """Hold the solver against a list of all scores and latencies; return whether something was feasible."""
+    fits = ms <= budget_ms
+    if not fits.any():
+        with pytest.raises(BudgetError, match=f"the fastest takes {ms.min():.4g} ms"):
+            solver.solve(probs, budget_ms)
+        return False
+    got = solver.solve(probs, budget_ms)
+    assert got.latency_ms is not None
+    assert got.latency_ms <= budget_ms * (1 + 1e-9)
+    assert got.score == pytest.approx(score[fits].max(), abs=1e-6)
+    return True
+
+
+@pytest.mark.parametrize(("keep", "n_ops", "cases"), [(2, 3, 70), (1, 3, 60), (1, 4, 50)])
+def test_brute_force_over_a_cell_space_agrees(keep: int, n_ops: int, cases: int) -> None:
+    spaces = [cells(keep, n_ops, c) for c in (4, 6)]
+    terms = [trace_space(s).terms() for s in spaces]
+    space = spaces[0]
+    brute = Brute(space.groups, space.rules())
+    per_group = {(2, 3): 9 * 27, (1, 3): 6 * 9, (1, 4): 8 * 12}[keep, n_ops]
+    assert len(brute.onehots) == per_group**2
+    opened = [brute.opened(tuple(dict.fromkeys(t.gate for t in ts))) for ts in terms]
+    assert any(len(c) > 1 and len({d for d, _ in c}) > 1 for t in terms[0] for c in t.gate.clauses)  # a merged ReLU
+    rng = np.random.default_rng(n_ops + 10 * keep)
+    outcomes = []
+    for case in range(cases):
+        model = priced(terms[case % 2], space.groups, rng, base_ms=0.1 * (case % 3))
+        solver = Solver(space.groups, space.rules(), space.name, model)
+        probs = random_probs(space, case, scale=float(rng.choice([0.01, 1.0, 10.0])))
+        ms = model.base_ms + opened[case % 2] @ model.gate_ms
+        budget_ms = float(ms.min() + rng.uniform(-0.1, 0.8) * (np.median(ms) - ms.min()))
+        outcomes.append(agree(solver, probs, budget_ms, brute.scores(space.groups, probs), ms))
+    assert 0.05 * cases < outcomes.count(False) < 0.3 * cases  # both sides were tried
+
+
+def test_brute_force_over_nested_and_merged_gates_agrees() -> None:
+    """Gates that no cell space has: several clauses, literals of several decisions, no rule on some decisions."""
+    options = ("none", "skip", "conv")
+    groups = (
+        Group("edges", tuple(Decision(n, options) for n in "abc")),
+        Group("path", tuple(Decision(n, ("up", "same", "none")) for n in "de")),
+    )
+    rules = [TopK(("a", "b", "c"), options, 2)]
+    a, b, c, d, e = (
+        choice("a", "conv"),
+        choice("b", "conv"),
+        choice("c", "skip"),
+        choice("d", "up"),
+        choice("e", "same"),
+    )
+    gates = [
+        ALWAYS,
+        a,
+        a | b,
+        a & d,
+        (a | b) & (d | e),
+        a & d & e,
+        (a & d) | (c & e),
+        choice("a", "skip", "conv"),
+        b | e,
+    ]
+    brute = Brute(groups, rules)
+    assert len(brute.onehots) == 3 * 4 * 9
+    terms = [Term(OpSpec("relu", (), ((1, 1, 1, i + 1),)), g) for i, g in enumerate(gates)]
+    opened = brute.opened(tuple(gates))
+    brute.scored = np.array([not (o == "none" and d in "abc") for d, o in brute.names])  # a path may be called none
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(60):
+        model = priced(terms, groups, rng)
+        probs = {g.name: rng.dirichlet(np.ones(3), len(g.decisions)) for g in groups}
+        ms = opened @ model.gate_ms
+        budget_ms = float(rng.uniform(0.9 * ms.min(), np.median(ms)))
+        solver = Solver(groups, rules, "s", model)
+        outcomes.append(agree(solver, probs, budget_ms, brute.scores(groups, probs), ms))
+    assert True in outcomes
+
+
+@pytest.fixture(scope="module")
+def darts() -> tuple[ChainSpace, Solver]:
+    space = ChainSpace(Scale(16, 8, (192, 256)), 11)
+    assert [g.shape for g in space.groups] == [(14, 8), (14, 8)]
+    return space, Solver(space.groups, space.rules(), space.name)
+
+
+@pytest.mark.parametrize(("scale", "cases"), [(1e-3, 350), (1.0, 350), (100.0, 300)])
+def test_without_a_budget_it_is_the_papers_rule(darts: tuple[ChainSpace, Solver], scale: float, cases: int) -> None:
+    space, solver = darts
+    for seed in range(cases):
+        # In float32, as a search has them: large alphas then saturate, and edges tie.
+        probs = {k: v.astype(np.float32) for k, v in random_probs(space, seed, scale).items()}
+        got = solver.solve(probs)
+        assert got.arch == strongest(space.groups, space.rules(), space.name, probs)
+        assert got.latency_ms is None
+        if seed < 20:
+            assert got.arch == space.architecture(derived_genotype(space.groups, probs, 4, 2))
+
+
+class TestTies:
+    def test_the_first_edges_and_ops_win_with_and_without_a_budget(self) -> None:
+        space = cells(2, 4)
+        uniform = {g.name: np.full(g.shape, 1 / len(g.options)) for g in space.groups}
+        rule = strongest(space.groups, space.rules(), space.name, uniform)
+        assert {rule.get(f"{kind}/{e}") for kind in ("normal", "reduce") for e in ("0-2", "1-2", "0-3", "1-3")} == {
+            OPS[1]
+        }
+        assert rule.get("normal/2-3") == rule.get("reduce/2-3") == "none"
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.groups, space.rules())
+        solver = Solver(space.groups, space.rules(), space.name, model)
+        assert solver.solve(uniform).arch == rule
+        assert solver.solve(uniform, 1.001 * model.predict_ms(rule)).arch == rule
+
+    def test_the_same_question_gets_the_same_answer(self) -> None:
+        space = cells(2, 4)
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.groups, space.rules())
+        fastest_ms = Solver(space.groups, space.rules(), space.name, model).fastest().latency_ms
+        assert fastest_ms is not None
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            probs = {g.name: rng.choice([0.1, 0.2], g.shape) for g in space.groups}  # ties everywhere
+            answers = {
+                Solver(space.groups, space.rules(), space.name, model).solve(probs, 1.3 * fastest_ms).arch
+                for _ in range(3)
+            }
+            assert len(answers) == 1
+
+
+def test_bad_probabilities_are_refused() -> None:
+    space = cells(1, 3)
+    solver = Solver(space.groups, space.rules(), space.name)
+    for bad in (math.nan, math.inf, -0.1):
+        probs = random_probs(space, 0)
+        probs["reduce"][2, 1] = bad
+        with pytest.raises(HwnasError, match="probabilities must be finite and not negative"):
+            solver.solve(probs)
+
+
+@pytest.mark.parametrize("ms", [0.0123, 1.0, 3.337, 19.5, 19.52, 20000.0, 99.99999, 1 / 3])
+def test_suggested_fps_can_be_reached(ms: float) -> None:
+    fps = float(reachable_fps(ms))
+    assert 0.998 * 1000 / ms <= fps <= 1000 / ms * (1 + 1e-12)
+
+
+SCALES = (Scale(4, 3, SIZE), Scale(8, 3, SIZE), Scale(16, 3, SIZE))
+
+
+@pytest.fixture(scope="module")
+def space() -> ChainSpace:
+    return cells(2, 4)
+
+
+@pytest.fixture(scope="module")
+def table(space: ChainSpace) -> LatencyTable:
+    rows: dict[str, OpRow] = {}
+    for s in SCALES:
+        rows |= roofline_table(space.at(s)).rows
+    return LatencyTable(WHERE, rows, correction=Correction(0.02, 0.9, {}, 0.03, 12))
+
+
+@pytest.fixture(scope="module")
+def models(space: ChainSpace, table: LatencyTable) -> list[LatencyModel]:
+    return price(space, SCALES, table)
+
+
+@pytest.fixture(scope="module")
+def free_ms(space: ChainSpace, models: list[LatencyModel]) -> list[float]:
+    """Latency of the paper's network at each width."""
+    rule = strongest(space.groups, space.rules(), space.name, random_probs(space, 0))
+    return [m.predict_ms(rule) for m in models]
+
+
+class TestWidths:
+    def test_wider_networks_cost_more(self, free_ms: list[float]) -> None:
+        assert free_ms == sorted(free_ms)
+
+    def test_chosen_is_the_candidate_of_the_highest_utility(
+        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+    ) -> None:
+        probs = random_probs(space, 0)
+        rule = strongest(space.groups, space.rules(), space.name, probs)
+        widths = set()
+        for budget_ms in np.linspace(0.9 * free_ms[0], 1.2 * free_ms[2], 7):
+            for width_utility in (0.0, 0.05, 1.0):
+                chosen, every = derive(space, SCALES, models, probs, float(budget_ms), width_utility)
+                assert [c.scale for c in every] == list(SCALES)
+                met = [c for c in every if c.arch is not None]
+                assert chosen in met
+                assert chosen.utility == max(c.utility for c in met)
+                for c in met:
+                    assert c.arch is not None
+                    check(space, c.arch)
+                    doublings = math.log2(c.scale.channels / 4)
+                    assert c.utility == pytest.approx(c.score + width_utility * doublings)
+                    assert c.score <= 1 + 1e-9
+                    assert (c.score > 1 - 1e-9) == (c.arch == rule)
+                widths.add(chosen.scale.channels)
+        assert widths == {4, 8, 16}
+
+    def test_nothing_is_won_by_width_alone(
+        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+    ) -> None:
+        """Worth nothing, width is not bought; among equals the narrowest, which leaves most time, wins."""
+        chosen, every = derive(space, SCALES, models, random_probs(space, 0), 2 * free_ms[2], 0.0)
+        assert [c.score for c in every] == pytest.approx([1.0, 1.0, 1.0])
+        assert chosen is every[0]
+
+    @pytest.mark.parametrize(("relative_error", "margin"), [(None, 0.0), (0.0, 0.0), (0.03, 0.06), (0.2, MOST)])
+    def test_the_margin_is_two_standard_errors_and_at_most_a_tenth(
+        self, space: ChainSpace, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
+    ) -> None:
+        assert SAFETY == 2.0
+        exact = replace(table, correction=replace(table.correction, relative_error=relative_error))
+        models = price(space, SCALES[:1], exact)
+        probs = random_probs(space, 0)
+        for share in (0.97, 1.0, 1.03, 1.07, 1.12):
+            budget_ms = share * free_ms[0]
+            chosen, _ = derive(space, SCALES[:1], models, probs, budget_ms, 0.5)
+            assert chosen.latency_ms * (1 + margin) <= budget_ms * (1 + 1e-9)
+            # The margin is not wider than that: the paper's network is kept as soon as it fits.
+            assert (chosen.score > 1 - 1e-9) == (free_ms[0] * (1 + margin) <= budget_ms * (1 + 1e-9))
+
+    def test_an_impossible_budget_names_a_speed_that_can_be_had(
+        self, space: ChainSpace, models: list[LatencyModel]
+    ) -> None:
+        probs = random_probs(space, 0)
+        fastest = min(m.predict_ms(Solver(space.groups, space.rules(), space.name, m).fastest().arch) for m in models)
+        with pytest.raises(BudgetError, match=r"no architecture of the space meets .* fps \(.* ms\)") as caught:
+            derive(space, SCALES, models, probs, 0.5 * fastest, 0.5)
+        message = str(caught.value)
+        assert f"reachable is {1000 / (1.06 * fastest):.1f} fps ({1.06 * fastest:.4g} ms" in message
+        suggested = re.search(r"ask for at most --fps ([0-9.]+)$", message)
+        assert suggested is not None
+        chosen, every = derive(space, SCALES, models, probs, 1000 / float(suggested[1]), 0.5)
+        assert chosen.scale == SCALES[0]
+        assert [c.arch is None for c in every] == [False, True, True]
+        assert all(c.latency_ms > 1000 / float(suggested[1]) for c in every[1:])  # their fastest, margin included
+
+    def test_deterministic(self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]) -> None:
+        probs = random_probs(space, 0)
+        one, other = (derive(space, SCALES, models, probs, 1.1 * free_ms[1], 0.5) for _ in range(2))
+        assert one == other
+
+    def test_every_width_must_be_in_the_table(self, space: ChainSpace, table: LatencyTable) -> None:
+        with pytest.raises(MissingOp, match="has no row for"):
+            price(space, [*SCALES, Scale(12, 3, SIZE)], table)
+
+    def test_random_latencies_are_those_of_valid_networks(self, space: ChainSpace, models: list[LatencyModel]) -> None:
+        ms = random_latencies_ms(space, models, 50, seed=0)
+        assert ms.shape == (3, 50)
+        assert np.array_equal(ms, random_latencies_ms(space, models, 50, seed=0))
+        for row, m in zip(ms, models, strict=True):
+            fastest = Solver(space.groups, space.rules(), space.name, m).fastest().latency_ms
+            assert fastest is not None
+            assert row.min() >= fastest - 1e-9
+            assert row.std() > 0
+
+
+def test_margins_are_best_less_second_best() -> None:
+    space = cells(1, 3)
+    probs = {g.name: np.tile([0.1, 0.5, 0.15, 0.25], (len(g.decisions), 1)) for g in space.groups}
+    probs["normal"][0] = [0.5, 0.5, 0.0, 0.0]
+    got = margins(space, probs)
+    assert set(got) == {d.name for g in space.groups for d in g.decisions}
+    assert got.pop("normal/0-2") == 0.0
+    assert list(got.values()) == pytest.approx([0.25] * len(got))

@@ -1,0 +1,233 @@
+"""The verbs of the command line, as a user meets them: the whole job, again, and what each leaves behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+from PIL import Image
+
+from hwnas import recipes
+from hwnas.cli import VERBS, main
+from hwnas.latency import LatencyTable
+from hwnas.run import Run
+from hwnas.runtime.device import provenance
+from hwnas.runtime.engines import open_engine
+from hwnas.runtime.journal import read_journal
+from hwnas.runtime.plan import load_plan
+from hwnas.steplog import StepLog
+from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, hwnas, job, tree
+
+MADE = [
+    "run.json",
+    "plan/plan.json",
+    "plan/networks.json",
+    "results.jsonl",
+    "table.json",
+    "alphas.json",
+    "search.jsonl",
+    "search.pt",
+    "arch.json",
+    "arch.dot",
+    "train.jsonl",
+    "train/checkpoint.pt",
+    "train/model.safetensors",
+    "deploy/model.onnx",
+    "deploy/export.json",
+    "deploy/plan.json",
+    "deploy/validate.jsonl",
+    "predictions.png",
+    "report.json",
+]
+VERDICT = re.compile(
+    r"^predicted (\S+) ms, measured (\S+) ms, fps (\S+), budget (\S+) ms \((\S+) fps\): (met|missed)$", re.MULTILINE
+)
+
+
+def check_job(folder: Path, name: str) -> None:
+    """Hold everything a finished run consists of against what it says."""
+    recipe, run = recipes.get(RECIPE), folder / "runs" / name
+    files = {p for p in tree(run) if (run / p).is_file() and not p.startswith(("plan/ops/", "plan/nets/"))}
+    assert files == {*MADE, ".lock"}  # and no temporary file
+    for file in run.rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=lambda c: pytest.fail(f"{file} holds {c}"))
+    plan, table = load_plan(run / "plan"), LatencyTable.load(run / "table.json")
+    header, _ = read_journal(run / "results.jsonl")
+    assert header["plan"] == plan.id
+    assert set(table.rows) == {e.key for e in plan.entries if e.role == "op"}
+    assert len(table.nets) == recipe.calibration.fit + recipe.calibration.test
+    assert [r["step"] for r in StepLog(run / "search.jsonl").read()] == list(range(recipe.search.steps))
+    assert [r["step"] for r in StepLog(run / "train.jsonl").read()] == list(range(recipe.train.steps))
+    model = onnx.load(run / "deploy" / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [o.version for o in model.opset_import if not o.domain] == [17]
+    with Image.open(run / "predictions.png") as picture:
+        assert picture.format == "PNG"
+        picture.verify()
+    report, arch = (json.loads((run / f"{n}.json").read_text()) for n in ("report", "arch"))
+    assert (report["predicted_ms"], report["budget_ms"]) == (arch["predicted_ms"], arch["budget_ms"])
+    assert arch["predicted_ms"] <= arch["budget_ms"]
+    assert report["fps"] == pytest.approx(1000 / report["measured_ms"])
+    assert report["met"] == (report["measured_ms"] <= report["budget_ms"])
+    assert report["where"]["engine"]["name"] == table.where["engine"]["name"]
+    said = VERDICT.search((folder / "validate.txt").read_text())
+    assert said is not None
+    shown = [report["predicted_ms"], report["measured_ms"], report["fps"], report["budget_ms"], report["budget_fps"]]
+    assert [float(x) for x in said.groups()[:5]] == pytest.approx(shown, rel=1e-3)
+    assert said[6] == ("met" if report["met"] else "missed")
+
+
+def check_next(folder: Path, commands: list[tuple[str, ...]]) -> None:
+    """Every verb named the command that was run next."""
+    for command, following in zip(commands, commands[1:], strict=False):
+        assert f"\nnext: hwnas {' '.join(following)}\n" in (folder / f"{command[0]}.txt").read_text()
+
+
+def test_the_whole_job_on_the_fake_engine(jobs: Path) -> None:
+    check_job(jobs / "finished", RECIPE)
+    check_next(jobs / "finished", job(RECIPE, "--engine", "fake"))
+
+
+@pytest.mark.slow
+def test_the_whole_job_on_onnxruntime(tmp_path: Path) -> None:
+    commands = job("box.1")
+    do_job(tmp_path, commands)
+    check_job(tmp_path, "box.1")
+    check_next(tmp_path, commands)
+    where = LatencyTable.load(tmp_path / "runs/box.1/table.json").where
+    assert where == json.loads(json.dumps(provenance(open_engine("onnxruntime"))))
+
+
+@pytest.mark.parametrize("command", job(RECIPE, "--engine", "fake"), ids=STAGES)
+def test_a_verb_repeated_says_so_and_changes_nothing(finished: Path, jobs: Path, command: tuple[str, ...]) -> None:
+    before = tree(finished)
+    said = done(*command)
+    assert "nothing to do" in said.out
+    assert tree(finished) == before
+    following = re.findall(r"^next: .*", (jobs / "finished" / f"{command[0]}.txt").read_text(), re.MULTILINE)
+    assert re.findall(r"^next: .*", said.out, re.MULTILINE) == following
+
+
+def test_profile_repeated_without_options_keeps_the_engine_of_the_run(profiled: Path) -> None:
+    table = (profiled / "table.json").read_bytes()
+    assert "nothing to do" in done("profile", RECIPE).out
+    (profiled / "table.json").unlink()
+    done("profile", RECIPE)
+    assert (profiled / "table.json").read_bytes() == table
+
+
+def test_derive_another_budget_into_another_run(finished: Path) -> None:
+    before = tree(finished)
+    said = done("derive", RECIPE, "--fps", "3000", "--to", "slow.3000")
+    assert tree(finished) == before
+    assert said.following == "hwnas train slow.3000"
+    old, new = Run(RECIPE).derived(), Run("slow.3000").derived()
+    assert (new.budget_ms, new.predicted_ms <= new.budget_ms) == (1000 / 3000, True)
+    assert new.predicted_ms > old.predicted_ms
+    derived = tree(finished.parent)
+    assert "nothing to do" in done("derive", RECIPE, "--fps", "3000", "--to", "slow.3000").out
+    assert tree(finished.parent) == derived
+    assert done("train", "slow.3000").following == "hwnas export slow.3000"
+    rows = {r[0]: r[2] for line in done("ls").out.splitlines() if len(r := re.split(r"\s{2,}", line.strip())) == 3}
+    assert rows["slow.3000"] == "profiled, searched, trained"
+    assert rows[RECIPE] == "profiled, searched, trained, exported, validated"
+
+
+def test_derive_is_named_after_its_budget_and_the_search_is_repeated_by_its_own(finished: Path) -> None:
+    assert done("derive", RECIPE, "--fps", "3000.4").following == f"hwnas train {RECIPE}-3000fps"
+    done("derive", RECIPE, "--to", "again")
+    assert Run("again").derived() == Run(RECIPE).derived()
+
+
+def test_a_search_with_a_table_from_elsewhere_takes_it_into_the_run(profiled: Path) -> None:
+    shutil.move(profiled / "table.json", "elsewhere.json")
+    shutil.rmtree(profiled)
+    done("search", RECIPE, "--run", "guest", "--table", "elsewhere.json", "--fps", "3000")
+    assert Path("runs/guest/table.json").read_bytes() == Path("elsewhere.json").read_bytes()
+
+
+def test_the_budget_and_its_verdict(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert report["met"] is True
+    assert done("validate", RECIPE, "--require-budget").code == 0
+    report["met"] = False
+    (finished / "report.json").write_text(json.dumps(report))
+    assert hwnas("validate", RECIPE).code == 0
+    assert hwnas("validate", RECIPE, "--require-budget").code == 1
+
+
+def test_measuring_again_keeps_the_report_before(finished: Path) -> None:
+    old = (finished / "report.json").read_bytes()
+    done("validate", RECIPE, "--again")
+    assert (finished / "report-1.json").read_bytes() == old
+    new = json.loads((finished / "report.json").read_text())
+    assert new == json.loads(old)  # the fake engine measures the same every time
+
+
+def test_a_search_on_a_folder_with_images(profiled: Path) -> None:
+    data = camvid_folder(Path("pictures"))
+    done("search", RECIPE, "--run", "own", "--data", data, "--table", profiled / "table.json")
+    done("train", "own")
+    assert json.loads(Path("runs/own/run.json").read_text())["data"] == str(data.resolve())
+    assert [r["step"] for r in StepLog(Path("runs/own/train.jsonl")).read()] == list(range(6))
+
+
+def test_logits_instead_of_labels(finished: Path) -> None:
+    shutil.rmtree(finished / "deploy")
+    (finished / "report.json").unlink()
+    done("export", RECIPE, "--logits")
+    output = onnx.load(finished / "deploy" / "model.onnx").graph.output[0]
+    assert (output.name, [d.dim_value for d in output.type.tensor_type.shape.dim]) == ("logits", [1, 11, 48, 64])
+    assert VERDICT.search(done("validate", RECIPE).out)
+
+
+def test_ls_of_nothing_names_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = done("ls")
+    assert all(name in said.out for name in recipes.names())
+    assert not tree(tmp_path)
+
+
+def test_doctor_says_what_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = done("doctor")
+    for name in ("onnxruntime", "fake", "torch"):
+        assert re.search(rf"^{name} +yes +\S", said.out, re.MULTILINE)
+    assert "overwrite each other" not in said.out
+    assert not tree(tmp_path)
+
+
+def test_doctor_names_the_two_onnxruntimes_as_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "1.0" if n.startswith("onnxruntime") else real(n))
+    out = done("doctor").out
+    assert re.search("warning: onnxruntime and onnxruntime-gpu are both installed.*uninstall both", out)
+
+
+def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert re.search(r"^scipy +missing +pip install 'hwnas\[search\]'$", done("doctor").out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"Example: hwnas {verb}" in capsys.readouterr().out
+
+
+def test_the_program_ends_with_the_code_of_its_verb(tmp_path: Path) -> None:
+    ended = subprocess.run([*CLI, "train", "nothing"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"hwnas: there is no run 'nothing' here \(runs: none\); .*\n", ended.stderr)
+    assert not ended.stdout
