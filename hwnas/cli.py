@@ -11,9 +11,10 @@ from typing import Annotated, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from hwnas import doctor, flow, recipes, ui
+from hwnas import doctor, recipes, ui
 from hwnas.errors import HwnasError
 from hwnas.run import Run
+from hwnas.verbs import listing, profiling, searching, shipping
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
@@ -47,7 +48,7 @@ class Ls:
         """Run the verb."""
         made = [recipes.get(n) for n in recipes.names()]
         ui.table("recipes", ("name", "what it is"), [[r.name, r.title] for r in made])
-        flow.show_runs()
+        listing.show_runs()
         return 0
 
 
@@ -75,11 +76,11 @@ class Profile:
     def __call__(self) -> int:
         """Run the verb."""
         if self.plan_only is not None:
-            flow.plan_only(recipes.get(self.recipe), self.plan_only, self.engine)
+            profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine)
             return 0
         run = _begin(self.recipe, self.run, self.data)
         with run.locked():
-            flow.profile(run, self.engine, self.threads, self.results)
+            profiling.profile(run, self.engine, self.threads, self.results)
         return 0
 
 
@@ -102,7 +103,7 @@ class Search:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.seed)
         with run.locked():
-            flow.run_search(run, self.table, self.fps, self.foreign_table)
+            searching.run_search(run, self.table, self.fps, self.foreign_table)
         return 0
 
 
@@ -121,7 +122,7 @@ class Derive:
 
     def __call__(self) -> int:
         """Run the verb."""
-        flow.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
+        searching.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
         return 0
 
 
@@ -139,7 +140,7 @@ class Train:
         run = Run(self.run)
         run.require("arch.json", "search")
         with run.locked():
-            flow.run_train(run)
+            shipping.run_train(run)
         return 0
 
 
@@ -158,7 +159,7 @@ class Export:
         run = Run(self.run)
         run.require("arch.json", "search")
         with run.locked():
-            flow.run_export(run, self.logits)
+            shipping.run_export(run, self.logits)
         return 0
 
 
@@ -180,7 +181,7 @@ class Validate:
         run = Run(self.run)
         run.require("arch.json", "search")
         with run.locked():
-            met = flow.run_validate(run, self.table, self.foreign_table, self.again)
+            met = shipping.run_validate(run, self.table, self.foreign_table, self.again)
         return 1 if self.require_budget and not met else 0
 
 

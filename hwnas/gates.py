@@ -32,13 +32,9 @@ class Gate:
 
     def __or__(self, other: Gate) -> Gate:
         """At least one holds; distributes over clauses, so that the result is again a conjunction of clauses."""
-        if not self.clauses or not other.clauses:
-            return ALWAYS
         common = self.clauses & other.clauses
-        left, right = self.clauses - common, other.clauses - common
-        if not left or not right:  # one implies the other
-            return Gate(common)
-        return Gate(common | {a | b for a in left for b in right})
+        # If one gate implies the other, only what they share is left, and there is nothing to pair.
+        return Gate(common | {a | b for a in self.clauses - common for b in other.clauses - common})
 
     def holds(self, arch: Architecture) -> bool:
         """Tell whether the gate is open in an architecture."""

@@ -15,6 +15,9 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("hwnas", "kernels", "profiles", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
+# Read when torch is imported. The networks here are small: more threads than one only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Machines are shared, so how long one example takes says nothing about the code.
 settings.register_profile("hwnas", deadline=None)
 settings.load_profile("hwnas")

@@ -173,7 +173,8 @@ class TestExport:
             scores = network(torch.from_numpy(image)).numpy()
         got = run(path, image)
         if labels:
-            assert (got.dtype, got.shape) == (np.uint8, (1, *size))
+            assert got.dtype == np.uint8
+            assert got.shape == (1, *size)
             top = np.sort(scores, axis=1)
             sure = top[:, -1] - top[:, -2] > 1e-4 * np.abs(scores).max()
             assert sure.mean() > 0.95
@@ -181,7 +182,8 @@ class TestExport:
             assert len(np.unique(got)) > 1
             assert facts["label_ties"] <= 0.05 * got.size
         else:
-            assert (got.dtype, got.shape) == (np.float32, (1, 11, *size))
+            assert got.dtype == np.float32
+            assert got.shape == (1, 11, *size)
             np.testing.assert_allclose(got, scores, atol=1e-4 * np.abs(scores).max())
             assert "label_ties" not in facts
         assert traced.calls[-1].spec.kind == ("argmax" if labels else "resize")

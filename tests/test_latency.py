@@ -45,7 +45,8 @@ def named(x: np.ndarray) -> list[dict[str, float]]:
 
 
 def corrected(c: Correction, x: np.ndarray) -> np.ndarray:
-    return c.base_ms + x @ np.array([c.factor(k) for k in KINDS])
+    out: np.ndarray = c.base_ms + x @ np.array([c.factor(k) for k in KINDS])
+    return out
 
 
 class TestCorrection:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
-    {"__main__", "cli", "flow", "doctor"},
+    {"__main__", "cli", "verbs", "doctor"},
     {"recipes", "report", "run", "validate"},
     {"search", "train", "export", "profile"},
     {"spaces"},
@@ -25,7 +25,7 @@ HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module i
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
 TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
 AT_TOP = {
-    "torch": TORCH | {"flow"},
+    "torch": TORCH | {"verbs"},
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
     "safetensors": {"train", "export"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shutil
 import sys
@@ -17,7 +16,7 @@ from PIL import Image
 from hwnas.cli import main
 
 RECIPE = "darts-tiny"
-CLI = (sys.executable, "-m", "hwnas.cli")
+CLI = (sys.executable, "-m", "hwnas")
 STAGES = ("profile", "search", "train", "export", "validate")
 
 
@@ -92,8 +91,3 @@ def camvid_folder(folder: Path, length: int = 4, size: tuple[int, int] = (48, 64
             Image.fromarray(image).save(folder / split / "images" / f"{name}.jpg")
             Image.fromarray(label).save(folder / split / "labels" / f"{name}.png")
     return folder
-
-
-def one_thread() -> dict[str, str]:
-    """Return an environment in which torch computes the same bits every time."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -175,6 +175,7 @@ class Solver:
             if budget_ms is None or ms is None or ms <= budget_ms * (1 + 1e-9):
                 return Solution(arch, float(score @ self.literals.vector(arch)), ms)
             assert limit is not None
+            assert ms <= 1.01 * budget_ms, "the constraints price a network lower than the prediction does"
             limit = min(limit, budget_ms) * (1 - TOLERANCE)
 
     def fastest(self) -> Solution:

@@ -162,6 +162,8 @@ class BilevelSearch:
         images, labels = _tensors(self.weight_batches(self.step))
         with torch.no_grad():
             probs = self.alphas()
+            if self.penalty is not None:
+                metrics["penalty"] = float(self.penalty(probs))
         loss = task_loss(self.net(images, probs), labels)
         self.w_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,49 @@
+"""What several verbs share."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from hwnas.data import SegmentationData, Synthetic
+from hwnas.errors import HwnasError
+from hwnas.latency.table import LatencyTable
+from hwnas.run import Run
+from hwnas.runtime.device import provenance
+from hwnas.runtime.engines import open_engine
+from hwnas.ui import bar
+
+
+def open_table(run: Run, path: Path | None, foreign: bool) -> LatencyTable:
+    """Open a table for a run and refuse one of another device unless asked for.
+
+    Raises:
+        ProvenanceError: If it is of another device.
+    """
+    made = LatencyTable.load(path or run.require("table.json", "profile"))
+    engine = made.where["engine"]
+    if not foreign:
+        made.require_device(provenance(open_engine(str(engine["name"]), int(engine["threads"]))))
+    return made
+
+
+def read_split(run: Run, split: str) -> SegmentationData:
+    """Open a split and read all of it once, so that a file that cannot be used is found before anything is written.
+
+    The samples stay in the dataset's cache, as far as they fit.
+    """
+    data = run.data(split)
+    if isinstance(data, Synthetic):
+        return data  # it is drawn, not read
+    with bar(f"read {data.name}", len(data)) as update:
+        for i in range(len(data)):
+            _ = data[i]
+            update(i + 1)
+    return data
+
+
+def budget_ms_of(fps: float) -> float:
+    """Return the budget in milliseconds of a budget in frames per second."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise HwnasError(f"--fps must be a positive number of frames per second, got {fps}")
+    return 1000 / fps

@@ -1,0 +1,148 @@
+"""`hwnas search` and `hwnas derive`: from a budget to an architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hwnas.errors import HwnasError
+from hwnas.files import canonical_json, read_json, write_atomic
+from hwnas.latency.table import LatencyTable
+from hwnas.run import Derived, Run
+from hwnas.search.gradient import BilevelSearch, search
+from hwnas.search.objective import LatencyTerm
+from hwnas.search.widths import Candidate, derive, margins, price, random_latencies_ms
+from hwnas.steplog import StepLog
+from hwnas.ui import bar, console, summary, table
+from hwnas.verbs.common import budget_ms_of, open_table, read_split
+
+RANDOM_NETWORKS = 200  # per width, for the default budget
+COIN_TOSS = 0.01  # a decision whose best option leads by less than this was not really decided
+
+
+def run_search(run: Run, table_path: Path | None, fps: float | None, foreign: bool) -> None:
+    """Search under a budget and derive a network."""
+    recipe = run.recipe
+    space, scales = recipe.space, recipe.scales()
+    if fps is not None:
+        run.ask(budget_ms=budget_ms_of(fps))
+    config = replace(recipe.search, seed=int(run.settings.get("seed", recipe.search.seed)))
+    run.ask(search_seed=config.seed, data=run.settings.get("data", recipe.data))
+    if (run.folder / "arch.json").exists():
+        summary({"arch": run.folder / "arch.json", "state": "complete, nothing to do"}, f"hwnas train {run.name}")
+        return
+    run.data("train")  # whether it is there at all; reading it comes after the budget
+    latency = open_table(run, table_path, foreign)
+    models = price(space, scales, latency)
+    typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
+    default_ms = float(np.percentile(typical, recipe.budget_percentile))
+    budget_ms = float(run.settings.get("budget_ms", default_ms))
+    # An impossible budget is refused before the search, whatever it would find: any probabilities tell.
+    uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
+    derive(space, scales, models, uniform, budget_ms, recipe.width_utility)
+    data = read_split(run, "train")
+    run.ask(budget_ms=budget_ms)
+    run.commit()
+    if not (run.folder / "table.json").exists():
+        latency.save(run.folder / "table.json")  # what the later verbs measure by
+    console.print(
+        f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
+        f"{typical.min():.4g} to {typical.max():.4g} ms"
+    )
+    # The width whose typical network is nearest to the budget is the one most likely to be derived.
+    nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
+    bilevel = BilevelSearch(space, config, data, LatencyTerm(models[nearest], budget_ms, config.latency_weight))
+    settings = {"budget_ms": budget_ms, "table": latency.where, "data": data.name}
+    with bar("search", config.steps) as update:
+        logits = search(bilevel, run.folder / "search.pt", settings, StepLog(run.folder / "search.jsonl"), update)
+    content = {"groups": {k: v.tolist() for k, v in logits.items()}, "table": str(latency.path)}
+    write_atomic(run.folder / "alphas.json", canonical_json(content) + "\n")
+    run_derive(run, run, latency, budget_ms)
+
+
+def run_derive(source: Run, target: Run, latency: LatencyTable, budget_ms: float) -> None:
+    """Derive a network from what `source` found, under a budget, into the run `target`."""
+    recipe = source.recipe
+    space, scales = recipe.space, recipe.scales()
+    probs = {k: torch.softmax(v, dim=-1).numpy() for k, v in _alphas(source).items()}
+    models = price(space, scales, latency)
+    chosen, candidates = derive(space, scales, models, probs, budget_ms, recipe.width_utility)
+    assert chosen.arch is not None
+    sure = margins(space, probs)
+    tosses = sorted(d for d, m in sure.items() if m < COIN_TOSS)
+    more: dict[str, Any] = {
+        "table": str(latency.path),
+        "candidates": [_candidate(c) for c in candidates],
+        "coin_tosses": tosses,
+        "by_kind_ms": models[candidates.index(chosen)].by_kind(chosen.arch),
+    }
+    if target is not source:
+        latency.save(target.folder / "table.json")  # what the later verbs measure by
+        target.commit()
+    target.write_derived(Derived(chosen.arch, chosen.scale, budget_ms, chosen.latency_ms), more)
+    write_atomic(target.folder / "arch.dot", space.dot(chosen.arch))
+    _show_candidates(candidates, chosen)
+    for line in str(space.genotype(chosen.arch)).split("\n"):
+        console.print(line, markup=False)
+    facts: dict[str, object] = {
+        "arch": target.folder / "arch.json",
+        "predicted": f"{chosen.latency_ms:.4g} ms ({1000 / chosen.latency_ms:.1f} fps), budget {budget_ms:.4g} ms",
+        "coin tosses": f"{len(tosses)} of {len(sure)} decisions led by less than {COIN_TOSS}",
+    }
+    summary(facts, f"hwnas train {target.name}")
+
+
+def derive_into(source: Run, name: str | None, table_path: Path | None, fps: float | None, foreign: bool) -> None:
+    """Derive another network of a finished search into a run of its own."""
+    settings = source.settings
+    if "budget_ms" not in settings:
+        raise HwnasError(f"the run {source.name!r} has not been searched; run: {source.command('search')}")
+    budget_ms = float(settings["budget_ms"]) if fps is None else budget_ms_of(fps)
+    target = Run(name or f"{source.name}-{1000 / budget_ms:.0f}fps")
+    latency = open_table(source, table_path, foreign)
+    target.ask(**{k: v for k, v in settings.items() if k not in ("schema", "budget_ms")}, budget_ms=budget_ms)
+    with target.locked():
+        arch, own = target.folder / "arch.json", target.folder / "table.json"
+        if own.exists() and LatencyTable.load(own) != replace(latency, path=own):
+            raise HwnasError(f"the run {target.name!r} has another latency table; give another name with --to")
+        if arch.exists():
+            summary({"arch": arch, "state": "complete, nothing to do"}, target.command("train"))
+            return
+        run_derive(source, target, latency, budget_ms)
+
+
+def _alphas(run: Run) -> dict[str, torch.Tensor]:
+    """Read what a search found: the logits of each group."""
+    path = run.require("alphas.json", "search")
+    data = read_json(path, "the alphas of a search")
+    try:
+        logits = {str(k): torch.tensor(v, dtype=torch.float32) for k, v in data["groups"].items()}
+        shapes = {k: tuple(v.shape) for k, v in logits.items()}
+        if shapes != {g.name: g.shape for g in run.recipe.space.groups}:
+            raise ValueError("its shapes are those of another space")
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise HwnasError(f"{path} does not hold the alphas of {run.recipe.name} ({e}); search again") from e
+    return logits
+
+
+def _candidate(c: Candidate) -> dict[str, Any]:
+    """Return a JSON object of a candidate."""
+    arch = None if c.arch is None else c.arch.to_json()
+    out = {"scale": c.scale.to_json(), "latency_ms": c.latency_ms, "architecture": arch}
+    return out if c.arch is None else out | {"score": c.score, "utility": c.utility}
+
+
+def _show_candidates(candidates: list[Candidate], chosen: Candidate) -> None:
+    rows = []
+    for c in candidates:
+        fps = f"{1000 / c.latency_ms:.1f}"
+        if c.arch is None:
+            rows.append([str(c.scale.channels), "", "", f"over budget, at best {c.latency_ms:.4g}", fps, ""])
+        else:
+            mark = "<- chosen" if c is chosen else ""
+            rows.append([str(c.scale.channels), f"{c.score:.3f}", f"{c.utility:.3f}", f"{c.latency_ms:.4g}", fps, mark])
+    table("candidates", ("channels", "score", "utility", "predicted ms", "fps", ""), rows, numbers=True)

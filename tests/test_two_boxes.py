@@ -1,0 +1,124 @@
+"""A table of another box: the plan is carried there, measured without torch, and its results are carried back."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hwnas.latency import LatencyTable
+from hwnas.profile import build_table
+from hwnas.run import Run
+from hwnas.runtime.journal import read_journal
+from tests.conftest import run
+from tests.test_verb_errors import refused
+from tests.test_verbs import VERDICT
+from tests.verbs import RECIPE, done, tree
+
+
+@pytest.fixture(scope="module")
+def plan(jobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plan of darts-tiny as ``--plan-only`` writes it."""
+    folder = tmp_path_factory.mktemp("carried") / "plan"
+    said = done("profile", RECIPE, "--plan-only", folder)
+    assert said.following.startswith("on the device: python -m hwnas.runtime measure plan")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory of the search box."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def measured(python: Path, plan: Path, box: Path, *options: str) -> Path:
+    """Carry a plan to a box and measure it there; return the results, carried back alone."""
+    box.mkdir()
+    shutil.copytree(plan, box / "plan")
+    run(python, "-c", "import importlib.util as u; assert u.find_spec('torch') is u.find_spec('onnx') is None", cwd=box)
+    said = run(python, "-m", "hwnas.runtime", "measure", "plan", *options, cwd=box)
+    assert re.search("^next: hwnas profile RECIPE --results plan/results.jsonl$", said, re.MULTILINE)
+    return Path(shutil.copy(box / "plan" / "results.jsonl", "carried.jsonl"))
+
+
+def test_the_plan_is_the_one_a_local_profile_measures(plan: Path, jobs: Path) -> None:
+    assert tree(plan) == tree(jobs / "profiled" / "runs" / RECIPE / "plan")
+
+
+def test_two_boxes_make_the_table_of_one(plan: Path, here: Path, jobs: Path, tmp_path: Path, bare_venv: Path) -> None:
+    results = measured(bare_venv, plan, tmp_path / "box", "--engine", "fake", "--passes", "2")
+    shutil.copytree(plan, "runs/far/plan")  # as it would write it, and sooner
+    assert done("profile", RECIPE, "--run", "far", "--results", results).following == f"hwnas search {RECIPE} --run far"
+    far = LatencyTable.load(Path("runs/far/table.json"))
+    near = LatencyTable.load(jobs / "profiled" / "runs" / RECIPE / "table.json")
+    for part in ("rows", "nets", "correction", "report"):
+        assert getattr(far, part) == getattr(near, part)
+    assert {**far.where, "python": "", "os": ""} == {**near.where, "python": "", "os": ""}
+    before = tree(here)
+    assert "nothing to do" in done("profile", RECIPE, "--run", "far", "--results", results).out
+    assert tree(here) == before
+
+
+def test_a_box_with_onnxruntime_and_the_whole_job_after_it(
+    plan: Path, here: Path, jobs: Path, tmp_path: Path, onnxruntime_venv: Path
+) -> None:
+    results = measured(onnxruntime_venv, plan, tmp_path / "box", "--passes", "1")
+    done("profile", RECIPE, "--results", results)
+    table = LatencyTable.load(Path(f"runs/{RECIPE}/table.json"))
+    assert table.where == json.loads(json.dumps(read_journal(results)[0]["where"]))
+    assert table.where["engine"]["name"] == "onnxruntime"
+    near = LatencyTable.load(jobs / "profiled" / "runs" / RECIPE / "table.json")
+    assert table.rows.keys() == near.rows.keys()
+    assert [(n.key, n.ops, n.use) for n in table.nets] == [(n.key, n.ops, n.use) for n in near.nets]
+
+    # The same results make the same table, whichever copy of the plan they are held against.
+    for folder, name in ((Path(f"runs/{RECIPE}/plan"), "a.json"), (tmp_path / "box" / "plan", "b.json")):
+        build_table(folder, results).save(Path(name))
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes() == table.path.read_bytes()  # type: ignore[union-attr]
+
+    for verb in ("search", "train", "export"):
+        done(verb, RECIPE)
+    verdict = VERDICT.search(done("validate", RECIPE).out)
+    assert verdict is not None
+    report = json.loads(Path(f"runs/{RECIPE}/report.json").read_text())
+    assert report["where"]["engine"] == table.where["engine"]
+    assert report["predicted_ms"] == Run(RECIPE).derived().predicted_ms
+
+
+def test_results_of_another_plan_are_refused(finished: Path) -> None:
+    other = finished / "deploy" / "validate.jsonl"  # of the plan that validation makes
+    shutil.copytree(finished / "plan", "runs/far/plan")
+    refused(
+        *("profile", RECIPE, "--run", "far", "--results", other),
+        match=r"validate\.jsonl holds results of another plan than runs/far/plan; measure this recipe's plan",
+        leaves="runs/far/.lock",
+    )
+
+
+def test_results_that_are_not_finished_are_refused(finished: Path) -> None:
+    lines = (finished / "results.jsonl").read_text().splitlines(keepends=True)
+    Path("some.jsonl").write_text("".join(lines[:101]))
+    shutil.copytree(finished / "plan", "runs/far/plan")
+    refused(
+        "profile",
+        RECIPE,
+        "--run",
+        "far",
+        "--results",
+        "some.jsonl",
+        match="entries are missing, the first is",
+        leaves="runs/far/.lock",
+    )
+
+
+def test_results_for_a_run_on_another_engine_are_refused(finished: Path, tmp_path: Path) -> None:
+    (finished / "table.json").unlink()
+    settings = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(settings | {"engine": "onnxruntime"}))
+    shutil.copy(finished / "results.jsonl", "carried.jsonl")
+    refused("profile", RECIPE, "--results", "carried.jsonl", match="was made with engine 'onnxruntime', not 'fake'")
