@@ -308,7 +308,20 @@ def test_provenance_names_the_fake_device_or_this_cpu() -> None:
     assert "device" not in fake["engine"]
     real = provenance(open_engine("onnxruntime"))
     assert real["device"] == cpu_identity()
-    assert real.keys() == fake.keys() == {"device", "engine", "clock", "batch", "os", "python", "hwnas"}
+    assert (
+        real.keys()
+        == fake.keys()
+        == {
+            "device",
+            "engine",
+            "clock",
+            "batch",
+            "merges",
+            "os",
+            "python",
+            "hwnas",
+        }
+    )
     assert (real["clock"], real["batch"]) == ("thread_cpu", 1)
     assert real == provenance(open_engine("onnxruntime"))
     assert not same_device(fake, real)
@@ -517,23 +530,49 @@ def test_an_engine_error_is_a_row_and_the_run_goes_on(tmp_path: Path) -> None:
     assert 0 < good.latency_ms < 50
 
 
-def test_rows_take_medians_and_tell_when_passes_disagree(tmp_path: Path) -> None:
+def test_rows_take_the_quietest_pass_and_tell_when_no_other_comes_close(tmp_path: Path) -> None:
     base = measure(Scripted([1.0]), StopRule(warmup_s=0)).to_dict()
     path = tmp_path / "r.jsonl"
     with Journal(path, {"plan": "p", "where": {}}) as journal:
         for key, medians, doubts in [
-            ("far", [1.0, 1.3, 1.1], [False] * 3),
-            ("near", [1.0, 1.01, 1.05], [True, False, False]),
-            ("unsure", [1.0, 1.0], [True, False]),
+            ("alone", [1.3, 1.0, 1.1], [False] * 3),
+            ("backed", [1.4, 1.0, 1.02], [True, False, False]),
+            ("unsure", [1.0, 1.01], [True, False]),
         ]:
             for i, (ms, doubtful) in enumerate(zip(medians, doubts, strict=True)):
-                fields = {**base, "latency_ms": ms, "doubtful": doubtful}
+                fields = {**base, "latency_ms": ms, "p90_ms": 2 * ms, "doubtful": doubtful}
                 journal.append({"type": "sample", "key": key, "pass": i, "status": "ok", **fields})
     rows = {row.key: row for row in collect(path)[1]}
-    assert (rows["far"].latency_ms, rows["far"].doubtful) == (1.1, True)
-    assert rows["far"].pass_spread == pytest.approx(0.3 / 1.1)
-    assert (rows["near"].latency_ms, rows["near"].doubtful, rows["near"].n) == (1.01, False, 21)
+    assert (rows["alone"].latency_ms, rows["alone"].p90_ms, rows["alone"].doubtful) == (1.0, 2.0, True)
+    assert rows["alone"].pass_spread == pytest.approx(0.1)
+    assert (rows["backed"].latency_ms, rows["backed"].doubtful, rows["backed"].n) == (1.0, False, 21)
     assert rows["unsure"].doubtful
+
+
+def test_entries_whose_passes_disagree_get_more_of_them(plan: Path, engines: str, tmp_path: Path) -> None:
+    """`Disturbed` slows the first two passes over op1, by different amounts: a third and a fourth pass settle it."""
+    told: list[Progress] = []
+    measure_plan(plan, f"{engines}:Disturbed", passes=2, on_record=told.append)
+    rows = {row.key: row for row in collect(plan / "results.jsonl")[1]}
+    assert {key: row.passes for key, row in rows.items()} == {"op0": 2, "op1": 4, "op2": 2, "op3": 2}
+    assert not rows["op1"].doubtful
+    measure_plan(plan, "fake", passes=1, results=tmp_path / "quiet.jsonl")
+    quiet = {row.key: row for row in collect(tmp_path / "quiet.jsonl")[1]}
+    assert rows["op1"].latency_ms == quiet["op1"].latency_ms
+    assert (told[-1].done, told[-1].total) == (10, 10)
+
+
+def test_killing_everything_is_not_the_fault_of_an_entry(plan: Path, tmp_path: Path) -> None:
+    """Starts without an end, up to four, are kills by the user; deaths that a supervisor recorded are the entry's."""
+    measure_plan(plan, "fake", passes=1, results=tmp_path / "whole.jsonl")
+    header, _ = read_journal(tmp_path / "whole.jsonl")
+    for n, status in ((4, "ok"), (5, "crashed")):
+        path = tmp_path / f"{n}.jsonl"
+        with Journal(path, {k: v for k, v in header.items() if k != "schema"}) as journal:
+            for _ in range(n):
+                journal.append({"type": "start", "key": "op1", "pass": 0})
+        measure_plan(plan, "fake", passes=1, results=path)
+        assert {row.key: row.status for row in collect(path)[1]}["op1"] == status
 
 
 # --- child processes
@@ -570,6 +609,15 @@ class Once(Faulty):
         if not os.path.exists(os.environ["MARK"]):
             open(os.environ["MARK"], "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+
+class Disturbed(Fake):
+    slow = [1.5, 1.3]
+    def load(self, entry, folder):
+        runner = super().load(entry, folder)
+        if entry.key == "op1" and self.slow:
+            factor, quiet = self.slow.pop(), runner.time
+            runner.time = lambda n: type(quiet(n))(*(factor * a for a in quiet(n)))
+        return runner
 
 class Chatty(Fake):
     def load(self, entry, folder):

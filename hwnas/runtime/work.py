@@ -21,7 +21,8 @@ from hwnas.runtime.measure import Measurement, measure
 from hwnas.runtime.plan import Entry, load_plan
 
 RESULTS_FILE = "results.jsonl"
-DEATHS = 2  # one can be a user's kill, two at the same entry are the entry's
+DEATHS = 2  # of the measuring process alone, which its supervisor saw and recorded: the entry's fault
+SILENT_DEATHS = 5  # of everything at once: a user's kill, or an entry that takes the machine down
 # Other work on the machine only ever adds time (a busy sibling core adds 40 % to CPU time, for seconds on end), so the
 # quietest pass counts, and it is believed when a second one comes close.
 CLOSE = 0.03
@@ -172,6 +173,7 @@ class _History:
     def __init__(self, records: Sequence[Record]) -> None:
         self.done: set[tuple[str, int]] = set()
         self._deaths: Counter[tuple[str, int]] = Counter()
+        self._unfinished: Counter[tuple[str, int]] = Counter()
         self._crashed: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._medians_ms: dict[str, list[float]] = {}
@@ -183,10 +185,11 @@ class _History:
         which = (str(record.get("key")), int(record.get("pass", -1)))
         kind = record.get("type")
         if kind == "start":
-            self._deaths[which] += 1  # until something tells otherwise
-        elif kind in ("sample", "interrupted"):
-            self._deaths[which] -= 1
-        elif kind == "death":
+            self._unfinished[which] += 1  # until something tells otherwise
+        elif kind in ("sample", "interrupted", "death"):
+            self._unfinished[which] -= 1
+        if kind == "death":
+            self._deaths[which] += 1
             self._reasons[which[0]] = str(record.get("reason"))
         if kind == "sample":
             self.done.add(which)
@@ -202,8 +205,9 @@ class _History:
 
     def crash(self, key: str, pass_: int) -> str | None:
         """Return why an entry is not to be tried (again), else None."""
-        if key not in self._crashed and self._deaths[(key, pass_)] >= DEATHS:
-            self._crashed[key] = self._reasons.get(key, "the process died twice while measuring it")
+        which = (key, pass_)
+        if key not in self._crashed and (self._deaths[which] >= DEATHS or self._unfinished[which] >= SILENT_DEATHS):
+            self._crashed[key] = self._reasons.get(key, "everything died several times while it was measured")
         return self._crashed.get(key)
 
 
