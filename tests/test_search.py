@@ -182,6 +182,7 @@ class TestSteps:
             assert for_weights & for_alphas == set()
             assert for_weights | for_alphas == set(range(n))
             assert abs(len(for_weights) - len(for_alphas)) <= 1
+            assert s.weight_batches.seed != s.alpha_batches.seed  # else both would draw the same crops
 
     def test_learning_rate_is_a_cosine_from_start_to_end(self, data: SegmentationData) -> None:
         config = replace(CONFIG, steps=12, warmup=12, batch=1, crop=(24, 32))
