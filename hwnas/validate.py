@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +14,77 @@ from hwnas.data.augment import normalise
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError
-from hwnas.files import sha256
+from hwnas.files import sha256, write_atomic
+from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
 from hwnas.profile import network_entry
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.plan import write_plan
+from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import Row, collect
+from hwnas.runtime.work import CLOSE, EXTRA_PASSES, Row, collect
 from hwnas.ui import Update, ignore
 
 PICTURES = 4
+REFERENCES = 2
+PASSES = 5
+PATIENCE_S = 60.0  # slow spells of a shared machine were seen to last from seconds to half a minute
+PAUSE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network of the table's own plan, measured again beside the new one.
+
+    Attributes:
+        entry: As in the plan.
+        content: Its ONNX file.
+        latency_ms: What the table says it took.
+    """
+
+    entry: Entry
+    content: bytes
+    latency_ms: float
+
+
+def references(plan: Path, table: LatencyTable) -> list[Reference]:
+    """Return the `REFERENCES` fastest networks of a table whose plan is still there, else none.
+
+    Raises:
+        HwnasError: If the plan is there and damaged.
+    """
+    if not (plan / PLAN_FILE).exists():
+        return []
+    took_ms = {n.key: n.latency_ms for n in table.nets}
+    found = [e for e in load_plan(plan).entries if e.key in took_ms]
+    found.sort(key=lambda e: took_ms[e.key])
+    return [Reference(e, checked_bytes(e, plan), took_ms[e.key]) for e in found[:REFERENCES]]
 
 
 def measure_network(
-    model: Path, trace: Trace, output: str, engine: Mapping[str, Any], passes: int, update: Update = ignore
-) -> tuple[dict[str, Any], Row]:
+    model: Path,
+    trace: Trace,
+    output: str,
+    engine: Mapping[str, Any],
+    beside: Sequence[Reference] = (),
+    update: Update = ignore,
+) -> tuple[dict[str, Any], Row, float | None]:
     """Measure an exported file in a process of its own, under the conditions of a table.
+
+    Where the machine is slower than it was for the table, which the references tell, it is measured again for up to
+    `PATIENCE_S`: the quietest pass counts.
 
     Args:
         model: The ONNX file, in a folder that may be written to.
         trace: Of the network in it.
         output: Name of its output.
         engine: The table's ``where["engine"]``.
-        passes: How often it is loaded and measured.
-        update: Told after each pass.
+        beside: Networks of the table.
+        update: Told after each measurement.
 
     Returns:
-        Provenance of the measurement, and the measurement.
+        Provenance of the measurement, the measurement, and how much slower than in the table the references were in
+        their quietest passes (1.0 is as fast; None without references).
 
     Raises:
         HwnasError: If the engine could not run it.
@@ -48,20 +93,34 @@ def measure_network(
     results = folder / "validate.jsonl"
     results.unlink(missing_ok=True)  # a measurement is of now
     key = f"net/{model.name}"
-    write_plan(folder, [network_entry(key, trace, model.name, sha256(model.read_bytes()), output)])
-    supervise(
-        folder,
-        str(engine["name"]),
-        int(engine["threads"]),
-        passes,
-        results,
-        lambda p: update(p.done),
-    )
-    where, rows = collect(results)
-    row = rows[0]
-    if row.latency_ms is None:
-        raise HwnasError(f"{engine['name']} could not run {model}: {row.reason}")
-    return where, row
+    entries = [network_entry(key, trace, model.name, sha256(model.read_bytes()), output)]
+    for n, r in enumerate(beside):
+        name = f"reference-{n}.onnx"
+        write_atomic(folder / name, r.content)
+        entries.append(replace(r.entry, onnx=name))
+    write_plan(folder, entries)
+    start_s, passes = time.monotonic(), PASSES
+    while True:
+        supervise(
+            folder,
+            str(engine["name"]),
+            int(engine["threads"]),
+            passes,
+            results,
+            lambda p: update(p.done, total=p.total),
+        )
+        where, rows = collect(results)
+        by_key = {r.key: r for r in rows}
+        row = by_key[key]
+        if row.latency_ms is None:
+            raise HwnasError(f"{engine['name']} could not run {model}: {row.reason}")
+        ratios = [(by_key[r.entry.key].latency_ms or 0.0) / r.latency_ms for r in beside]
+        slowdown = float(np.median(ratios)) if ratios else None
+        quiet = not row.doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
+        if quiet or time.monotonic() - start_s > PATIENCE_S:
+            return where, row, slowdown
+        time.sleep(PAUSE_S)
+        passes += EXTRA_PASSES + PASSES  # what was measured so far stays in the results
 
 
 def score(model: Path, data: SegmentationData, pictures: Path, update: Update = ignore) -> ConfusionMatrix:
@@ -89,7 +148,9 @@ def score(model: Path, data: SegmentationData, pictures: Path, update: Update = 
     return confusion
 
 
-def verdict(row: Row, where: Mapping[str, Any], predicted_ms: float, budget_ms: float) -> dict[str, Any]:
+def verdict(
+    row: Row, where: Mapping[str, Any], predicted_ms: float, budget_ms: float, slowdown: float | None
+) -> dict[str, Any]:
     """Return predicted against measured, and the budget: all that a report says about speed."""
     assert row.latency_ms is not None
     return {
@@ -105,6 +166,7 @@ def verdict(row: Row, where: Mapping[str, Any], predicted_ms: float, budget_ms: 
         "budget_fps": 1000 / budget_ms,
         "met": row.latency_ms <= budget_ms,
         "doubtful": row.doubtful,
+        "slowdown": slowdown,
         "clock": where["clock"],
         "threads": where["engine"]["threads"],
         "batch": where["batch"],

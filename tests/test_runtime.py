@@ -29,7 +29,7 @@ from hwnas.runtime.journal import Journal, read_journal
 from hwnas.runtime.measure import Measurement, Samples, StopRule, measure, median_interval, timed
 from hwnas.runtime.plan import Call, Entry, load_plan, write_plan
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import Progress, Row, collect, measure_plan
+from hwnas.runtime.work import Progress, Row, collect, measure_plan, settled
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (1, 4, 9, 8)
@@ -560,6 +560,19 @@ def test_entries_whose_passes_disagree_get_more_of_them(plan: Path, engines: str
     quiet = {row.key: row for row in collect(tmp_path / "quiet.jsonl")[1]}
     assert rows["op1"].latency_ms == quiet["op1"].latency_ms
     assert (told[-1].done, told[-1].total) == (10, 10)
+
+
+def test_an_entry_whose_passes_all_fell_into_slow_seconds_is_not_settled() -> None:
+    """Three passes over ten entries; seconds in which all is 1.4 times slower take `c` in every pass."""
+    names = "abcdefghij"
+    quiet = [(name, 1.0) for name in names]
+    slow = [(name, 1.4 if name in "abcd" else 1.0) for name in names]
+    # `c` agrees with itself, but in each of its passes so did its neighbours with their slow selves.
+    assert settled([*quiet, *quiet]) == set(names)
+    unlucky = [*slow, *slow, *(item for item in quiet if item[0] != "c")]
+    assert "c" not in settled(unlucky)
+    assert "c" in settled([*unlucky, ("c", 1.0), ("c", 1.01)])
+    assert "c" not in settled([*quiet, *(item for item in quiet if item[0] != "c"), ("c", 0.8)])  # nothing is close
 
 
 def test_killing_everything_is_not_the_fault_of_an_entry(plan: Path, tmp_path: Path) -> None:

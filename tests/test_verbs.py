@@ -43,6 +43,8 @@ MADE = [
     "deploy/model.onnx",
     "deploy/export.json",
     "deploy/plan.json",
+    "deploy/reference-0.onnx",
+    "deploy/reference-1.onnx",
     "deploy/validate.jsonl",
     "predictions.png",
     "report.json",

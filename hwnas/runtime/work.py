@@ -26,7 +26,11 @@ SILENT_DEATHS = 5  # of everything at once: a user's kill, or an entry that take
 # Other work on the machine only ever adds time (a busy sibling core adds 40 % to CPU time, for seconds on end), so the
 # quietest pass counts, and it is believed when a second one comes close.
 CLOSE = 0.03
-EXTRA_PASSES = 6  # at most, for entries whose two quietest passes are not close
+EXTRA_PASSES = 6  # at most, for entries that are not settled
+# All passes over an entry may fall into slow seconds and agree. What was measured just before and after tells: how slow
+# the machine was then is how far those entries were above their own quietest pass.
+WINDOW = 4
+SLOW = 1.05
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Row:
         pass_spread: How much slower the second quietest pass is, relative; 0 with a single pass.
         n: Samples in all passes.
         passes: Passes measured.
-        doubtful: The quietest pass is doubtful, or no second one is within 3 %.
+        doubtful: The quietest pass is doubtful, or it is not settled: no second one is within 3 %, or the machine was
+            slow around the quietest one.
     """
 
     key: str
@@ -103,8 +108,8 @@ def measure_plan(
         folder: A plan.
         engine_name: Name of the engine.
         threads: Threads of the engine.
-        passes: How often every entry is measured, each time in another order; entries whose two quietest passes are
-            not within 3 % get up to 6 more.
+        passes: How often every entry is measured, each time in another order; entries that are not settled (see
+            `settled`) get up to 6 more.
         seed: Of the orders.
         results: The results file; ``results.jsonl`` in the plan folder if None.
         on_record: Called after each measurement.
@@ -126,7 +131,8 @@ def measure_plan(
     with Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal:
         history = _History(journal.records)
         for pass_ in range(passes + EXTRA_PASSES):
-            due = plan.entries if pass_ < passes else [e for e in plan.entries if not history.settled(e.key)]
+            done = history.settled() if pass_ >= passes else set()
+            due = [e for e in plan.entries if e.key not in done]
             total = len(plan.entries) * passes if pass_ < passes else len(history.done) + len(due)
             # Each pass has its own order, so that drift does not fall on the same entries.
             for i in np.random.default_rng([seed, pass_]).permutation(len(due)):
@@ -160,7 +166,8 @@ def collect(results: Path) -> tuple[Record, list[Row]]:
     for record in records:
         if record.get("type") == "sample":
             by_key.setdefault(str(record["key"]), []).append(record)
-    return header["where"], [_row(key, by_key[key]) for key in sorted(by_key)]
+    quiet = _History(records).settled()
+    return header["where"], [_row(key, by_key[key], key in quiet) for key in sorted(by_key)]
 
 
 class _History:
@@ -176,7 +183,8 @@ class _History:
         self._unfinished: Counter[tuple[str, int]] = Counter()
         self._crashed: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
-        self._medians_ms: dict[str, list[float]] = {}
+        self._medians_ms: list[tuple[str, float]] = []  # in the order of measurement
+        self._bad: set[str] = set()
         for record in records:
             self.add(record)
 
@@ -195,13 +203,14 @@ class _History:
             self.done.add(which)
             if record.get("status") == "crashed":
                 self._crashed[which[0]] = str(record.get("reason"))
-            elif record.get("status") == "ok":
-                self._medians_ms.setdefault(which[0], []).append(float(record["latency_ms"]))
+            if record.get("status") == "ok":
+                self._medians_ms.append((which[0], float(record["latency_ms"])))
+            else:
+                self._bad.add(which[0])
 
-    def settled(self, key: str) -> bool:
-        """Return whether an entry needs no more passes: it failed, or its two quietest ones are close."""
-        medians_ms = self._medians_ms.get(key, [])
-        return not medians_ms or _apart(medians_ms) <= CLOSE
+    def settled(self) -> set[str]:
+        """Return the entries that need no more passes."""
+        return settled(self._medians_ms) | self._bad
 
     def crash(self, key: str, pass_: int) -> str | None:
         """Return why an entry is not to be tried (again), else None."""
@@ -209,6 +218,28 @@ class _History:
         if key not in self._crashed and (self._deaths[which] >= DEATHS or self._unfinished[which] >= SILENT_DEATHS):
             self._crashed[key] = self._reasons.get(key, "everything died several times while it was measured")
         return self._crashed.get(key)
+
+
+def settled(medians_ms: Sequence[tuple[str, float]]) -> set[str]:
+    """Return the entries whose quietest pass can be believed.
+
+    A second pass comes close to it, and the machine was not slow around it.
+
+    Args:
+        medians_ms: Entry and median of each measurement, in the order of measurement.
+    """
+    passes: dict[str, list[int]] = {}
+    for i, (key, _) in enumerate(medians_ms):
+        passes.setdefault(key, []).append(i)
+    quietest = {key: min(indices, key=lambda i: medians_ms[i][1]) for key, indices in passes.items()}
+    ratios = np.array([ms / medians_ms[quietest[key]][1] for key, ms in medians_ms])
+    out = set()
+    for key, best in quietest.items():
+        around = np.delete(ratios[max(0, best - WINDOW) : best + WINDOW + 1], min(best, WINDOW))
+        slow = len(around) > 0 and float(np.median(around)) > SLOW
+        if not slow and _apart([medians_ms[i][1] for i in passes[key]]) <= CLOSE:
+            out.add(key)
+    return out
 
 
 def _apart(medians_ms: Sequence[float]) -> float:
@@ -234,13 +265,12 @@ def _bad(status: str, reason: str) -> dict[str, Any]:
     return {"status": status, "reason": reason}
 
 
-def _row(key: str, samples: Sequence[Record]) -> Row:
+def _row(key: str, samples: Sequence[Record], quiet: bool) -> Row:
     bad = next((s for s in samples if s["status"] != "ok"), None)
     if bad is not None:
         return Row(key, str(bad["status"]), str(bad.get("reason", "")), passes=len(samples))
     measured = [Measurement.from_dict(s) for s in samples]
     quietest = min(measured, key=lambda m: m.latency_ms)
-    apart = _apart([m.latency_ms for m in measured])
     return Row(
         key=key,
         status="ok",
@@ -249,8 +279,8 @@ def _row(key: str, samples: Sequence[Record]) -> Row:
         p99_ms=quietest.p99_ms,
         wall_ms=quietest.wall_ms,
         spread=quietest.spread,
-        pass_spread=apart,
+        pass_spread=_apart([m.latency_ms for m in measured]),
         n=sum(m.n for m in measured),
         passes=len(measured),
-        doubtful=quietest.doubtful or apart > CLOSE,
+        doubtful=quietest.doubtful or not quiet,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from hwnas.data import SegmentationData, Synthetic
@@ -25,6 +26,24 @@ def open_table(run: Run, path: Path | None, foreign: bool) -> LatencyTable:
     if not foreign:
         made.require_device(provenance(open_engine(str(engine["name"]), int(engine["threads"]))))
     return made
+
+
+def check_table(run: Run, latency: LatencyTable) -> None:
+    """Refuse a table for a run that has another one: prediction and validation must be by the same.
+
+    Raises:
+        HwnasError: If the run has another table.
+    """
+    own = run.folder / "table.json"
+    if own.exists() and LatencyTable.load(own) != replace(latency, path=own):
+        raise HwnasError(f"the run {run.name!r} has another latency table; give another name with --run or --to")
+
+
+def keep_table(run: Run, latency: LatencyTable) -> None:
+    """Give a run its own copy of the table it was derived with, unless it has it: later verbs measure by it."""
+    own = run.folder / "table.json"
+    if not own.exists():
+        replace(latency).save(own)
 
 
 def read_split(run: Run, split: str) -> SegmentationData:

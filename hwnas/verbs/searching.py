@@ -18,7 +18,7 @@ from hwnas.search.objective import LatencyTerm
 from hwnas.search.widths import Candidate, derive, margins, price, random_latencies_ms
 from hwnas.steplog import StepLog
 from hwnas.ui import bar, console, summary, table
-from hwnas.verbs.common import budget_ms_of, open_table, read_split
+from hwnas.verbs.common import budget_ms_of, check_table, keep_table, open_table, read_split
 
 RANDOM_NETWORKS = 200  # per width, for the default budget
 COIN_TOSS = 0.01  # a decision whose best option leads by less than this was not really decided
@@ -37,6 +37,7 @@ def run_search(run: Run, table_path: Path | None, fps: float | None, foreign: bo
         return
     run.data("train")  # whether it is there at all; reading it comes after the budget
     latency = open_table(run, table_path, foreign)
+    check_table(run, latency)
     models = price(space, scales, latency)
     typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
     default_ms = float(np.percentile(typical, recipe.budget_percentile))
@@ -47,8 +48,7 @@ def run_search(run: Run, table_path: Path | None, fps: float | None, foreign: bo
     data = read_split(run, "train")
     run.ask(budget_ms=budget_ms)
     run.commit()
-    if not (run.folder / "table.json").exists():
-        latency.save(run.folder / "table.json")  # what the later verbs measure by
+    keep_table(run, latency)
     console.print(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
         f"{typical.min():.4g} to {typical.max():.4g} ms"
@@ -78,16 +78,16 @@ def run_derive(source: Run, target: Run, latency: LatencyTable, budget_ms: float
         "table": str(latency.path),
         "candidates": [_candidate(c) for c in candidates],
         "coin_tosses": tosses,
+        "genotype": str(space.genotype(chosen.arch)),
         "by_kind_ms": models[candidates.index(chosen)].by_kind(chosen.arch),
     }
     if target is not source:
-        latency.save(target.folder / "table.json")  # what the later verbs measure by
+        keep_table(target, latency)
         target.commit()
     target.write_derived(Derived(chosen.arch, chosen.scale, budget_ms, chosen.latency_ms), more)
     write_atomic(target.folder / "arch.dot", space.dot(chosen.arch))
     _show_candidates(candidates, chosen)
-    for line in str(space.genotype(chosen.arch)).split("\n"):
-        console.print(line, markup=False)
+    console.print(more["genotype"], markup=False)
     facts: dict[str, object] = {
         "arch": target.folder / "arch.json",
         "predicted": f"{chosen.latency_ms:.4g} ms ({1000 / chosen.latency_ms:.1f} fps), budget {budget_ms:.4g} ms",
@@ -106,9 +106,8 @@ def derive_into(source: Run, name: str | None, table_path: Path | None, fps: flo
     latency = open_table(source, table_path, foreign)
     target.ask(**{k: v for k, v in settings.items() if k not in ("schema", "budget_ms")}, budget_ms=budget_ms)
     with target.locked():
-        arch, own = target.folder / "arch.json", target.folder / "table.json"
-        if own.exists() and LatencyTable.load(own) != replace(latency, path=own):
-            raise HwnasError(f"the run {target.name!r} has another latency table; give another name with --to")
+        check_table(target, latency)
+        arch = target.folder / "arch.json"
         if arch.exists():
             summary({"arch": arch, "state": "complete, nothing to do"}, target.command("train"))
             return

@@ -20,10 +20,8 @@ from hwnas.run import Run
 from hwnas.steplog import StepLog
 from hwnas.train import Training, train
 from hwnas.ui import bar, console, summary
-from hwnas.validate import measure_network, score, verdict
+from hwnas.validate import measure_network, references, score, verdict
 from hwnas.verbs.common import open_table, read_split
-
-VALIDATE_PASSES = 5
 
 
 def run_train(run: Run) -> None:
@@ -98,11 +96,12 @@ def run_validate(run: Run, table_path: Path | None, foreign: bool, again: bool) 
     network = space.build(derived.arch, form="deploy", labels=facts["labels"])
     traced = trace(network.eval(), (1, 3, *derived.scale.size))
     output = "labels" if facts["labels"] else "logits"
-    with bar("measure", VALIDATE_PASSES) as update:
-        where, row = measure_network(model, traced, output, latency.where["engine"], VALIDATE_PASSES, update)
+    beside = references(run.folder / "plan", latency)
+    with bar("measure", None) as update:
+        where, row, slowdown = measure_network(model, traced, output, latency.where["engine"], beside, update)
     with bar("test", len(test)) as update:
         confusion = score(model, test, run.folder / "predictions.png", update)
-    report = verdict(row, where, derived.predicted_ms, derived.budget_ms)
+    report = verdict(row, where, derived.predicted_ms, derived.budget_ms, slowdown)
     ious = dict(zip(test.classes.names, (None if np.isnan(v) else float(v) for v in confusion.iou()), strict=True))
     report |= {"test_miou": confusion.miou(), "pixel_accuracy": confusion.pixel_accuracy(), "iou": ious, "where": where}
     report["model_sha256"] = facts["sha256"]
@@ -120,6 +119,9 @@ def _show_verdict(run: Run, report: Mapping[str, Any], arch: Architecture) -> No
         "latency": f"p50 {report['p50_ms']:.4g}, p90 {report['p90_ms']:.4g}, p99 {report['p99_ms']:.4g} ms by "
         f"{report['clock']}, wall {report['wall_ms']:.4g} ms; {report['threads']} thread(s), batch {report['batch']}, "
         f"{report['scope']}{'; doubtful: the machine was busy' if report['doubtful'] else ''}",
+        "machine": "no reference networks: the plan of the table is not here"
+        if report["slowdown"] is None
+        else f"networks of the table took {report['slowdown']:.3f} of what they took when it was made",
         "test mIoU": f"{report['test_miou']:.2%} (pixels {report['pixel_accuracy']:.2%})",
         "pictures": run.folder / "predictions.png",
         "report": run.folder / "report.json",
