@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Machines are shared, so how long one example takes says nothing about the code.
 settings.register_profile("hwnas", deadline=None)
 settings.load_profile("hwnas")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another order are other sums, so equality to the bit needs a fixed number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,7 @@ SPACE = ChainSpace(
     Scale(4, 3, SIZE), 11, ops=("none", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3"), nodes=2, head_channels=8
 )
 CONFIG = SearchConfig(SPACE.scale, steps=14, warmup=3, batch=2, crop=(24, 32), w_lr=0.1, alpha_lr=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums in another order are other sums, so equality to the bit needs a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

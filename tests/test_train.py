@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,15 +23,7 @@ SPACE = ChainSpace(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
 ARCH = sample(SPACE, np.random.default_rng(0))
 CONFIG = TrainConfig(steps=25, batch=2, crop=(24, 32), evaluate_every=10)
 SETTINGS = {"arch": ARCH.id}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums in another order are other sums, so equality to the bit needs a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

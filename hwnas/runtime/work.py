@@ -23,7 +23,7 @@ from hwnas.runtime.plan import Entry, load_plan
 RESULTS_FILE = "results.jsonl"
 DEATHS = 2  # of the measuring process alone, which its supervisor saw and recorded: the entry's fault
 SILENT_DEATHS = 5  # of everything at once: a user's kill, or an entry that takes the machine down
-# Other work on the machine only ever adds time (a busy sibling core adds 40 % to CPU time, for seconds on end), so the
+# Other work on the machine only ever adds time (a busy sibling core adds to CPU time too, for seconds on end), so the
 # quietest pass counts, and it is believed when a second one comes close.
 CLOSE = 0.03
 EXTRA_PASSES = 6  # at most, for entries that are not settled
