@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
 from hwnas.gates import Marginals
 from hwnas.latency.calibrate import errors, fit, select
-from hwnas.latency.table import LatencyTable, NetRow, OpRow
+from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Cost, Trace
@@ -65,7 +65,6 @@ def make_plan(
     """
     exporter = OpExporter()
     mixed = [trace_space(space.at(s), merge=merge) for s in scales]
-    costs = {c.spec: c.cost for t in mixed for c in t.calls}
     chosen = choose_networks(space, mixed, calibration)
     entries: list[Entry] = []
     # Rows stand for one isolated op each; the trace of an op alone is that op reading the plan's inputs.
@@ -73,7 +72,7 @@ def make_plan(
     total = len(unique) + len(chosen)
     for spec, call in unique.items():
         inputs = {f"x{i}": s for i, s in enumerate(spec.in_shapes)}
-        one = Call(spec.kind, dict(spec.attrs), spec.in_shapes, tuple(inputs), "y", call.out_shape, *_cost(costs[spec]))
+        one = Call(spec.kind, dict(spec.attrs), spec.in_shapes, tuple(inputs), "y", call.out_shape, *_cost(call.cost))
         file = _write(folder, "ops", exporter(spec).SerializeToString(deterministic=True))
         entries.append(Entry(spec.key, "op", *file, (one,), inputs, ("y",)))
         update(len(entries), spec.kind, total)
@@ -182,7 +181,7 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
     ops = {e.key: _op_row(by_key[e.key]) for e in plan.entries if e.role == "op"}
     networks = read_json(folder / NETWORKS_FILE, "the list of networks of a plan")
     try:
-        nets = [_net_row(e, by_key[e.key], str(networks[e.key]["use"])) for e in plan.entries if e.role == "net"]
+        nets = [_net_row(e, by_key[e.key], ops, str(networks[e.key]["use"])) for e in plan.entries if e.role == "net"]
     except (KeyError, TypeError) as e:
         path = folder / NETWORKS_FILE
         raise HwnasError(f"{path} is not the list of networks of its plan; remove the folder to write it anew") from e
@@ -220,7 +219,7 @@ def _op_row(row: Row) -> OpRow:
     return OpRow(row.key, row.latency_ms or 0.0, row.pass_spread or 0.0, row.n, status, row.reason)
 
 
-def _net_row(entry: Entry, row: Row, use: str) -> NetRow | None:
+def _net_row(entry: Entry, row: Row, ops: Mapping[str, OpRow], use: str) -> NetRow | None:
     """Return the row of a network; None if it could not be measured, or an op in it could not."""
     if row.latency_ms is None:
         return None
@@ -228,4 +227,6 @@ def _net_row(entry: Entry, row: Row, use: str) -> NetRow | None:
     for c in entry.calls:
         key = OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes).key
         counts[key] = counts.get(key, 0) + 1
+    if any(ops[key].status in UNMEASURED for key in counts):  # its sum would count that op as free
+        return None
     return NetRow(entry.key, counts, row.latency_ms, row.pass_spread or 0.0, use)

@@ -114,7 +114,7 @@ def measure_network(
         row = by_key[key]
         if row.latency_ms is None:
             raise HwnasError(f"{engine['name']} could not run {model}: {row.reason}")
-        ratios = [(by_key[r.entry.key].latency_ms or 0.0) / r.latency_ms for r in beside]
+        ratios = [ms / r.latency_ms for r in beside if (ms := by_key[r.entry.key].latency_ms) is not None]
         slowdown = float(np.median(ratios)) if ratios else None
         quiet = not row.doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
         if quiet or time.monotonic() - start_s > PATIENCE_S:

@@ -13,7 +13,8 @@ from hwnas.latency import LatencyTable
 from hwnas.ops import Trace
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.profile import Calibration, build_table, make_plan
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.work import Row, measure_plan
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, trace_space
 
 SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, head_channels=8)
@@ -92,3 +93,33 @@ def test_a_machine_slower_than_the_table_is_waited_for_and_told(
 def _here(folder: Path, engine: str, threads: int, passes: int, results: Path, update: object) -> None:
     """Measure in this process: the clock of the test is not the child's."""
     measure_plan(folder, engine, threads, passes, results=results)
+
+
+def test_a_reference_that_fails_says_nothing_about_speed(
+    plan: Path, table: LatencyTable, model: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = validate.references(plan, table)
+    collect = validate.collect
+
+    def one_failed(results: Path) -> tuple[dict[str, object], list[Row]]:
+        where, rows = collect(results)
+        return where, [Row(r.key, "failed", "for the test") if r.key == bad.entry.key else r for r in rows]
+
+    monkeypatch.setattr(validate, "collect", one_failed)
+    _, _, slowdown = validate.measure_network(*model, "labels", ENGINE, [good, bad])
+    assert slowdown == pytest.approx(1.0)
+
+
+def test_a_network_with_an_op_that_failed_is_left_out_of_the_correction(plan: Path, tmp_path: Path) -> None:
+    header, records = read_journal(plan / "results.jsonl")
+    failed = next(r["key"] for r in records if r["type"] == "sample" and r["key"].startswith("dil_conv"))
+    with Journal(tmp_path / "r.jsonl", {k: v for k, v in header.items() if k != "schema"}) as journal:
+        for r in records:
+            bad = r["key"] == failed and r["type"] == "sample"
+            journal.append(
+                {**{k: r[k] for k in ("type", "key", "pass")}, "status": "failed", "reason": "x"} if bad else r
+            )
+    made, whole = build_table(plan, tmp_path / "r.jsonl"), build_table(plan, plan / "results.jsonl")
+    assert made.rows[failed].status == "failed"
+    assert any(failed in n.ops for n in whole.nets)
+    assert [n.key for n in made.nets] == [n.key for n in whole.nets if failed not in n.ops]

@@ -16,7 +16,8 @@ from hwnas.ops.registry import OpSpec
 from hwnas.runtime.device import device_name, same_device
 
 SCHEMA = 1
-STATUS = ("ok", "doubtful", "failed", "crashed")
+UNMEASURED = ("failed", "crashed")
+STATUS = ("ok", "doubtful", *UNMEASURED)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class LatencyTable:
                 f"the table {self.path or self.name} has no row for {spec.key}; "
                 "measure it with: hwnas profile RECIPE --run NAME, with the recipe that needs it"
             )
-        if row.status in ("failed", "crashed"):
+        if row.status in UNMEASURED:
             raise MissingOp(
                 f"{spec.key} could not be measured for {self.path or self.name}: {row.reason or row.status}"
             )
