@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,10 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
         assert process.wait(60) == 0
 
 
+def has_lines(path: Path, n: int) -> bool:
+    return lines(path) >= n
+
+
 def lines(path: Path) -> int:
     """Return the number of whole lines of a file that may not be there yet."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -146,7 +151,7 @@ def test_profile_on_the_fake_engine(starter: Starter, jobs: Path, tmp_path: Path
     journal = run / "results.jsonl"
     kept: list[bytes] = []
     for n, group in ((30, False), (120, True)):
-        starter.kill(tmp_path, *command, when=lambda n=n: lines(journal) >= n, group=group)  # type: ignore[misc]
+        starter.kill(tmp_path, *command, when=partial(has_lines, journal, n), group=group)
         now = whole_lines(journal)
         assert now[: len(kept)] == kept
         assert len(now) >= n

@@ -79,7 +79,8 @@ def test_a_box_with_onnxruntime_and_the_whole_job_after_it(
     # The same results make the same table, whichever copy of the plan they are held against.
     for folder, name in ((Path(f"runs/{RECIPE}/plan"), "a.json"), (tmp_path / "box" / "plan", "b.json")):
         build_table(folder, results).save(Path(name))
-    assert Path("a.json").read_bytes() == Path("b.json").read_bytes() == table.path.read_bytes()  # type: ignore[union-attr]
+    assert table.path is not None
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes() == table.path.read_bytes()
 
     for verb in ("search", "train", "export"):
         done(verb, RECIPE)

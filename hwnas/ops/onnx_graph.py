@@ -33,7 +33,7 @@ def export_op(op: Op, in_shapes: tuple[Shape, ...]) -> ModelProto:
         # Only the TorchScript-based exporter writes opset 17 by itself, and it takes 15 ms an op instead of 700.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Shapes are read as Python numbers on purpose: the file is for one input size.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined] # no __all__ there
         torch.onnx.export(
             op.eval(),
             inputs,

@@ -180,22 +180,25 @@ class Solver:
 
     def fastest(self) -> Solution:
         """Return the architecture of the lowest predicted latency."""
-        row, _ = self._latency_row
-        cost = np.zeros(self._n)
-        cost[list(row)] = list(row.values())
+        cost = self._latency_cost()
         arch = self._run(cost / max(1e-12, np.abs(cost).max()), [])
         assert arch is not None and self.latency is not None, "some architecture is always valid"
         return Solution(arch, 0.0, self.latency.predict_ms(arch))
 
     def latency_of(self, arch: Architecture) -> float:
         """Return the latency the constraints see for an architecture: that of the loss, to the solver's tolerance."""
-        row, constant = self._latency_row
         pinned = [({i: 1.0}, on, on) for i, on in enumerate(self.literals.vector(arch))]
-        cost = np.zeros(self._n)
-        cost[list(row)] = list(row.values())
+        cost = self._latency_cost()
         result = self._milp(cost, pinned)
         assert result is not None, "a valid architecture meets its space's constraints"
-        return float(cost @ result) + constant
+        return float(cost @ result) + self._latency_row[1]
+
+    def _latency_cost(self) -> np.ndarray:
+        """Return latency, less its constant, as a cost vector over all variables."""
+        row, _ = self._latency_row
+        cost = np.zeros(self._n)
+        cost[list(row)] = list(row.values())
+        return cost
 
     def _is_drop(self, decision: str, option: str) -> bool:
         return decision in self._rules and option == self._rules[decision].none
