@@ -67,21 +67,29 @@ class Profile:
     run: RunName = None
     data: DataFolder = None
     engine: Annotated[
-        str | None, arg(help="onnxruntime, torch, fake, or module:class (default: the run's, else onnxruntime)")
+        str | None,
+        arg(help="onnxruntime, openvino, torch, fake, or module:class (default: the run's, else onnxruntime)"),
     ] = None
     threads: Annotated[int | None, arg(help="threads of the engine (default: the run's, else 1)")] = None
     plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
     results: Annotated[Path | None, arg(metavar="FILE", help="build the table from results measured elsewhere")] = None
+    minutes: Annotated[float | None, arg(help="bound on the time to measure; what matters most comes first")] = None
+    require_mape: Annotated[
+        float | None, arg(metavar="PERCENT", help="exit with code 1 if the table's error is more than this")
+    ] = None
 
     def __call__(self) -> int:
         """Run the verb."""
+        if self.minutes is not None and not self.minutes > 0:
+            raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
             profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine)
             return 0
         run = _begin(self.recipe, self.run, self.data)
         with run.locked():
-            profiling.profile(run, self.engine, self.threads, self.results)
-        return 0
+            made = profiling.profile(run, self.engine, self.threads, self.results, self.minutes)
+            good = self.require_mape is None or profiling.require_mape(made, self.require_mape)
+        return 0 if good else 1
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,13 @@ def sha256(content: bytes | str) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, nan: bool = False) -> Any:
     """Read a JSON file strictly: no NaN, no duplicate keys.
 
     Args:
         path: The file.
         what: What it should be, for the message: ``"a latency table"``.
+        nan: Let NaN and infinity pass, for a caller that can say better where they are.
 
     Raises:
         HwnasError: If it is missing, unreadable or not JSON.
@@ -73,7 +74,7 @@ def read_json(path: Path, what: str) -> Any:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise HwnasError(f"cannot read {what} at {path}: {reason}") from e
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return json.loads(text, parse_constant=float if nan else _refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as e:
         raise HwnasError(f"{path} is not {what}: {e}; make it anew") from e
 

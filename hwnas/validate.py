@@ -18,18 +18,19 @@ from hwnas.files import sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
-from hwnas.profile import network_entry
+from hwnas.profile import trace_entry
 from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.measure import Measurement, StopRule
 from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import CLOSE, EXTRA_PASSES, Row, collect
+from hwnas.runtime.work import collect
 from hwnas.ui import Update, ignore
 
 PICTURES = 4
 REFERENCES = 2
-PASSES = 5
+CLOSE = 0.03  # the references may be so much slower than in the table before the machine counts as slow
+STOP = StopRule(min_visits=30, max_visits=100, min_s=6.0)
 PATIENCE_S = 60.0  # slow spells of a shared machine were seen to last from seconds to half a minute
-PAUSE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def measure_network(
     engine: Mapping[str, Any],
     beside: Sequence[Reference] = (),
     update: Update = ignore,
-) -> tuple[dict[str, Any], Row, float | None]:
+) -> tuple[dict[str, Any], Measurement, float | None]:
     """Measure an exported file in a process of its own, under the conditions of a table.
 
     Where the machine is slower than it was for the table, which the references tell, it is measured again for up to
-    `PATIENCE_S`: the quietest pass counts.
+    `PATIENCE_S`: its quiet level counts.
 
     Args:
         model: The ONNX file, in a folder that may be written to.
@@ -83,8 +84,8 @@ def measure_network(
         update: Told after each measurement.
 
     Returns:
-        Provenance of the measurement, the measurement, and how much slower than in the table the references were in
-        their quietest passes (1.0 is as fast; None without references).
+        Provenance of the measurement, the measurement, and how much slower than in the table the references were
+        (1.0 is as fast; None without references).
 
     Raises:
         HwnasError: If the engine could not run it.
@@ -93,34 +94,36 @@ def measure_network(
     results = folder / "validate.jsonl"
     results.unlink(missing_ok=True)  # a measurement is of now
     key = f"net/{model.name}"
-    entries = [network_entry(key, trace, model.name, sha256(model.read_bytes()), output)]
+    entries = [trace_entry("net", key, trace, model.name, sha256(model.read_bytes()), output)]
     for n, r in enumerate(beside):
         name = f"reference-{n}.onnx"
         write_atomic(folder / name, r.content)
         entries.append(replace(r.entry, onnx=name))
-    write_plan(folder, entries)
-    start_s, passes = time.monotonic(), PASSES
+    plan = write_plan(folder, entries)
+    start_s, stop = time.monotonic(), STOP
     while True:
         supervise(
             folder,
             str(engine["name"]),
             int(engine["threads"]),
-            passes,
+            stop,
             results,
             lambda p: update(p.done, total=p.total),
         )
-        where, rows = collect(results)
+        where, rows = collect(results, plan)
         by_key = {r.key: r for r in rows}
-        row = by_key[key]
-        if row.latency_ms is None:
-            raise HwnasError(f"{engine['name']} could not run {model}: {row.reason}")
-        ratios = [ms / r.latency_ms for r in beside if (ms := by_key[r.entry.key].latency_ms) is not None]
+        measured = by_key[key].measurement
+        if measured is None:
+            raise HwnasError(f"{engine['name']} could not run {model}: {by_key[key].reason}")
+        found = [(r, by_key[r.entry.key].measurement) for r in beside]
+        ratios = [m.latency_ms / r.latency_ms for r, m in found if m is not None]
         slowdown = float(np.median(ratios)) if ratios else None
-        quiet = not row.doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
-        if quiet or time.monotonic() - start_s > PATIENCE_S:
-            return where, row, slowdown
-        time.sleep(PAUSE_S)
-        passes += EXTRA_PASSES + PASSES  # what was measured so far stays in the results
+        quiet = not measured.doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
+        if quiet or where["clock"] == "model" or time.monotonic() - start_s > PATIENCE_S:
+            return where, measured, slowdown
+        # What was measured so far stays in the results; as many visits again go on top.
+        more = max(m.visits for m in (measured, *(m for _, m in found if m is not None)))
+        stop = replace(STOP, min_visits=more + STOP.min_visits, max_visits=more + STOP.max_visits)
 
 
 def score(model: Path, data: SegmentationData, pictures: Path, update: Update = ignore) -> ConfusionMatrix:
@@ -149,23 +152,22 @@ def score(model: Path, data: SegmentationData, pictures: Path, update: Update = 
 
 
 def verdict(
-    row: Row, where: Mapping[str, Any], predicted_ms: float, budget_ms: float, slowdown: float | None
+    measured: Measurement, where: Mapping[str, Any], predicted_ms: float, budget_ms: float, slowdown: float | None
 ) -> dict[str, Any]:
     """Return predicted against measured, and the budget: all that a report says about speed."""
-    assert row.latency_ms is not None
     return {
         "predicted_ms": predicted_ms,
-        "measured_ms": row.latency_ms,
-        "p50_ms": row.latency_ms,
-        "p90_ms": row.p90_ms,
-        "p99_ms": row.p99_ms,
-        "wall_ms": row.wall_ms,
-        "fps": 1000 / row.latency_ms,
-        "error": predicted_ms / row.latency_ms - 1,
+        "measured_ms": measured.latency_ms,
+        "p50_ms": measured.p50_ms,
+        "p90_ms": measured.p90_ms,
+        "p99_ms": measured.p99_ms,
+        "wall_ms": measured.wall_ms,
+        "fps": 1000 / measured.latency_ms,
+        "error": predicted_ms / measured.latency_ms - 1,
         "budget_ms": budget_ms,
         "budget_fps": 1000 / budget_ms,
-        "met": row.latency_ms <= budget_ms,
-        "doubtful": row.doubtful,
+        "met": measured.latency_ms <= budget_ms,
+        "doubtful": measured.doubtful,
         "slowdown": slowdown,
         "clock": where["clock"],
         "threads": where["engine"]["threads"],

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from hwnas.errors import HwnasError, MissingExtra
+from hwnas.files import sha256
 from hwnas.ops import OpSpec, registered_ops
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.plan import Entry
+from tests.conftest import run
 from tests.contracts import EngineContract
 
 X = (1, 8, 13, 18)
@@ -44,6 +57,140 @@ class TestOnnxRuntime(EngineContract):
     @pytest.fixture
     def engine(self) -> Engine:
         return open_engine("onnxruntime")
+
+
+class TestOpenVino(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return open_engine("openvino")
+
+    def refused(self, engine: Engine, entry: Entry, folder: Path, match: str) -> None:
+        with pytest.raises(HwnasError, match=match) as refusal:
+            engine.load(entry, folder).__enter__()
+        assert "op.onnx" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+    def test_provenance_names_the_properties(self, engine: Engine) -> None:
+        about = engine.provenance()
+        assert about["precision"] == "fp32"
+        options = about["options"]
+        assert isinstance(options, dict)
+        assert options["INFERENCE_PRECISION_HINT"] == "f32"
+        assert (options["INFERENCE_NUM_THREADS"], options["NUM_STREAMS"]) == (1, 1)
+
+    def test_the_clock_of_one_thread_sees_all_the_work(self, engine: Engine, tmp_path: Path) -> None:
+        attrs = (("c_in", 64), ("c_out", 64), ("kernel", 3))
+        entry, _ = self.entry(engine, OpSpec("conv_bn", attrs, ((1, 64, 48, 64),)), tmp_path)
+        with engine.load(entry, tmp_path) as runner:
+            runner.time(3)
+            start_ns = time.process_time_ns()
+            seen_ms = runner.time(30).latency_ms.sum()
+            assert seen_ms > 0.8 * (time.process_time_ns() - start_ns) / 1e6
+        assert engine.clock == "thread_cpu"
+        assert open_engine("openvino", threads=2).clock == "wall"
+
+    def test_another_precision_is_refused(
+        self, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ov = sys.modules["openvino"]
+        real = ov.CompiledModel.get_property
+
+        def get_property(self: Any, name: str) -> Any:
+            return ov.Type.bf16 if name == "INFERENCE_PRECISION_HINT" else real(self, name)
+
+        monkeypatch.setattr(ov.CompiledModel, "get_property", get_property)
+        entry, _ = self.entry(engine, CASES["relu"], tmp_path)
+        self.refused(engine, entry, tmp_path, "with INFERENCE_PRECISION_HINT bf16, it was asked for f32; use another")
+
+    def test_fewer_threads_than_asked_for_are_refused(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, CASES["relu"], tmp_path)
+        many = (os.cpu_count() or 1) + 1
+        match = rf"with INFERENCE_NUM_THREADS \d+, it was asked for {many}; ask for \d+ threads"
+        self.refused(open_engine("openvino", threads=many), entry, tmp_path, match)
+
+    def test_equal_pools_are_merged(self, engine: Engine) -> None:
+        pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        nodes = [helper.make_node("MaxPool", ["x"], [f"p{i}"], **pool) for i in range(3)]
+        nodes.append(helper.make_node("Concat", ["p0", "p1", "p2"], ["y"], axis=1))
+        core = sys.modules["openvino"].Core()
+        compiled = core.compile_model(core.read_model(graph(nodes, (1, 4, 8, 8), (1, 12, 8, 8))), "CPU")
+        kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
+        assert kinds.count("Pooling") == 1
+        assert engine.merges
+
+    def test_a_run_leaves_earlier_results_alone(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, CASES["relu"], tmp_path)
+        with engine.load(entry, tmp_path) as runner:
+            ones = runner.run({"x0": np.ones(X, np.float32)})["y"]
+            runner.time(2)
+            assert (runner.run({"x0": np.full(X, 2, np.float32)})["y"] == 2).all()
+            assert (ones == 1).all()
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            (b"not a model", "openvino cannot run op.onnx: .*Unable to read the model"),
+            (b"", "openvino cannot run op.onnx: "),
+            ("Nope", "openvino cannot run op.onnx: .*No conversion rule found for operations: none.Nope"),
+            (
+                "dynamic",
+                r"op.onnx has the inputs {'x0': 'f32\[\?,8,13,18\]'}, the plan says {'x0': 'f32\[1,8,13,18\]'}",
+            ),
+            ("integers", r"op.onnx has the inputs {'x0': 'i64\[1,8,13,18\]'}, the plan says"),
+            ("renamed", r"op.onnx has the inputs {'x': 'f32\[1,8,13,18\]'}, the plan says"),
+        ],
+    )
+    def test_errors_name_the_file(self, engine: Engine, tmp_path: Path, content: bytes | str, match: str) -> None:
+        entry, _ = self.entry(engine, CASES["relu"], tmp_path)
+        if isinstance(content, str):
+            relu = helper.make_node("Relu", ["x0"], ["y"])
+            content = {
+                "Nope": lambda: graph([helper.make_node("Nope", ["x0"], ["y"], domain="none")], X, X, "x0"),
+                "dynamic": lambda: graph([relu], ("n", *X[1:]), ("n", *X[1:]), "x0"),
+                "integers": lambda: graph([helper.make_node("Abs", ["x0"], ["y"])], X, X, "x0", TensorProto.INT64),
+                "renamed": lambda: graph([helper.make_node("Relu", ["x"], ["y"])], X, X),
+            }[content]()
+        (tmp_path / "op.onnx").write_bytes(content)
+        self.refused(engine, replace(entry, sha256=sha256(content)), tmp_path, match)
+
+    def test_an_output_that_is_not_there_is_named(self, engine: Engine, tmp_path: Path) -> None:
+        entry, _ = self.entry(engine, CASES["relu"], tmp_path)
+        with (
+            engine.load(replace(entry, outputs=("z",)), tmp_path) as runner,
+            pytest.raises(HwnasError, match=r"openvino cannot run op\.onnx: .*z"),
+        ):
+            runner.run({"x0": np.zeros(X, np.float32)})
+
+    def test_without_the_package_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(MissingExtra, match=r"openvino is not installed; run: pip install 'hwnas\[openvino\]'"):
+            open_engine("openvino")
+
+    def test_opening_sends_and_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("CI", "TF_BUILD", "JENKINS_URL"):  # where these are set, OpenVINO sends nothing by itself
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        code = (
+            "import sys, threading; from hwnas.runtime.engines import open_engine; open_engine('openvino');"
+            "assert threading.active_count() == 1, threading.enumerate();"
+            "assert not [m for m in sys.modules if m.startswith('openvino_telemetry')]"
+        )
+        run(sys.executable, "-W", "error", "-c", code, cwd=Path(__file__).parents[1])
+        assert list(tmp_path.iterdir()) == []
+
+
+def graph(
+    nodes: list[Any],
+    shape: tuple[int | str, ...],
+    out_shape: tuple[int | str, ...],
+    name: str = "x",
+    kind: int = TensorProto.FLOAT,
+) -> bytes:
+    """Return a model from one input to the output y."""
+    ends = [helper.make_tensor_value_info(n, kind, s) for n, s in ((name, shape), ("y", out_shape))]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("none", 1)]
+    return bytes(helper.make_model(made, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
 class TestTorch(EngineContract):

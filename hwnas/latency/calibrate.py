@@ -1,8 +1,9 @@
-"""From a sum of isolated ops to a network: a correction fitted on a few measured networks.
+"""From a sum of ops to a network: a correction fitted on a few measured networks.
 
-An isolated op pays for things a network does not (per-run overhead, layout conversion at its borders), and a network
-for things no op shows. Both are nearly proportional to how much of each kind of op there is, so the correction is one
-non-negative factor per kind and a constant, pulled towards one common factor where the networks do not tell.
+An op between two neighbours is not quite the op between those it has in a network: engines merge sums into convolutions
+and convert layouts in some places only. That is nearly proportional to how much of each kind of op there is, so the
+correction is one non-negative factor per kind and a constant, pulled towards one common factor where the networks do
+not tell.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
+from scipy.stats import kendalltau
 
 PULLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -25,7 +27,9 @@ class Correction:
         base_ms: What a run costs whatever the network.
         common: Factor of kinds that no calibration network has.
         factors: By kind of op.
-        relative_error: Expected relative error of a prediction (root mean square, leave-one-out).
+        relative_error: Expected relative error of a prediction: root mean square on networks it was not fitted on, or
+            leave-one-out where there are none.
+        interval: Relative half-width that a network lies in with 95 % confidence, see `conformal`.
         networks: How many networks it was fitted on; 0 means the plain sum.
     """
 
@@ -33,6 +37,7 @@ class Correction:
     common: float = 1.0
     factors: Mapping[str, float] = field(default_factory=dict)
     relative_error: float | None = None
+    interval: float | None = None
     networks: int = 0
 
     def factor(self, kind: str) -> float:
@@ -46,6 +51,7 @@ class Correction:
             "common": self.common,
             "factors": dict(self.factors),
             "relative_error": self.relative_error,
+            "interval": self.interval,
             "networks": self.networks,
         }
 
@@ -59,7 +65,7 @@ def fit(sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float]) -> Co
     """Fit the correction by least squares of relative errors, with a pull chosen by leaving networks out.
 
     Args:
-        sums: For each network, isolated milliseconds by kind of op.
+        sums: For each network, milliseconds by kind of op.
         measured_ms: What each took as a whole.
     """
     kinds = sorted({k for s in sums for k in s})
@@ -72,7 +78,7 @@ def fit(sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float]) -> Co
     common, base, factors = _solve(x, y, pull)
     error = float(np.sqrt(np.mean(errors[pull] ** 2)))
     named = dict(zip(kinds, (float(f) for f in factors), strict=True))
-    return Correction(base, common, named, error, len(y))
+    return Correction(base, common, named, error, networks=len(y))
 
 
 def _solve(x: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, float, np.ndarray]:
@@ -120,17 +126,39 @@ def select(features: np.ndarray, n: int) -> list[int]:
     return chosen
 
 
+def conformal(relative_errors: Sequence[float], coverage: float = 0.95) -> float | None:
+    """Return the half-width that covers one more error with this probability, without assuming how errors spread.
+
+    Split conformal prediction: the ceil((n + 1) coverage)-th smallest of n absolute errors. Of less than 19 errors
+    there is no such one at 95 %: the largest is taken then, which covers n / (n + 1).
+
+    Args:
+        relative_errors: Of networks the correction was not fitted on.
+        coverage: Probability.
+
+    Returns:
+        None without errors.
+    """
+    ranked = np.sort(np.abs(relative_errors))
+    if not len(ranked):
+        return None
+    return float(ranked[min(len(ranked), int(np.ceil((len(ranked) + 1) * coverage))) - 1])
+
+
 def errors(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, float]:
     """Return how well predictions meet measurements.
 
     Returns:
-        ``mape`` and ``bias`` (mean absolute and mean relative error), ``within_5``, ``within_10`` (shares), ``n``.
+        ``mape`` and ``bias`` (mean absolute and mean relative error), ``within_5``, ``within_10`` (shares), ``tau``
+        (Kendall's rank correlation; 0 for a single network), ``n``.
     """
     relative = np.array(predicted_ms) / np.array(measured_ms) - 1
+    tau = float(kendalltau(predicted_ms, measured_ms).statistic) if len(relative) > 1 else 0.0
     return {
         "mape": float(np.abs(relative).mean()),
         "bias": float(relative.mean()),
         "within_5": float((np.abs(relative) <= 0.05).mean()),
         "within_10": float((np.abs(relative) <= 0.10).mean()),
+        "tau": 0.0 if np.isnan(tau) else tau,
         "n": len(relative),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,6 +50,7 @@ class LatencyModel(nn.Module):
         self.gate_ms = np.array(list(per_gate.values()))
         self.marginals = Marginals(groups, rules, self.gates)
         self.relative_error = table.correction.relative_error
+        self.interval = table.correction.interval
         self._weights = torch.from_numpy(self.gate_ms)
 
     def forward(self, probs: Mapping[str, Tensor]) -> Tensor:
@@ -65,6 +68,26 @@ class LatencyModel(nn.Module):
     def predict_ms(self, arch: Architecture) -> float:
         """Return the predicted latency of a complete architecture."""
         return self.base_ms + float(self.gate_ms @ np.array([g.holds(arch) for g in self.gates]))
+
+    def interval_ms(self, arch: Architecture) -> tuple[float, float] | None:
+        """Return (low, high) that holds the measured latency with 95 % confidence; None for an untested table."""
+        if self.interval is None:
+            return None
+        ms = self.predict_ms(arch)  # errors are relative to what was measured: measured = predicted / (1 + error)
+        return ms / (1 + self.interval), ms / max(1e-3, 1 - self.interval)
+
+    def compare(self, a: Architecture, b: Architecture) -> Literal["faster", "slower", "cannot tell"]:
+        """Return how `a` compares with `b`, with 95 % confidence.
+
+        The errors of two predictions are taken to be independent, of the size that was seen on networks the table was
+        not fitted on. Without such networks nothing can be told.
+        """
+        if self.relative_error is None:
+            return "cannot tell"
+        apart = math.log(self.predict_ms(a) / self.predict_ms(b))
+        if abs(apart) <= 1.96 * math.sqrt(2) * self.relative_error:
+            return "cannot tell"
+        return "faster" if apart < 0 else "slower"
 
     def by_kind(self, arch: Architecture) -> dict[str, float]:
         """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,11 @@ from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
 from hwnas.runtime.device import device_name, same_device
 
-SCHEMA = 1
-UNMEASURED = ("failed", "crashed")
+SCHEMA = 2
+UNMEASURED = ("failed", "crashed", "skipped")
 STATUS = ("ok", "doubtful", *UNMEASURED)
+STOPS = ("ci", "stable", "timeout", "")
+USES = ("fit", "test", "derived")
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,37 @@ class OpRow:
 
     Attributes:
         key: `OpSpec.key`.
-        latency_ms: Median over passes of the median in each; 0 if it could not be measured.
-        spread: Of the passes, (max - min) / median.
-        n: Runs timed, over all passes.
-        status: ``"ok"``, ``"doubtful"`` (noisy), ``"failed"`` or ``"crashed"``.
+        latency_ms: What it costs inside a network; 0 if it could not be measured.
+        ci_ms: (low, high) that holds this with about 95 % confidence.
+        isolated_ms: What it takes alone, with all an engine does around a run; None if that was not measured.
+        macs: Multiply-adds.
+        bytes: Bytes read and written.
+        spread: Interquartile range of the visits over their median: how restless the machine was.
+        n: Runs timed, over all visits.
+        visits: Visits.
+        stop: Why there were no more: ``"ci"``, ``"stable"``, ``"timeout"``.
+        status: ``"ok"``, ``"doubtful"`` (not precise enough), ``"failed"``, ``"crashed"``, or ``"skipped"`` (time was
+            up before it was reached).
         reason: Why it is not ok.
     """
 
     key: str
     latency_ms: float
-    spread: float
-    n: int
+    ci_ms: tuple[float, float] = (0.0, 0.0)
+    isolated_ms: float | None = None
+    macs: int = 0
+    bytes: int = 0
+    spread: float = 0.0
+    n: int = 0
+    visits: int = 0
+    stop: str = ""
     status: str = "ok"
     reason: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the op, e.g. ``"sep_conv"``."""
+        return self.key.partition("(")[0]
 
 
 @dataclass(frozen=True)
@@ -48,16 +68,24 @@ class NetRow:
     Attributes:
         key: Its name in the plan.
         ops: How often it calls each op, by `OpSpec.key`.
-        latency_ms: As in `OpRow`.
-        spread: As in `OpRow`.
-        use: ``"fit"`` if the correction was fitted on it, ``"test"`` if its error was measured on it.
+        latency_ms: Measured.
+        use: ``"fit"`` if the correction was fitted on it, ``"test"`` if its error was measured on it, ``"derived"`` if
+            it was derived with this table.
+        ci_ms: As in `OpRow`; so are `spread`, `n`, `visits`, `stop` and `status`.
+        repeatability: Relative difference between the latencies from odd and from even visits.
     """
 
     key: str
     ops: Mapping[str, int]
     latency_ms: float
-    spread: float
     use: str
+    ci_ms: tuple[float, float] = (0.0, 0.0)
+    repeatability: float = 0.0
+    spread: float = 0.0
+    n: int = 0
+    visits: int = 0
+    stop: str = ""
+    status: str = "ok"
 
 
 @dataclass
@@ -69,7 +97,7 @@ class LatencyTable:
         rows: By `OpSpec.key`.
         nets: Whole networks measured beside them.
         correction: What turns a sum of ops into a network, fitted on some of `nets`.
-        report: Its error on the other `nets`, for people.
+        report: Its error on the other `nets`, beside that of simpler predictors, for people.
         path: Where it was read from or written to, for messages.
     """
 
@@ -86,8 +114,14 @@ class LatencyTable:
         engine = self.where["engine"]
         return f"{device_name(self.where)}/{engine['name']}-{engine['precision']}-b{self.where['batch']}"
 
+    @property
+    def unsettled(self) -> list[str]:
+        """Keys of ops and networks that measuring once more may settle: doubtful ones and those time left out."""
+        states = [(r.key, r.status) for r in self.rows.values()] + [(n.key, n.status) for n in self.nets]
+        return [key for key, status in states if status in ("doubtful", "skipped")]
+
     def __getitem__(self, spec: OpSpec) -> float:
-        """Return the latency of one op in isolation, in milliseconds.
+        """Return what one op costs inside a network, uncorrected, in milliseconds.
 
         Raises:
             MissingOp: If it was never measured, or could not be. The message names the table and the command that
@@ -99,11 +133,24 @@ class LatencyTable:
                 f"the table {self.path or self.name} has no row for {spec.key}; "
                 "measure it with: hwnas profile RECIPE --run NAME, with the recipe that needs it"
             )
+        if row.status == "skipped":
+            raise MissingOp(
+                f"{spec.key} was not reached when {self.path or self.name} was measured; go on with the same hwnas "
+                "profile command, without --minutes"
+            )
         if row.status in UNMEASURED:
             raise MissingOp(
                 f"{spec.key} could not be measured for {self.path or self.name}: {row.reason or row.status}"
             )
         return row.latency_ms
+
+    def sums(self, net: NetRow) -> dict[str, float]:
+        """Return the uncorrected milliseconds of a network by kind of op."""
+        out: dict[str, float] = {}
+        for key, n in net.ops.items():
+            row = self.rows[key]
+            out[row.kind] = out.get(row.kind, 0.0) + n * row.latency_ms
+        return out
 
     def require_device(self, where: Mapping[str, Any], allow_foreign: bool = False) -> None:
         """Refuse to speak for another device.
@@ -119,6 +166,11 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table, one row per line, with a checksum of all it says."""
+        write_atomic(path, self.text())
+        self.path = path
+
+    def text(self) -> str:
+        """Return the one text of the table: what `save` writes."""
         head = {
             "schema": SCHEMA,
             "sha256": sha256(canonical_json(self._content())),
@@ -129,9 +181,7 @@ class LatencyTable:
         lines = [f"{json.dumps(k)}: {json.dumps(v, sort_keys=True, allow_nan=False)}," for k, v in head.items()]
         rows = ",\n".join(json.dumps(asdict(r), allow_nan=False) for _, r in sorted(self.rows.items()))
         nets = ",\n".join(json.dumps(asdict(n), allow_nan=False) for n in self.nets)
-        text = "{\n" + "\n".join(lines) + f'\n"rows": [\n{rows}\n],\n"nets": [\n{nets}\n]\n}}\n'
-        write_atomic(path, text)
-        self.path = path
+        return "{\n" + "\n".join(lines) + f'\n"rows": [\n{rows}\n],\n"nets": [\n{nets}\n]\n}}\n'
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -150,7 +200,7 @@ class LatencyTable:
             HwnasError: If it is missing, damaged, of an unknown schema, or holds a number no latency can be; the
                 message names the file and, where there is one, the row.
         """
-        data = read_json(path, "a latency table")
+        data = read_json(path, "a latency table", nan=True)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise HwnasError(f"{path}: a latency table of schema {SCHEMA} was expected, got {found!r}; measure it anew")
@@ -159,13 +209,15 @@ class LatencyTable:
             nets = [_row(NetRow, r, path, i) for i, r in enumerate(data["nets"])]
             table = cls(data["where"], {r.key: r for r in rows}, nets, Correction.from_json(data["correction"]))
             table.report, table.path = data["report"], path
-            said = data["sha256"]
-        except (KeyError, TypeError) as e:
+            said, text = data["sha256"], table.text()
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise HwnasError(f"{path} is not a whole latency table: {e}; measure it anew") from e
-        if len(table.rows) != len(rows):
-            twice = next(r.key for i, r in enumerate(rows) if r.key in {other.key for other in rows[:i]})
-            raise HwnasError(f"{path} has two rows for {twice}; measure it anew")
-        if said != sha256(canonical_json(table._content())):
+        for kind in (rows, nets):
+            keys = [r.key for r in kind]
+            if len(set(keys)) != len(keys):
+                i = next(i for i, key in enumerate(keys) if key in keys[:i])
+                raise HwnasError(f"{path}, row {i}: {keys[i]} has a row already; measure it anew")
+        if said != sha256(canonical_json(table._content())) or path.read_text(encoding="utf-8") != text:
             raise HwnasError(f"{path} was changed after it was measured: its checksum does not fit; measure it anew")
         return table
 
@@ -174,9 +226,19 @@ RowType = TypeVar("RowType", OpRow, NetRow)
 
 
 def _row(kind: type[RowType], data: Any, path: Path, index: int) -> RowType:
-    row = kind(**data)
-    if not (isinstance(row.latency_ms, int | float) and 0 <= row.latency_ms <= sys.float_info.max):
-        raise HwnasError(f"{path}, row {index}: {row.latency_ms!r} is not a latency in milliseconds")
-    if isinstance(row, OpRow) and row.status not in STATUS:
-        raise HwnasError(f"{path}, row {index}: status {row.status!r} is none of {', '.join(STATUS)}")
-    return row
+    """Return a row of a file, refusing what no measurement gives."""
+    at = f"{path}, {'row' if kind is OpRow else 'network'} {index}"
+    names = {f.name for f in fields(kind)}
+    if not isinstance(data, dict) or set(data) != names:
+        got = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise HwnasError(f"{at}: expected {', '.join(sorted(names))}, got {got}; measure it anew")
+    at += f" ({data['key']!r})"
+    times = [data["latency_ms"], data.get("isolated_ms") or 0.0]
+    times += data["ci_ms"] if isinstance(data["ci_ms"], list) and len(data["ci_ms"]) == 2 else [None]
+    for ms in times:
+        if not (type(ms) in (int, float) and math.isfinite(ms) and ms >= 0):
+            raise HwnasError(f"{at}: {ms!r} is not a latency in milliseconds; measure it anew")
+    for name, allowed in (("status", STATUS), ("stop", STOPS), ("use", USES)):
+        if name in data and data[name] not in allowed:
+            raise HwnasError(f"{at}: {name} {data[name]!r} is none of {', '.join(allowed)}; measure it anew")
+    return kind(**{**data, "ci_ms": tuple(data["ci_ms"])})

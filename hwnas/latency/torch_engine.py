@@ -70,7 +70,7 @@ class _Runner:
         values = self._forward({k: torch.from_numpy(v) for k, v in inputs.items()})
         return {name: values[name].numpy() for name in self._entry.outputs}
 
-    def time(self, repeats: int) -> Samples:
+    def time(self, repeats: int, visit: int = 0) -> Samples:
         self._once.check()
         clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
         return timed(lambda: self._forward(self._inputs), repeats, clock_ns)

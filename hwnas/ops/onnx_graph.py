@@ -71,7 +71,7 @@ class OpExporter:
         return self._models[spec]
 
     def network(self, trace: Trace) -> ModelProto:
-        """Return a whole network with stand-in weights."""
+        """Return all calls of a trace joined, with stand-in weights."""
         return stitch(trace, [self(c.spec) for c in trace.calls])
 
 
@@ -95,7 +95,7 @@ def stitch(trace: Trace, models: Iterable[ModelProto], output: str = "output") -
     Args:
         trace: Nothing mixed.
         models: One per call, with inputs ``x0, x1, ...`` and output ``y``.
-        output: Name for the result; the input is called as in the trace.
+        output: Name for the result; the inputs are called as in the trace.
 
     Returns:
         A model checked by ``onnx.checker``; names of nodes start with the module path of the call they are from.
@@ -110,7 +110,7 @@ def stitch(trace: Trace, models: Iterable[ModelProto], output: str = "output") -
         if call.output == trace.output:
             final = model.graph.output[0].type.tensor_type.elem_type
             shape = call.out_shape
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, trace.input_shape)]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in trace.inputs.items()]
     outputs = [helper.make_tensor_value_info(output, final, shape)]
     graph = helper.make_graph(nodes, "hwnas", inputs, outputs, initializers)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

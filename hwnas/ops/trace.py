@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,9 @@ from hwnas.gates import ALWAYS, Gate
 from hwnas.ops.registry import Op, OpSpec, Shape, active_tracer
 
 INPUT = "image"
+
+# Shapes and arithmetic follow from the spec alone, and a plan traces the same op in hundreds of places.
+_SHAPES: dict[tuple[type[Op], OpSpec], tuple[Shape, torch.dtype, Cost]] = {}
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,20 @@ class Trace:
 
     Attributes:
         calls: In the order of computation; a graph in single-assignment form if nothing is mixed.
-        input_shape: (N, C, H, W).
+        inputs: Shape of each input by name, (N, C, H, W); a network has one, ``"image"``.
         output: Name of the network's result.
         mixed: Whether some decision is open, so that `calls` lists alternatives.
     """
 
     calls: tuple[Call, ...]
-    input_shape: Shape
+    inputs: Mapping[str, Shape]
     output: str
     mixed: bool
+
+    @property
+    def input_shape(self) -> Shape:
+        """(N, C, H, W) of a network's image."""
+        return self.inputs[INPUT]
 
     def terms(self) -> list[Term]:
         """Return what `hwnas.latency` prices."""
@@ -84,7 +92,7 @@ class Trace:
 class Tracer:
     """Writes down op calls while a network runs on meta tensors."""
 
-    def __init__(self, names: dict[nn.Module, str], merge: bool) -> None:
+    def __init__(self, names: Mapping[nn.Module, str], merge: bool) -> None:
         """Start an empty trace; `names` gives the module paths, `merge` whether identical pure calls are one."""
         self.calls: list[Call] = []
         self.mixed = False
@@ -93,7 +101,6 @@ class Tracer:
         self._gate = ALWAYS
         self._values: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept so that its id stays its own
         self._pure: dict[tuple[OpSpec, tuple[str, ...]], tuple[Call, Tensor]] = {}
-        self._memo: dict[OpSpec, tuple[Shape, torch.dtype, Cost]] = {}
 
     def value(self, shape: Shape, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make a tensor that stands for the value `name`."""
@@ -114,9 +121,9 @@ class Tracer:
             call, out = self._pure[spec, names]
             call.gate = call.gate | self._gate
             return out
-        if spec not in self._memo:
-            self._memo[spec] = _measure_shape(op, inputs)
-        shape, dtype, cost = self._memo[spec]
+        if (type(op), spec) not in _SHAPES:
+            _SHAPES[type(op), spec] = _measure_shape(op, inputs)
+        shape, dtype, cost = _SHAPES[type(op), spec]
         output = f"v{len(self.calls)}"
         call = Call(spec, self._gate, names, output, shape, cost, self._names.get(op, op.kind), op)
         self.calls.append(call)
@@ -150,13 +157,27 @@ def trace(network: nn.Module, input_shape: Shape, merge: bool = True) -> Trace:
         merge: Whether identical calls of ops without parameters count once, as engines with graph optimisation do;
             False for eager PyTorch.
     """
-    tracer = Tracer({m: n for n, m in network.named_modules()}, merge)
+    return trace_calls(network, {INPUT: input_shape}, merge, {m: n for n, m in network.named_modules()})
+
+
+def trace_calls(
+    forward: Callable[..., Tensor], inputs: Mapping[str, Shape], merge: bool = True, names: Mapping[nn.Module, str] = {}
+) -> Trace:
+    """List the op calls that `forward` makes on tensors of these shapes.
+
+    Args:
+        forward: Takes one tensor per input, in their order, and computes with ops alone.
+        inputs: Shapes by name.
+        merge: See `trace`.
+        names: Of the modules; ops without one are called by their kind.
+    """
+    tracer = Tracer(names, merge)
     token = active_tracer.set(tracer)
     try:
-        result = network(tracer.value(input_shape, INPUT))
+        result = forward(*(tracer.value(shape, name) for name, shape in inputs.items()))
     finally:
         active_tracer.reset(token)
-    return Trace(tuple(tracer.calls), input_shape, tracer.name_of(result), tracer.mixed)
+    return Trace(tuple(tracer.calls), dict(inputs), tracer.name_of(result), tracer.mixed)
 
 
 def _measure_shape(op: Op, inputs: Sequence[Tensor]) -> tuple[Shape, torch.dtype, Cost]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
 from hwnas.profile import Calibration
+from hwnas.runtime.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.train import TrainConfig
@@ -27,7 +28,7 @@ class Recipe:
         calibration: Whole networks measured beside the ops.
         budget_percentile: The default budget: this percentile of latency over random architectures of all widths.
         width_utility: What doubling the channels is worth, as a share of the score of the paper's rule.
-        passes: How often every entry is measured.
+        stop: When an entry of the table has been visited often enough.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     budget_percentile: float = 30.0
     width_utility: float = 0.5
-    passes: int = 3
+    stop: StopRule = field(default_factory=StopRule)
 
     def scales(self) -> tuple[Scale, ...]:
         """Return the deployment scale at each width."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
+from hwnas.runtime.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.train import TrainConfig
@@ -57,6 +58,6 @@ def darts_tiny() -> Recipe:
             scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.02
         ),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
-        calibration=Calibration(fit=6, test=3),
-        passes=2,
+        calibration=Calibration(fit=6, test=3, derived=2),
+        stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
     )

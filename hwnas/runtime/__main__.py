@@ -5,19 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import NoReturn
 
 from hwnas.errors import HwnasError
 from hwnas.runtime.device import device_name
+from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import RESULTS_FILE, Progress, collect, measure_plan, pin_to_one_cpu
+from hwnas.runtime.work import (
+    RESULTS_FILE,
+    Progress,
+    collect,
+    conditions,
+    free_memory_bytes,
+    measure_plan,
+    pin_to_cpus,
+)
 
 LINE_S = 10.0  # between progress lines where the output is not a terminal
 
@@ -47,12 +58,19 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m hwnas.runtime measure plan/ --engine onnxruntime --threads 1",
     )
     verb.add_argument("folder", type=Path, metavar="DIR", help="folder with plan.json")
-    verb.add_argument("--engine", default="onnxruntime", help="onnxruntime, fake, torch or module:class (%(default)s)")
+    engines = "onnxruntime, openvino, fake, torch or module:class (%(default)s)"
+    verb.add_argument("--engine", default="onnxruntime", help=engines)
     verb.add_argument("--threads", type=int, default=1, help="threads of the engine (%(default)s)")
-    verb.add_argument("--passes", type=int, default=3, help="times every entry is measured (%(default)s)")
+    rule = StopRule()
+    verb.add_argument("--visits", type=int, default=rule.min_visits, help="least visits to an entry (%(default)s)")
+    verb.add_argument("--max-visits", type=int, default=rule.max_visits, help="most visits to an entry (%(default)s)")
+    verb.add_argument(
+        "--spread", type=float, default=rule.min_s, metavar="S", help="seconds the visits are spread over (%(default)g)"
+    )
+    verb.add_argument("--stop", type=json.loads, help=argparse.SUPPRESS)  # the whole rule as JSON, for programs
     verb.add_argument("--results", type=Path, metavar="FILE", help=f"results file (DIR/{RESULTS_FILE})")
     verb.add_argument("--seed", type=int, default=0, help="of the random orders (%(default)s)")
-    verb.add_argument("--minutes", type=float, help="start no measurement after this time")
+    verb.add_argument("--minutes", type=float, help="stop after this time; what matters most comes first")
     verb.add_argument(
         "--timeout", type=float, default=120.0, metavar="S", help="seconds after which an entry hangs (%(default)g)"
     )
@@ -68,13 +86,13 @@ def _work(args: argparse.Namespace) -> int:
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
         try:
-            if args.threads == 1:
-                pin_to_one_cpu()
+            pin_to_cpus(args.threads)
+            _limit_memory()
             measure_plan(
                 args.folder,
                 args.engine,
                 args.threads,
-                args.passes,
+                _rule(args),
                 args.seed,
                 args.results,
                 lambda progress: print(json.dumps(asdict(progress)), file=out),
@@ -87,6 +105,20 @@ def _work(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rule(args: argparse.Namespace) -> StopRule:
+    if args.stop is not None:
+        return StopRule(**args.stop)
+    return StopRule(args.visits, max(args.visits, args.max_visits), args.spread)
+
+
+def _limit_memory() -> None:
+    """Let an entry that allocates too much fail by itself, before the system kills what it likes."""
+    free = int(0.9 * free_memory_bytes())
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or free < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (free, hard))
+
+
 def _measure(args: argparse.Namespace) -> int:
     """Measure in a child process and tell a person."""
     start_s = time.monotonic()
@@ -95,24 +127,26 @@ def _measure(args: argparse.Namespace) -> int:
         args.folder,
         args.engine,
         args.threads,
-        args.passes,
+        _rule(args),
         args.results,
         _Reporter(),
         seed=args.seed,
         minutes=args.minutes,
         timeout_s=args.timeout,
     )
-    where, rows = collect(path)
-    bad, doubtful = [row for row in rows if row.status != "ok"], sum(row.doubtful for row in rows)
+    where, rows = collect(path, plan)
+    bad = [row for row in rows if row.measurement is None]
+    doubtful = sum(row.measurement.doubtful for row in rows if row.measurement)
+    machine = conditions(path)
     print(
         f"measured {len(rows) - len(bad)} of {len(plan.entries)} entries on {device_name(where)} with {args.engine} "
         f"in {time.monotonic() - start_s:.0f} s; {len(bad)} could not be measured, {doubtful} are doubtful"
     )
+    print(f"the machine was slow {machine.slow_share:.0%} of the time; its quiet level drifted by {machine.drift:+.1%}")
     for row in bad:
         print(f"  {row.key}: {row.status}: {row.reason}")
-    todo = len(plan.entries) * args.passes - sum(row.passes for row in rows)
-    if todo > 0:
-        print(f"{todo} measurements are left; next: the same command again")
+    if len(rows) < len(plan.entries):
+        print(f"{len(plan.entries) - len(rows)} entries are left; next: the same command again")
     else:
         print(f"next: hwnas profile RECIPE --results {path}")
     return 0
@@ -142,7 +176,7 @@ class _Reporter:
 
 def _outcome(progress: Progress) -> str:
     record = progress.record
-    what = f"{record['latency_ms']:.3f} ms" if record["status"] == "ok" else str(record["status"])
+    what = f"{median(record['latency_ms']):.3f} ms" if record["status"] == "ok" else str(record["status"])
     return f"{str(record['key'])[:60]}  {what}"
 
 

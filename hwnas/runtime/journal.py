@@ -1,8 +1,8 @@
 """Results as they come: an append-only file of JSON lines that survives a kill at any moment.
 
-Every line is the canonical JSON of one record with a `crc32` over the rest of it, and is synced before the next
-measurement starts. A last line without its newline was being written when the process died: it is dropped. Anything
-else that is not exactly what was written is an error that names the line.
+Every line is the canonical JSON of one record with a `crc32` over the rest of it, written before the next visit starts
+and synced every second. A last line without its newline was being written when the process died: it is dropped.
+Anything else that is not exactly what was written is an error that names the line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.files import canonical_json, sync_dir
 
-SCHEMA = 1
+SCHEMA = 2
+SYNC_S = 1.0  # a kill loses nothing that was written; a power cut loses what is younger than this
 Record = dict[str, Any]
 
 
@@ -60,6 +62,7 @@ class Journal:
         self.records: list[Record] = []
         self._header = None if header is None else {"schema": SCHEMA, **header}
         self._fd = -1
+        self._synced_s = 0.0
 
     def __enter__(self) -> Journal:
         """Lock, drop a torn last line, check or write the header.
@@ -81,12 +84,13 @@ class Journal:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close the file, which releases the lock."""
+        """Sync and close the file, which releases the lock."""
+        os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record durably.
+        """Write one record; it survives a kill of this process at once, a power cut after a second.
 
         Raises:
             HwnasError: If it holds NaN, infinity or a negative latency, or cannot be written.
@@ -99,7 +103,9 @@ class Journal:
         try:
             while line:
                 line = line[os.write(self._fd, line) :]
-            os.fsync(self._fd)
+            if time.monotonic() - self._synced_s >= SYNC_S:
+                os.fsync(self._fd)
+                self._synced_s = time.monotonic()
         except BaseException as e:
             os.ftruncate(self._fd, size)  # half a line in the middle would spoil what comes after it
             if isinstance(e, OSError):

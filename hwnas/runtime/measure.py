@@ -1,11 +1,17 @@
-"""The only timing loop: when a measurement is warm, when it is precise enough, and how far it may be trusted."""
+"""The only timing loop: short visits to warm runners, and what many visits say about a latency.
+
+Other work on a shared machine only ever adds time, for milliseconds to minutes on end, and adds it to CPU time too (a
+busy sibling core). So an entry is not measured once and for long, but visited many times for some milliseconds, and
+its latency is the quiet level of the visits: their 5th percentile. Seen on a machine that was slow half of the time:
+levels of two halves of the visits differ by 0.3 %, their medians by 6 %.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,9 +21,15 @@ from hwnas.errors import HwnasError
 
 Floats = npt.NDArray[np.float64]
 
+QUIET = 0.05  # the quantile of the visits that is the latency
 SHORTEST_SAMPLE_NS = 50_000  # reading two clocks costs about 0.5 us: 1 % of this
 MAX_WALL_RATIO = 1.2  # above it something else was running on the core
 CPU_CLOCKS = ("thread_cpu",)
+WARMUP_S = 0.02  # of a runner that was just loaded
+REWARM_S = 0.0005  # of one that others have pushed out of the caches
+VISIT_S = 0.003
+SAMPLES = (3, 25)  # least and most in a visit
+STABLE = 0.005  # how far the levels of both halves of the visits may be apart when noise has stabilised
 
 
 class Samples(NamedTuple):
@@ -35,88 +47,129 @@ class Samples(NamedTuple):
 class Timeable(Protocol):
     """What can be measured: every runner of an engine."""
 
-    def time(self, repeats: int) -> Samples:
-        """Return `repeats` samples."""
+    def time(self, repeats: int, visit: int = 0) -> Samples:
+        """Return `repeats` samples of the visit with this number."""
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to stop: the interval of the median is narrow enough, or time is up.
+    """When an entry has been visited often enough.
 
     Attributes:
-        warmup_s: Wall time of runs that are thrown away, at least two runs.
-        min_runs: Samples taken in any case, even past `max_s`; 6 is the least that give a 95 % interval of a median.
-        max_s: Wall time of the samples, in seconds.
-        relative_ci: Half-width of the 95 % interval of the median, relative to the median.
+        min_visits: Visits in any case.
+        max_visits: Visits after which time is up.
+        min_s: Wall time that the visits are spread over, however quiet: slow spells may last that long.
+        relative_ci: Half-width of the interval of the latency, relative to it, that is narrow enough.
+        net_relative_ci: The same for whole networks.
     """
 
-    warmup_s: float = 0.02
-    min_runs: int = 7
-    max_s: float = 0.3
+    min_visits: int = 20
+    max_visits: int = 100
+    min_s: float = 30.0
     relative_ci: float = 0.01
+    net_relative_ci: float = 0.005
 
     def __post_init__(self) -> None:
         """Raise HwnasError for values that cannot work."""
-        if self.min_runs < 6:
-            raise HwnasError(f"min_runs must be at least 6 for an interval of the median, got {self.min_runs}")
-        if not (self.warmup_s >= 0 and self.max_s > 0 and self.relative_ci > 0):
-            raise HwnasError(f"warmup_s must not be negative, max_s and relative_ci must be positive, got {self}")
+        if not 1 <= self.min_visits <= self.max_visits:
+            raise HwnasError(
+                f"visits must be at least 1 and at most max_visits, got {self.min_visits} and {self.max_visits}"
+            )
+        if not (self.min_s >= 0 and self.relative_ci > 0 and self.net_relative_ci > 0):
+            raise HwnasError(f"min_s must not be negative, relative_ci must be positive, got {self}")
 
+    def reached(self, medians_ms: Sequence[float], net: bool = False) -> str | None:
+        """Return why no more visits are needed: ``"ci"``, ``"stable"`` or ``"timeout"``; None if they are.
 
-@dataclass(frozen=True)
-class Measurement:
-    """A latency and what is known about it.
-
-    Attributes:
-        latency_ms: Median by the engine's clock.
-        p50_ms: The same median, beside its percentiles.
-        p90_ms: 90th percentile.
-        p99_ms: 99th percentile.
-        spread: Interquartile range over median.
-        ci_ms: Interval (low, high) that holds the median with about 95 % confidence.
-        n: Number of samples.
-        wall_ms: Median by the wall clock.
-        stop: ``"ci"`` if the interval became narrow enough, ``"timeout"`` if not.
-        doubtful: The wall clock disagrees with the CPU clock by more than 1.2 times, or time was up with an
-            interval more than five times too wide.
-    """
-
-    latency_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    spread: float
-    ci_ms: tuple[float, float]
-    n: int
-    wall_ms: float
-    stop: str
-    doubtful: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {**asdict(self), "ci_ms": list(self.ci_ms)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
-        """Build from what `to_dict` gave; other keys are ignored.
-
-        Raises:
-            HwnasError: If a field is missing or is not a finite, non-negative number.
+        Args:
+            medians_ms: Of the visits so far, in their order.
+            net: Whether the entry is a whole network.
         """
-        missing = [f.name for f in fields(cls) if f.name not in values]
-        if missing:
-            raise HwnasError(f"a measurement needs {', '.join(missing)}; got {sorted(values)}")
-        known = {f.name: values[f.name] for f in fields(cls)}
-        if not isinstance(known["ci_ms"], (list, tuple)) or len(known["ci_ms"]) != 2:
-            raise HwnasError(f"ci_ms must be a pair (low, high), got {known['ci_ms']!r}")
-        known["ci_ms"] = tuple(known["ci_ms"])
-        numbers = {n: v for n, v in known.items() if n not in ("stop", "doubtful", "ci_ms")}
-        for name, value in [*numbers.items(), *(("ci_ms", v) for v in known["ci_ms"])]:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise HwnasError(f"{name} must be a finite number and not negative, got {value!r}")
-        if known["stop"] not in ("ci", "timeout") or not isinstance(known["doubtful"], bool):
-            raise HwnasError(f"stop must be 'ci' or 'timeout' and doubtful a boolean, got {dict(values)}")
-        return cls(**known)
+        n = len(medians_ms)
+        if n < self.min_visits:
+            return None
+        low_ms, high_ms = interval(medians_ms)
+        if (high_ms - low_ms) / 2 <= (self.net_relative_ci if net else self.relative_ci) * low_ms:
+            return "ci"
+        if n >= 2 * self.min_visits and abs(halves_apart(medians_ms)) <= STABLE:
+            return "stable"
+        return "timeout" if n >= self.max_visits else None
+
+
+DEFAULT_STOP = StopRule()
+
+
+def level(medians_ms: Sequence[float]) -> float:
+    """Return the quiet level of some visits, in milliseconds."""
+    return float(np.quantile(medians_ms, QUIET))
+
+
+def interval(medians_ms: Sequence[float]) -> tuple[float, float]:
+    """Return (low, high) that holds the quiet level with about 95 % confidence.
+
+    From order statistics: how many of n visits lie below the 5th percentile is binomial. With less than some 70 visits
+    the lower end is the lowest visit.
+    """
+    ranked = sorted(medians_ms)
+    low, high = _ranks(len(ranked))
+    return ranked[low], ranked[high]
+
+
+def _ranks(n: int) -> tuple[int, int]:
+    """Return the ranks that enclose the quiet level of n visits, each side missed with at most 2.5 %."""
+    below = np.cumsum([math.comb(n, k) * QUIET**k * (1 - QUIET) ** (n - k) for k in range(n + 1)])
+    low = int(np.searchsorted(below, 0.025, side="right"))  # P(at most `low` - 1 visits lie below the level) <= 2.5 %
+    return max(0, low - 1), min(n - 1, int(np.searchsorted(below, 0.975)))
+
+
+def halves_apart(medians_ms: Sequence[float]) -> float:
+    """Return by how much the level of the odd visits is above that of the even ones, relative; 0 for one visit."""
+    if len(medians_ms) < 2:
+        return 0.0
+    return level(medians_ms[1::2]) / level(medians_ms[::2]) - 1
+
+
+def visit(runner: Timeable, number: int, clock: str, fresh: bool) -> Samples:
+    """Measure an open runner for some milliseconds.
+
+    Args:
+        runner: An open runner.
+        number: Which visit to the entry this is.
+        clock: The engine's clock; a ``"model"`` needs no warm-up and takes no time.
+        fresh: Whether the runner was just loaded.
+
+    Raises:
+        HwnasError: If the engine gives a time that is not a positive, finite number.
+    """
+    if clock == "model":
+        return _checked(runner.time(SAMPLES[0], number), SAMPLES[0])
+    run_s = _warm_up(runner, number, WARMUP_S if fresh else REWARM_S)
+    wanted = min(SAMPLES[1], max(SAMPLES[0], int(VISIT_S / max(run_s, 1e-9))))
+    return _checked(runner.time(wanted, number), wanted)
+
+
+def _warm_up(runner: Timeable, number: int, warmup_s: float) -> float:
+    """Run for a while; return the wall time of one sample at the end, in seconds."""
+    start_s, count = time.perf_counter(), 1
+    while True:
+        batch_s = time.perf_counter()
+        runner.time(count, number)
+        now_s = time.perf_counter()
+        run_s = (now_s - batch_s) / count
+        left_s = warmup_s - (now_s - start_s)
+        if left_s <= 0:
+            return run_s
+        count = max(1, min(2 * count, int(left_s / run_s)))
+
+
+def _checked(samples: Samples, wanted: int) -> Samples:
+    for name, values in zip(Samples._fields, samples, strict=True):
+        if len(values) != wanted:
+            raise HwnasError(f"the engine gave {len(values)} {name} for {wanted} runs")
+        bad = values[~(np.isfinite(values) & (values > 0))]
+        if len(bad):
+            raise HwnasError(f"the engine gave a {name} of {bad[0]}; expected a positive number")
+    return samples
 
 
 def timed(call: Callable[[], object], repeats: int, clock_ns: Callable[[], int]) -> Samples:
@@ -144,82 +197,80 @@ def timed(call: Callable[[], object], repeats: int, clock_ns: Callable[[], int])
     return Samples(latency_ms, wall_ms)
 
 
-def median_interval(sorted_ms: Floats) -> tuple[float, float]:
-    """Return (low, high) that holds the median with about 95 % confidence, from order statistics.
+@dataclass(frozen=True)
+class Measurement:
+    """A latency and what is known about it, from all visits to an entry.
 
-    Args:
-        sorted_ms: Samples in ascending order, shape (n,), n >= 1. Below n = 6 the confidence is less.
+    Attributes:
+        latency_ms: The quiet level: 5th percentile of the medians of the visits.
+        ci_ms: (low, high) that holds it with about 95 % confidence.
+        p50_ms: Median of all samples, slow spells of the machine included.
+        p90_ms: 90th percentile of all samples.
+        p99_ms: 99th percentile of all samples.
+        wall_ms: The quiet level by the wall clock.
+        spread: Interquartile range of the visits over their median: how restless the machine was.
+        repeatability: Relative difference of the levels of odd and even visits.
+        n: Number of samples.
+        visits: Number of visits.
+        stop: ``"ci"`` if the interval became narrow enough, ``"stable"`` if noise has stabilised above that,
+            ``"timeout"`` if neither.
+        doubtful: Time was up, or the wall clock disagrees with the CPU clock by more than 1.2 times in the quiet
+            visits.
     """
-    n = len(sorted_ms)
-    low = max(0, math.floor(n / 2 - 0.98 * math.sqrt(n)))  # binomial ranks, normal approximation: 1.96 / 2
-    return float(sorted_ms[low]), float(sorted_ms[n - 1 - low])
+
+    latency_ms: float
+    ci_ms: tuple[float, float]
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    wall_ms: float
+    spread: float
+    repeatability: float
+    n: int
+    visits: int
+    stop: str
+    doubtful: bool
 
 
-def measure(runner: Timeable, stop: StopRule = StopRule(), clock: str = "thread_cpu") -> Measurement:
-    """Measure until the median is known well enough.
+def summarise(visits: Sequence[Samples], stop: str, clock: str) -> Measurement:
+    """Return what some visits to an entry say.
 
     Args:
-        runner: An open runner.
-        stop: When to stop.
-        clock: The engine's clock: a CPU clock is checked against the wall, a ``"model"`` needs no warm-up.
+        visits: In their order, at least one.
+        stop: Why there are no more.
+        clock: The engine's clock.
+    """
+    medians = np.array([np.median(v.latency_ms) for v in visits])
+    walls = np.array([np.median(v.wall_ms) for v in visits])
+    latency_ms = level(medians.tolist())
+    quiet = np.argsort(medians)[: max(3, len(medians) // 10)]
+    q25, q50, q75 = np.percentile(medians, [25, 50, 75])
+    p50, p90, p99 = np.percentile(np.concatenate([v.latency_ms for v in visits]), [50, 90, 99])
+    contended = clock in CPU_CLOCKS and float(np.median(walls[quiet] / medians[quiet])) > MAX_WALL_RATIO
+    return Measurement(
+        latency_ms=latency_ms,
+        ci_ms=interval(medians.tolist()),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        wall_ms=level(walls.tolist()),
+        spread=float((q75 - q25) / q50),
+        repeatability=abs(halves_apart(medians.tolist())),
+        n=sum(len(v.latency_ms) for v in visits),
+        visits=len(visits),
+        stop=stop,
+        doubtful=contended or stop == "timeout",
+    )
+
+
+def samples_from(record: Mapping[str, Any]) -> Samples:
+    """Read the samples of a record of the results.
 
     Raises:
-        HwnasError: If the engine gives a time that is not a positive, finite number.
+        HwnasError: If they are missing or are not positive, finite numbers.
     """
-    run_s = 0.0 if clock == "model" else _warm_up(runner, stop.warmup_s)
-    latency_ms, wall_ms = np.empty(0), np.empty(0)
-    start_s = time.perf_counter()
-    wanted = stop.min_runs
-    while True:
-        samples = runner.time(wanted)
-        _check(samples, wanted)
-        latency_ms, wall_ms = np.append(latency_ms, samples.latency_ms), np.append(wall_ms, samples.wall_ms)
-        n, elapsed_s = len(latency_ms), time.perf_counter() - start_s
-        median_ms = float(np.median(latency_ms))
-        low_ms, high_ms = median_interval(np.sort(latency_ms))
-        relative_ci = (high_ms - low_ms) / 2 / median_ms
-        if relative_ci <= stop.relative_ci or elapsed_s >= stop.max_s:
-            return _summary(latency_ms, wall_ms, relative_ci, stop, clock)
-        run_s = max(elapsed_s / n, run_s / 10, 1e-9)
-        wanted = max(1, min(n // 2, int((stop.max_s - elapsed_s) / run_s)))  # half as many again, if time allows
-
-
-def _warm_up(runner: Timeable, warmup_s: float) -> float:
-    """Return the wall time of one sample at the end of the warm-up, in seconds."""
-    start_s, count = time.perf_counter(), 2
-    while True:
-        batch_s = time.perf_counter()
-        runner.time(count)
-        now_s = time.perf_counter()
-        run_s = (now_s - batch_s) / count
-        left_s = warmup_s - (now_s - start_s)
-        if left_s <= 0:
-            return run_s
-        count = max(1, min(2 * count, int(left_s / run_s)))
-
-
-def _check(samples: Samples, wanted: int) -> None:
-    for name, values in zip(Samples._fields, samples, strict=True):
-        if len(values) != wanted:
-            raise HwnasError(f"the engine gave {len(values)} {name} for {wanted} runs")
-        bad = values[~(np.isfinite(values) & (values > 0))]
-        if len(bad):
-            raise HwnasError(f"the engine gave a {name} of {bad[0]}; expected a positive number")
-
-
-def _summary(latency_ms: Floats, wall_ms: Floats, relative_ci: float, stop: StopRule, clock: str) -> Measurement:
-    q25, p50, q75, p90, p99 = (float(v) for v in np.percentile(latency_ms, [25, 50, 75, 90, 99]))
-    wall_p50 = float(np.median(wall_ms))
-    contended = clock in CPU_CLOCKS and wall_p50 > MAX_WALL_RATIO * p50
-    return Measurement(
-        latency_ms=p50,
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
-        spread=(q75 - q25) / p50,
-        ci_ms=median_interval(np.sort(latency_ms)),
-        n=len(latency_ms),
-        wall_ms=wall_p50,
-        stop="ci" if relative_ci <= stop.relative_ci else "timeout",
-        doubtful=contended or relative_ci > 5 * stop.relative_ci,
-    )
+    lists = [record.get(name) for name in Samples._fields]
+    for name, values in zip(Samples._fields, lists, strict=True):
+        if not (isinstance(values, list) and values and all(type(v) in (int, float) for v in values)):
+            raise HwnasError(f"{name} must be a list of numbers, got {values!r}")
+    return _checked(Samples(*(np.array(v, dtype=float) for v in lists)), len(lists[0] or []))

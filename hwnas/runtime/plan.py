@@ -13,7 +13,7 @@ from hwnas.files import canonical_json, read_json, sha256, write_atomic
 
 SCHEMA = 1
 PLAN_FILE = "plan.json"
-ROLES = ("op", "net")
+ROLES = ("op", "context", "boundary", "net")
 Shape = tuple[int, ...]
 
 
@@ -44,11 +44,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to measure: a single op, or a network to calibrate on.
+    """One thing to measure.
 
     Attributes:
         key: Unique in its plan.
-        role: ``"op"`` or ``"net"``.
+        role: ``"op"``, an op alone; ``"context"``, an op between neighbours; ``"boundary"``, neighbours alone;
+            ``"net"``, a whole network.
         onnx: Path of the ONNX file inside the plan folder; None for engines that need no file.
         sha256: Hex digest of that file.
         calls: The ops, in the order they run.
@@ -76,7 +77,7 @@ class Plan:
 
     Attributes:
         id: SHA-256 of the canonical JSON of the entries.
-        entries: With unique keys.
+        entries: With unique keys, what matters most first.
     """
 
     id: str

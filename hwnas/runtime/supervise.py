@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ import hwnas
 from hwnas import errors
 from hwnas.errors import HwnasError
 from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.measure import DEFAULT_STOP, StopRule
 from hwnas.runtime.work import RESULTS_FILE, Progress
 
 
@@ -25,7 +27,7 @@ def supervise(
     folder: Path,
     engine_name: str = "onnxruntime",
     threads: int = 1,
-    passes: int = 3,
+    stop: StopRule = DEFAULT_STOP,
     results: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     *,
@@ -41,11 +43,11 @@ def supervise(
         folder: A plan.
         engine_name: Name of the engine.
         threads: Threads of the engine.
-        passes: How often every entry is measured.
+        stop: When an entry needs no more visits.
         results: The results file; ``results.jsonl`` in the plan folder if None.
-        on_progress: Called after each measurement.
+        on_progress: Called after each visit.
         seed: Of the orders.
-        minutes: Start no measurement after this time.
+        minutes: As in `measure_plan`.
         timeout_s: A child that finishes no measurement for so long is killed.
 
     Returns:
@@ -57,8 +59,8 @@ def supervise(
     path = folder / RESULTS_FILE if results is None else results
     deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
     command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
-    command += ["--engine", engine_name, "--threads", str(threads), "--passes", str(passes)]
-    command += ["--results", str(path), "--seed", str(seed)]
+    command += ["--engine", engine_name, "--threads", str(threads)]
+    command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
         seen = _written(path)

@@ -1,4 +1,4 @@
-"""Measuring a whole plan: in several interleaved passes, resumable after a kill at any moment."""
+"""Measuring a whole plan: in rounds of short visits to warm runners, resumable after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,28 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.engines.base import Engine, Runner
 from hwnas.runtime.journal import Journal, Record, read_journal
-from hwnas.runtime.measure import Measurement, measure
-from hwnas.runtime.plan import Entry, load_plan
+from hwnas.runtime.measure import DEFAULT_STOP, Measurement, Samples, StopRule, level, samples_from, summarise, visit
+from hwnas.runtime.plan import Entry, Plan, load_plan
 
 RESULTS_FILE = "results.jsonl"
 DEATHS = 2  # of the measuring process alone, which its supervisor saw and recorded: the entry's fault
 SILENT_DEATHS = 5  # of everything at once: a user's kill, or an entry that takes the machine down
-# Other work on the machine only ever adds time (a busy sibling core adds to CPU time too, for seconds on end), so the
-# quietest pass counts, and it is believed when a second one comes close.
-CLOSE = 0.03
-EXTRA_PASSES = 6  # at most, for entries that are not settled
-# All passes over an entry may fall into slow seconds and agree. What was measured just before and after tells: how slow
-# the machine was then is how far those entries were above their own quietest pass.
-WINDOW = 4
-SLOW = 1.05
+FIRST_ROUND = 0.4  # share of the time there is that loading may take; what is not reached then is left out
+REFERENCE_EVERY = 25  # visits between two of the reference op
+SLOW = 1.05  # of its quiet level: the machine was slow
+MEMORY_SHARE = 0.25  # of what is free, for runners that stay loaded
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told after each measurement.
+    """What is told after each visit.
 
     Attributes:
-        done: Measurements in the results file, of all passes.
-        total: Measurements when finished: entries times passes.
-        record: The sample just written: key, pass, status, and the measurement or a reason.
+        done: Visits in the results file.
+        total: Visits when finished, as far as can be told by now.
+        record: The sample just written: key, visit, status, and the samples or a reason.
     """
 
     done: int
@@ -50,53 +47,50 @@ class Progress:
 
 @dataclass(frozen=True)
 class Row:
-    """One entry over all its passes.
+    """One entry over all its visits.
 
     Attributes:
         key: The entry.
-        status: ``"ok"``, or ``"failed"`` or ``"crashed"`` if that happened in any pass.
+        status: ``"ok"``, or ``"failed"`` or ``"crashed"`` if that happened in any visit.
         reason: Why it is not ok, else empty.
-        latency_ms: Median of the quietest pass; None unless ok. So are the other times.
-        p90_ms: 90th percentile of that pass.
-        p99_ms: 99th percentile of that pass.
-        wall_ms: Wall median of that pass.
-        spread: Interquartile range over median of that pass.
-        pass_spread: How much slower the second quietest pass is, relative; 0 with a single pass.
-        n: Samples in all passes.
-        passes: Passes measured.
-        doubtful: The quietest pass is doubtful, or it is not settled: no second one is within 3 %, or the machine was
-            slow around the quietest one.
+        measurement: None unless ok.
     """
 
     key: str
     status: str
     reason: str = ""
-    latency_ms: float | None = None
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    wall_ms: float | None = None
-    spread: float | None = None
-    pass_spread: float | None = None
-    n: int = 0
-    passes: int = 0
-    doubtful: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+    measurement: Measurement | None = None
 
 
-def pin_to_one_cpu() -> None:
-    """Keep this process on one CPU, where the system can: for a process that does nothing but measure."""
+@dataclass(frozen=True)
+class Conditions:
+    """How restless the machine was, by an op that was timed again and again.
+
+    Attributes:
+        reference: Key of that op; empty if it never was timed.
+        visits: How often it was timed.
+        slow_share: Share of these in which it was more than 5 % above its quiet level.
+        drift: Its quiet level in the second half over that in the first, less one.
+    """
+
+    reference: str = ""
+    visits: int = 0
+    slow_share: float = 0.0
+    drift: float = 0.0
+
+
+def pin_to_cpus(threads: int) -> None:
+    """Keep this process on as many CPUs as it has threads: for a process that does nothing but measure."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the first ones serve most interrupts
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, set(allowed[-threads:]))  # the first ones serve most interrupts
 
 
 def measure_plan(
     folder: Path,
     engine_name: str = "onnxruntime",
     threads: int = 1,
-    passes: int = 3,
+    stop: StopRule = DEFAULT_STOP,
     seed: int = 0,
     results: Path | None = None,
     on_record: Callable[[Progress], None] | None = None,
@@ -104,16 +98,18 @@ def measure_plan(
 ) -> Path:
     """Measure what the results file lacks, in this process. A crash of the engine ends it: see `supervise`.
 
+    All entries are visited in rounds, each round in another order, until each has been visited often enough.
+
     Args:
         folder: A plan.
         engine_name: Name of the engine.
         threads: Threads of the engine.
-        passes: How often every entry is measured, each time in another order; entries that are not settled (see
-            `settled`) get up to 6 more.
+        stop: When an entry needs no more visits.
         seed: Of the orders.
         results: The results file; ``results.jsonl`` in the plan folder if None.
-        on_record: Called after each measurement.
-        minutes: Start no measurement after this time.
+        on_record: Called after each visit.
+        minutes: Start no visit after this time. Entries come in the order of the plan then, and what is not reached
+            in the first part of the time is left out.
 
     Returns:
         The results file.
@@ -122,165 +118,274 @@ def measure_plan(
         HwnasError: If the plan or the results file is damaged, or another process measures into it.
         ProvenanceError: If the results file was made from another plan, or under other conditions.
     """
-    if passes < 1:
-        raise HwnasError(f"passes must be at least 1, got {passes}")
-    deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
     plan, engine = load_plan(folder), open_engine(engine_name, threads)
     path = folder / RESULTS_FILE if results is None else results
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal:
-        history = _History(journal.records)
-        for pass_ in range(passes + EXTRA_PASSES):
-            done = history.settled() if pass_ >= passes else set()
-            due = [e for e in plan.entries if e.key not in done]
-            total = len(plan.entries) * passes if pass_ < passes else len(history.done) + len(due)
-            # Each pass has its own order, so that drift does not fall on the same entries.
-            for i in np.random.default_rng([seed, pass_]).permutation(len(due)):
-                entry = due[int(i)]
-                if (entry.key, pass_) in history.done:
-                    continue
-                if deadline_s is not None and time.monotonic() >= deadline_s:
-                    return path
-                which = {"key": entry.key, "pass": pass_}
-                reason = history.crash(entry.key, pass_)
-                outcome = _attempt(journal, which, engine, entry, folder) if reason is None else _bad("crashed", reason)
-                record = {"type": "sample", **which, **outcome}
-                journal.append(record)
-                history.add(record)
-                if on_record is not None:
-                    on_record(Progress(len(history.done), total, record))
+    with Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal, ExitStack() as stack:
+        _Work(plan, folder, engine, journal, stack, stop, on_record, minutes).run(seed)
     return path
 
 
-def collect(results: Path) -> tuple[Record, list[Row]]:
-    """Read a results file.
+class _Work:
+    """One process measuring one plan."""
 
-    Returns:
-        Where it was measured (the provenance), and one row per entry that has a measurement, by key.
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        engine: Engine,
+        journal: Journal,
+        stack: ExitStack,
+        stop: StopRule,
+        on_record: Callable[[Progress], None] | None,
+        minutes: float | None,
+    ) -> None:
+        self._entries, self._engine, self._journal, self._on_record = plan.entries, engine, journal, on_record
+        rules = [r for r in journal.records if r.get("type") == "rule"]
+        if not rules or rules[-1] != {"type": "rule", **asdict(stop)}:
+            journal.append({"type": "rule", **asdict(stop)})
+        self._history = History(journal.records, plan)
+        self._runners = _Runners(engine, folder, stack)
+        self._start_s = time.monotonic()
+        self._min_s = 0.0 if engine.clock == "model" else stop.min_s
+        self._limit_s = None if minutes is None else 60 * minutes
+        ops = sorted((e for e in plan.entries if e.role != "net"), key=lambda e: (sum(c.macs for c in e.calls), e.key))
+        self._reference = ops[len(ops) // 2] if ops else None
+        self._since_reference = REFERENCE_EVERY
 
-    Raises:
-        HwnasError: If the file cannot be read or is damaged.
-    """
-    header, records = read_journal(results)
-    by_key: dict[str, list[Record]] = {}
-    for record in records:
-        if record.get("type") == "sample":
-            by_key.setdefault(str(record["key"]), []).append(record)
-    quiet = _History(records).settled()
-    return header["where"], [_row(key, by_key[key], key in quiet) for key in sorted(by_key)]
+    def run(self, seed: int) -> None:
+        """Visit until nothing is due or time is up."""
+        if all(self._history.settled(e.key) for e in self._entries):
+            return
+        rounds = 0
+        for round_ in range(self._history.stop.max_visits):
+            # Each round has its own order, so that drift does not fall on the same entries.
+            order = np.random.default_rng([seed, round_]).permutation(len(self._entries)).tolist()
+            if round_ == 0 and self._limit_s is not None:
+                order = list(range(len(self._entries)))  # what matters most first
+            enough = self._elapsed_s() >= self._min_s
+            due = [e for e in (self._entries[i] for i in order) if self._due(e.key, round_, enough)]
+            for n, entry in enumerate(due):
+                share = FIRST_ROUND if round_ == 0 else 1.0
+                if self._limit_s is not None and self._elapsed_s() >= share * self._limit_s:
+                    break
+                self._visit(entry, round_, len(due) - n - 1)
+            rounds += bool(due)
+            self._pace(rounds)
+
+    def _pace(self, rounds: int) -> None:
+        """Wait where the rounds of a small plan would all be over within one slow spell of the machine."""
+        until_s = self._min_s * rounds / self._history.stop.max_visits
+        if self._limit_s is not None:
+            until_s = min(until_s, self._limit_s)
+        time.sleep(max(0.0, until_s - self._elapsed_s()))
+
+    def _due(self, key: str, round_: int, enough: bool) -> bool:
+        left_out = round_ > 0 and self._history.visits(key) == 0
+        if left_out or self._history.visits(key) > round_ or self._history.bad(key):
+            return False
+        return not (self._history.settled(key) and enough)
+
+    def _visit(self, entry: Entry, number: int, due: int) -> None:
+        which = {"key": entry.key, "visit": number}
+        reason = self._history.crash(entry.key, number)
+        outcome = self._attempt(which, entry) if reason is None else _bad("crashed", reason)
+        record = {"type": "sample", **which, **outcome}
+        self._journal.append(record)
+        self._history.add(record)
+        if self._on_record is not None:
+            self._on_record(Progress(self._history.done, self._total(due), record))
+        self._time_reference()
+
+    def _total(self, due: int) -> int:
+        """Return how many visits there will be, as far as can be told."""
+        done, stop = self._history.done, self._history.stop
+        least = max(done + due, len(self._entries) * stop.min_visits)
+        share = min(1.0, self._elapsed_s() / self._min_s) if self._min_s else 1.0
+        return max(least, int(done / share)) if share else least
+
+    def _attempt(self, which: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+        """Return what happened, as fields of a sample record."""
+        self._journal.append({"type": "start", **which})
+        try:
+            samples = self._runners.visit(entry, int(which["visit"]))
+        except HwnasError as e:
+            return _bad("failed", str(e))
+        except KeyboardInterrupt:
+            self._journal.append({"type": "interrupted", **which})  # not a death
+            raise
+        return {"status": "ok", **{k: [round(v, 7) for v in x.tolist()] for k, x in samples._asdict().items()}}
+
+    def _time_reference(self) -> None:
+        """Time the reference op now and then; an op in the middle of the plan's arithmetic."""
+        self._since_reference += 1
+        entry = self._reference
+        if entry is None or self._since_reference < REFERENCE_EVERY or not self._history.visits(entry.key):
+            return
+        if self._history.bad(entry.key):
+            return
+        self._since_reference = 0
+        outcome = self._attempt({"key": entry.key, "visit": 0, "reference": True}, entry)
+        self._journal.append({"type": "reference", "key": entry.key, "visit": 0, **outcome})
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._start_s
 
 
-class _History:
-    """What the records of earlier runs say.
+class _Runners:
+    """Runners that stay loaded, as far as memory allows: loading takes longer than a visit."""
 
-    Attributes:
-        done: (key, pass) that need no measuring.
-    """
+    def __init__(self, engine: Engine, folder: Path, stack: ExitStack) -> None:
+        self._engine, self._folder, self._stack = engine, folder, stack
+        self._open: dict[str, Runner] = {}
+        self._left = MEMORY_SHARE * free_memory_bytes()
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.done: set[tuple[str, int]] = set()
-        self._deaths: Counter[tuple[str, int]] = Counter()
-        self._unfinished: Counter[tuple[str, int]] = Counter()
-        self._crashed: dict[str, str] = {}
-        self._reasons: dict[str, str] = {}
-        self._medians_ms: list[tuple[str, float]] = []  # in the order of measurement
-        self._bad: set[str] = set()
-        for record in records:
-            self.add(record)
-
-    def add(self, record: Record) -> None:
-        """Take one more record into account."""
-        which = (str(record.get("key")), int(record.get("pass", -1)))
-        kind = record.get("type")
-        if kind == "start":
-            self._unfinished[which] += 1  # until something tells otherwise
-        elif kind in ("sample", "interrupted", "death"):
-            self._unfinished[which] -= 1
-        if kind == "death":
-            self._deaths[which] += 1
-            self._reasons[which[0]] = str(record.get("reason"))
-        if kind == "sample":
-            self.done.add(which)
-            if record.get("status") == "crashed":
-                self._crashed[which[0]] = str(record.get("reason"))
-            if record.get("status") == "ok":
-                self._medians_ms.append((which[0], float(record["latency_ms"])))
-            else:
-                self._bad.add(which[0])
-
-    def settled(self) -> set[str]:
-        """Return the entries that need no more passes."""
-        return settled(self._medians_ms) | self._bad
-
-    def crash(self, key: str, pass_: int) -> str | None:
-        """Return why an entry is not to be tried (again), else None."""
-        which = (key, pass_)
-        if key not in self._crashed and (self._deaths[which] >= DEATHS or self._unfinished[which] >= SILENT_DEATHS):
-            self._crashed[key] = self._reasons.get(key, "everything died several times while it was measured")
-        return self._crashed.get(key)
+    def visit(self, entry: Entry, number: int) -> Samples:
+        """Measure an entry for some milliseconds, and load it before if need be."""
+        runner = self._open.get(entry.key)
+        if runner is not None:
+            return visit(runner, number, self._engine.clock, fresh=False)
+        loaded = self._engine.load(entry, self._folder)
+        # Weights are in the values read, activations in the values made; some engines keep a second copy of weights.
+        needs = 2 * sum(c.bytes for c in entry.calls)
+        if needs > self._left:
+            with loaded as runner:
+                return visit(runner, number, self._engine.clock, fresh=True)
+        self._left -= needs
+        runner = self._open[entry.key] = self._stack.enter_context(loaded)
+        return visit(runner, number, self._engine.clock, fresh=True)
 
 
-def settled(medians_ms: Sequence[tuple[str, float]]) -> set[str]:
-    """Return the entries whose quietest pass can be believed.
-
-    A second pass comes close to it, and the machine was not slow around it.
-
-    Args:
-        medians_ms: Entry and median of each measurement, in the order of measurement.
-    """
-    passes: dict[str, list[int]] = {}
-    for i, (key, _) in enumerate(medians_ms):
-        passes.setdefault(key, []).append(i)
-    quietest = {key: min(indices, key=lambda i: medians_ms[i][1]) for key, indices in passes.items()}
-    ratios = np.array([ms / medians_ms[quietest[key]][1] for key, ms in medians_ms])
-    out = set()
-    for key, best in quietest.items():
-        around = np.delete(ratios[max(0, best - WINDOW) : best + WINDOW + 1], min(best, WINDOW))
-        slow = len(around) > 0 and float(np.median(around)) > SLOW
-        if not slow and _apart([medians_ms[i][1] for i in passes[key]]) <= CLOSE:
-            out.add(key)
-    return out
-
-
-def _apart(medians_ms: Sequence[float]) -> float:
-    """Return how much slower the second quietest pass is, relative; 0 if there is no other."""
-    ranked = sorted(medians_ms)
-    return ranked[1] / ranked[0] - 1 if len(ranked) > 1 else 0.0
-
-
-def _attempt(journal: Journal, which: Mapping[str, Any], engine: Engine, entry: Entry, folder: Path) -> dict[str, Any]:
-    """Return what happened, as fields of a sample record."""
-    journal.append({"type": "start", **which})
+def free_memory_bytes(root: Path = Path("/")) -> float:
+    """Return how much memory can still be had; 4 GiB where the system does not tell."""
     try:
-        with engine.load(entry, folder) as runner:
-            return {"status": "ok", **measure(runner, clock=engine.clock).to_dict()}
-    except HwnasError as e:
-        return _bad("failed", str(e))
-    except KeyboardInterrupt:
-        journal.append({"type": "interrupted", **which})  # not a death
-        raise
+        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return 4.0 * 2**30
 
 
 def _bad(status: str, reason: str) -> dict[str, Any]:
     return {"status": status, "reason": reason}
 
 
-def _row(key: str, samples: Sequence[Record], quiet: bool) -> Row:
-    bad = next((s for s in samples if s["status"] != "ok"), None)
-    if bad is not None:
-        return Row(key, str(bad["status"]), str(bad.get("reason", "")), passes=len(samples))
-    measured = [Measurement.from_dict(s) for s in samples]
-    quietest = min(measured, key=lambda m: m.latency_ms)
-    return Row(
-        key=key,
-        status="ok",
-        latency_ms=quietest.latency_ms,
-        p90_ms=quietest.p90_ms,
-        p99_ms=quietest.p99_ms,
-        wall_ms=quietest.wall_ms,
-        spread=quietest.spread,
-        pass_spread=_apart([m.latency_ms for m in measured]),
-        n=sum(m.n for m in measured),
-        passes=len(measured),
-        doubtful=quietest.doubtful or not quiet,
-    )
+class History:
+    """What the records of a results file say.
+
+    Attributes:
+        stop: When an entry needs no more visits: the rule that was given last.
+        done: Number of visits.
+    """
+
+    def __init__(self, records: Sequence[Record], plan: Plan) -> None:
+        """Take all records into account."""
+        self.stop, self.done = DEFAULT_STOP, 0
+        self._nets = {e.key for e in plan.entries if e.role == "net"}
+        self._deaths: Counter[tuple[str, int]] = Counter()
+        self._unfinished: Counter[tuple[str, int]] = Counter()
+        self._bad: dict[str, Record] = {}
+        self._reasons: dict[str, str] = {}
+        self._medians_ms: dict[str, list[float]] = {}
+        self._reached: dict[str, tuple[int, str | None]] = {}
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Take one more record into account."""
+        key = str(record.get("key"))
+        which, kind = (key, int(record.get("visit", -1))), record.get("type")
+        if kind == "start":
+            self._unfinished[which] += 1  # until something tells otherwise
+        elif kind in ("sample", "interrupted", "death", "reference"):
+            self._unfinished[which] -= 1
+        if kind == "rule":
+            self.stop = StopRule(**{name: value for name, value in record.items() if name != "type"})
+            self._reached = {}
+        if kind == "death":
+            self._deaths[which] += 1
+            self._reasons[key] = str(record.get("reason"))
+        if kind == "sample":
+            self.done += 1
+            if record.get("status") == "ok":
+                self._medians_ms.setdefault(key, []).append(float(np.median(samples_from(record).latency_ms)))
+            else:
+                self._bad[key] = record
+
+    def visits(self, key: str) -> int:
+        """Return how often an entry has been visited."""
+        return len(self._medians_ms.get(key, ())) + (key in self._bad)
+
+    def bad(self, key: str) -> Record | None:
+        """Return the record that says why an entry cannot be measured, if there is one."""
+        return self._bad.get(key)
+
+    def reached(self, key: str) -> str | None:
+        """Return why an entry needs no more visits, None if it does or has none."""
+        medians = self._medians_ms.get(key, [])
+        known = self._reached.get(key)
+        if known is None or known[0] != len(medians):
+            known = self._reached[key] = (len(medians), self.stop.reached(medians, key in self._nets))
+        return known[1]
+
+    def settled(self, key: str) -> bool:
+        """Return whether an entry needs no more visits."""
+        return key in self._bad or self.reached(key) is not None
+
+    def crash(self, key: str, visit_: int) -> str | None:
+        """Return why an entry is not to be tried again, else None."""
+        which = (key, visit_)
+        if self._deaths[which] >= DEATHS or self._unfinished[which] >= SILENT_DEATHS:
+            return self._reasons.get(key, "everything died several times while it was measured")
+        return None
+
+
+def collect(results: Path, plan: Plan) -> tuple[Record, list[Row]]:
+    """Read a results file.
+
+    Args:
+        results: What `measure_plan` wrote.
+        plan: The plan that was measured.
+
+    Returns:
+        Where it was measured (the provenance), and one row per entry that was visited, by key.
+
+    Raises:
+        HwnasError: If the file cannot be read or is damaged, or is of another plan.
+    """
+    header, records = read_journal(results)
+    if header["plan"] != plan.id:
+        raise HwnasError(f"{results} holds results of another plan; measure this one, or name its own results")
+    history = History(records, plan)
+    samples: dict[str, list[Samples]] = {}
+    for record in records:
+        if record.get("type") == "sample":
+            found = samples.setdefault(str(record["key"]), [])
+            if record.get("status") == "ok":
+                found.append(samples_from(record))
+    rows = []
+    for key in sorted(samples):
+        bad = history.bad(key)
+        if bad is not None:
+            rows.append(Row(key, str(bad["status"]), str(bad.get("reason", ""))))
+            continue
+        measured = summarise(samples[key], history.reached(key) or "timeout", str(header["where"]["clock"]))
+        rows.append(Row(key, "ok", measurement=measured))
+    return header["where"], rows
+
+
+def conditions(results: Path) -> Conditions:
+    """Return how restless the machine was while a results file was made.
+
+    Raises:
+        HwnasError: If the file cannot be read or is damaged.
+    """
+    found = [r for r in read_journal(results)[1] if r.get("type") == "reference" and r.get("status") == "ok"]
+    if not found:
+        return Conditions()
+    medians = [float(np.median(samples_from(r).latency_ms)) for r in found]
+    half = len(medians) // 2
+    drift = level(medians[half:]) / level(medians[:half]) - 1 if half else 0.0
+    slow = float(np.mean(np.array(medians) > SLOW * level(medians)))
+    return Conditions(str(found[0]["key"]), len(medians), slow, drift)

@@ -95,19 +95,33 @@ def check(space: SearchSpace, arch: Architecture, partial: bool = False) -> None
         raise HwnasError(f"the architecture breaks a rule of its space: {broken}")
 
 
-def sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
-    """Draw an architecture uniformly over rules and options: which edges survive, then what sits on them."""
-    options = {d.name: d.options for d in decisions(space)}
+def sample(space: SearchSpace, rng: np.random.Generator, concentration: float | None = None) -> Architecture:
+    """Draw an architecture over rules and options: which edges survive, then what sits on them.
+
+    Args:
+        space: The space.
+        rng: Where chance comes from.
+        concentration: None draws options uniformly. Else each group of decisions draws the weights of its options
+            first, from a Dirichlet distribution with this concentration: below 1, few ops dominate a network.
+    """
     answers: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     for rule in space.rules():
         assert isinstance(rule, TopK), "sampling knows one kind of rule"
+        dropped |= dict.fromkeys(rule.decisions, rule.none)
         kept = set(rng.permutation(len(rule.decisions))[: rule.k].tolist())
-        ops = [o for o in rule.options if o != rule.none]
-        for i, d in enumerate(rule.decisions):
-            answers[d] = str(rng.choice(ops)) if i in kept else rule.none
-    for d, opts in options.items():
-        if d not in answers:
-            answers[d] = str(rng.choice(opts))
+        answers |= {d: rule.none for i, d in enumerate(rule.decisions) if i not in kept}
+    for g in space.groups:
+        weights = np.ones(len(g.options))
+        if concentration is not None:
+            weights = np.maximum(rng.dirichlet(concentration * weights), 1e-9)
+        weight = dict(zip(g.options, weights, strict=True))
+        for d in g.decisions:
+            if d.name in answers:
+                continue
+            allowed = [o for o in d.options if o != dropped.get(d.name)]
+            p = np.array([weight[o] for o in allowed])
+            answers[d.name] = str(rng.choice(allowed, p=p / p.sum()))
     return Architecture.of(space.name, answers)
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from hwnas.errors import HwnasError
 from hwnas.latency.table import LatencyTable
-from hwnas.profile import build_table, make_plan
+from hwnas.profile import add_derived, build_table, make_plan
+from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.plan import load_plan
+from hwnas.runtime.journal import read_journal
+from hwnas.runtime.measure import SAMPLES, VISIT_S, StopRule
+from hwnas.runtime.plan import Plan, load_plan
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import collect
-from hwnas.ui import bar, console, summary
+from hwnas.ui import bar, console, summary, table
+
+DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
+LOAD_S = 0.025  # seen: to load an entry, where ops take milliseconds
 
 
 def plan_only(recipe: Recipe, folder: Path, engine: str | None) -> None:
@@ -26,67 +36,181 @@ def plan_only(recipe: Recipe, folder: Path, engine: str | None) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise HwnasError(f"{folder} is not empty; name a new folder")
-    entries = _plan(recipe, folder, engine is None or open_engine(engine).merges)
+    entries = len(_plan(recipe, folder, engine is None or open_engine(engine).merges).entries)
     facts: dict[str, object] = {"plan": folder, "entries": entries}
     summary(facts, f"on the device: python -m hwnas.runtime measure {folder.name}  (numpy and the engine suffice)")
 
 
-def _plan(recipe: Recipe, folder: Path, merges: bool) -> int:
-    """Write a plan unless a whole one is there already; return its number of entries."""
-    if (folder / "plan.json").exists():
-        return len(load_plan(folder).entries)
-    with bar("plan: export ops and networks", None) as update:
-        return make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update)
+def _plan(recipe: Recipe, folder: Path, merges: bool) -> Plan:
+    """Write a plan unless a whole one is there already; return it."""
+    if not (folder / "plan.json").exists():
+        torch.set_num_threads(1)  # many small tensors: threads would only wait for each other
+        with bar("plan: export ops and networks", None) as update:
+            make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update)
+    return load_plan(folder)
 
 
-def profile(run: Run, engine: str | None, threads: int | None, results: Path | None) -> None:
+def profile(
+    run: Run, engine: str | None, threads: int | None, results: Path | None, minutes: float | None = None
+) -> LatencyTable:
     """Measure the latency table of a run's recipe on this machine, or build it from results measured elsewhere.
 
-    Without `engine` and `threads` those the run was made with, else ONNX Runtime on one thread.
+    A table that is there is complete, unless some of it is doubtful or was left out: that is measured again, until the
+    run has been searched with it.
+
+    Args:
+        run: The run.
+        engine: None for the one the run was made with, else ONNX Runtime.
+        threads: None for those the run was made with, else one.
+        results: Measured elsewhere; None to measure here.
+        minutes: Bound on the time to measure.
     """
     path, recipe, following = run.folder / "table.json", run.recipe, run.command("search")
     run.ask(engine=engine, threads=threads)
+    stop = recipe.stop
     if path.exists():
-        summary({"table": path, "state": "complete, nothing to do"}, following)
-        return
-    folder = run.folder / "plan"
+        there = LatencyTable.load(path)
+        used = (run.folder / "search.pt").exists() or (run.folder / "arch.json").exists()
+        if used or results is not None or not there.unsettled or not (run.folder / "results.jsonl").exists():
+            _show_table(there, following, "complete, nothing to do")
+            return there
+        console.print(f"{len(there.unsettled)} rows are doubtful or were left out; measuring these again")
+        stop = _longer(run.folder / "results.jsonl", stop)
     if results is None:
-        engine, threads = str(run.settings.get("engine", "onnxruntime")), int(run.settings.get("threads", 1))
-        opened = open_engine(engine, threads)
-        run.ask(engine=engine, threads=threads)
-        run.commit()
-        entries = _plan(recipe, folder, opened.merges)
-        total = entries * recipe.passes
-        # Seen: some 0.15 s a measurement, loading included, where ops take milliseconds.
-        console.print(f"{entries} entries x {recipe.passes} passes on {engine}, some {total * 0.15 / 60:.1f} minutes")
-        results = run.folder / "results.jsonl"
-        with bar("measure", total) as update:
-            supervise(
-                folder,
-                engine,
-                threads,
-                recipe.passes,
-                results,
-                lambda p: update(p.done, str(p.record["key"])[:60], p.total),
-            )
+        made = _measure(run, recipe, stop, minutes)
     else:
-        where, _ = collect(results)  # a file that cannot be read is refused before anything is written
+        where = read_journal(results)[0]["where"]  # a file that cannot be read is refused before anything is written
         run.ask(engine=where["engine"]["name"], threads=where["engine"]["threads"])
-        _plan(recipe, folder, bool(where["merges"]))
-    made = build_table(folder, results)
+        _plan(recipe, run.folder / "plan", bool(where["merges"]))
+        made = build_table(run.folder / "plan", results)
     run.commit()
     made.save(path)
     _show_table(made, following)
+    return made
 
 
-def _show_table(made: LatencyTable, following: str) -> None:
+def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) -> LatencyTable:
+    """Measure a recipe's plan, then networks that are derived with the table of it."""
+    start_s = time.monotonic()
+    engine, threads = str(run.settings.get("engine", "onnxruntime")), int(run.settings.get("threads", 1))
+    opened = open_engine(engine, threads)
+    run.ask(engine=engine, threads=threads)
+    run.commit()
+    folder, results = run.folder / "plan", run.folder / "results.jsonl"
+    plan = _plan(recipe, folder, opened.merges)
+    forecast = forecast_minutes(plan, stop) if opened.clock != "model" else 0.0
+    bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
+    console.print(f"{len(plan.entries)} entries on {engine}, some {forecast:.1f} minutes{bound}")
+
+    def left(share: float) -> float | None:
+        return None if minutes is None else max(0.0, share * minutes - (time.monotonic() - start_s) / 60)
+
+    def measure(where: Path, into: Path, title: str, rule: StopRule, share: float) -> None:
+        with bar(title, None) as update:
+            supervise(
+                where,
+                engine,
+                threads,
+                rule,
+                into,
+                lambda p: update(p.done, str(p.record["key"])[:60], p.total),
+                minutes=left(share),
+            )
+
+    measure(folder, results, "measure", stop, 1 - DERIVED_SHARE)
+    made = build_table(folder, results)
+    skipped = [r for r in made.rows.values() if r.status not in {"ok", "doubtful"}]
+    if recipe.calibration.derived and made.correction.networks and not skipped:
+        brief = replace(stop, min_s=stop.min_s / 2)
+        with bar("derive networks to check the table on", None) as update:
+            add_derived(
+                made,
+                recipe.space,
+                recipe.scales(),
+                run.folder / "derived",
+                recipe.calibration.derived,
+                lambda where, into: measure(where, into, "measure derived networks", brief, 1.0),
+                update,
+            )
+    return made
+
+
+def forecast_minutes(plan: Plan, stop: StopRule) -> float:
+    """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet."""
+    round_s = 0.0
+    for entry in plan.entries:
+        run_s = sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
+        round_s += max(VISIT_S, (SAMPLES[0] + 1) * run_s)
+    return (LOAD_S * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * round_s)) / 60
+
+
+def _longer(results: Path, stop: StopRule) -> StopRule:
+    """Return a rule that gives entries whose time was up as many visits again."""
+    rules = [r for r in read_journal(results)[1] if r.get("type") == "rule"]
+    last = int(rules[-1]["max_visits"]) if rules else stop.max_visits
+    return replace(stop, max_visits=last + stop.max_visits)
+
+
+def require_mape(made: LatencyTable, percent: float) -> bool:
+    """Tell whether a table's error on held-out networks is at most `percent`; say so if not.
+
+    Raises:
+        HwnasError: If its error was never measured.
+    """
+    found = made.report.get("predictors", {}).get("ours")
+    if found is None:
+        raise HwnasError(f"{made.path} has no held-out networks, so --require-mape cannot be answered; profile again")
+    if 100 * found["mape"] > percent:
+        console.print(f"the table's error is {100 * found['mape']:.2f} %, more than the {percent:g} % asked for")
+        return False
+    return True
+
+
+def _show_table(made: LatencyTable, following: str, state: str | None = None) -> None:
     bad = [r for r in made.rows.values() if r.status != "ok"]
     facts: dict[str, object] = {"table": made.path, "device": made.name, "ops": len(made.rows)}
+    if state is not None:
+        facts["state"] = state
     facts["not ok"] = f"{len(bad)} ({', '.join(sorted({r.status for r in bad})) or 'none'})"
-    if made.report:
-        ours, plain = made.report["ours"], made.report["sum"]
-        facts["error"] = (
-            f"{ours['mape']:.1%} on {ours['n']} networks it was not fitted on (plain sum {plain['mape']:.1%}); "
-            f"passes differ by {made.report['noise']:.1%}"
-        )
+    if "held_out" in made.report:
+        show_errors(made)
+        ours = made.report["predictors"]["ours"]
+        facts["error"] = f"{ours['mape']:.1%} on {ours['n']} networks it was not fitted on"
+        facts["noise floor"] = f"{made.report['noise_floor']:.1%}"
+        interval = made.correction.interval
+        facts["a prediction holds"] = "" if interval is None else f"within {interval:.1%}, with 95 % confidence"
+    machine = made.report.get("conditions")
+    if machine and machine["visits"]:
+        facts["machine"] = f"slow {machine['slow_share']:.0%} of the time, drift {machine['drift']:+.1%}"
     summary(facts, following)
+
+
+NAMES = {
+    "flops": "FLOPs, affine",
+    "sum": "plain sum of ops alone",
+    "sum_affine": "plain sum, affine",
+    "uncorrected": "sum of ops in context",
+    "ours": "ops in context, corrected",
+    "derived": "the same on derived networks",
+}
+
+
+def show_errors(made: LatencyTable) -> None:
+    """Print how well a table predicts networks, beside simpler predictors."""
+    found: dict[str, Any] = dict(made.report.get("predictors", {}))
+    if "derived" in made.report:
+        found["derived"] = made.report["derived"]
+    rows = [
+        [
+            NAMES.get(name, name),
+            f"{e['mape']:.1%}",
+            f"{e['bias']:+.1%}",
+            f"{e['within_5']:.0%}",
+            f"{e['within_10']:.0%}",
+            f"{e['tau']:.3f}",
+            str(e["n"]),
+        ]
+        for name, e in found.items()
+    ]
+    header = ("predictor", "error (MAPE)", "bias", "within 5 %", "within 10 %", "Kendall tau", "networks")
+    table("networks the table was not fitted on", header, rows, numbers=True)

@@ -10,6 +10,7 @@ from hwnas.runtime.engines.base import Engine
 
 ENGINES = {
     "onnxruntime": "hwnas.runtime.engines.onnxruntime:OnnxRuntime",
+    "openvino": "hwnas.runtime.engines.openvino:OpenVino",
     "fake": "hwnas.runtime.engines.fake:Fake",
     "torch": "hwnas.latency.torch_engine:TorchEager",
 }

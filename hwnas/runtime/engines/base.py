@@ -46,8 +46,12 @@ class Runner(Protocol):
             HwnasError: If the inputs are not the network's, or the engine fails.
         """
 
-    def time(self, repeats: int) -> Samples:
+    def time(self, repeats: int, visit: int = 0) -> Samples:
         """Return `repeats` samples of runs on inputs that are already on the device.
+
+        Args:
+            repeats: Number of samples.
+            visit: Which visit to the entry this is; only an engine that replays needs to know.
 
         Raises:
             HwnasError: If the engine fails.

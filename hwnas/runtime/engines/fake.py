@@ -3,18 +3,25 @@
 An op takes ``max(macs / peak, bytes / bandwidth) + launch``, the roofline of Williams et al., 2009. A run of several
 ops saves a little wherever one feeds the next, and every run pays an overhead: so, as on real devices, the sum of
 isolated ops is not the latency of a network.
+
+Where the environment variable ``HWNAS_FAKE_REPLAY`` names a results file of another engine, times are not modelled but
+replayed from it, visit by visit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from hwnas.errors import HwnasError
+from hwnas.files import sha256
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs
-from hwnas.runtime.measure import Samples
+from hwnas.runtime.journal import read_journal
+from hwnas.runtime.measure import Samples, samples_from
 from hwnas.runtime.plan import Call, Entry
 
 DEVICE_NAME = "fake-roofline-1"  # another formula or constant below needs another name
@@ -24,13 +31,17 @@ LAUNCH_MS = 0.005
 SAVING_MS = 0.002  # per op that reads what another op has just made; less than LAUNCH_MS, so no sum is negative
 RUN_MS = 0.010
 NOISE = 0.002
+REPLAY = "HWNAS_FAKE_REPLAY"
+
+Recording = Mapping[str, list[Samples]]  # of each entry, by visit
 
 
 class Fake:
     """The device ``fake-roofline-1``. Needs no ONNX file; `threads` is recorded and changes nothing."""
 
     def __init__(self, threads: int = 1) -> None:
-        """Make the engine."""
+        """Make the engine; read the recording if there is one."""
+        self._recording, self._digest = _recording(os.environ.get(REPLAY))
         self.name = "fake"
         self.clock = "model"
         self.merges = True
@@ -51,13 +62,29 @@ class Fake:
                 "saving_ms": SAVING_MS,
                 "run_ms": RUN_MS,
                 "noise": NOISE,
+                "replay_sha256": self._digest,
             },
             "device": {"kind": "model", "name": DEVICE_NAME},
         }
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for an entry; `folder` is not read."""
-        return _Runner(entry)
+        if self._recording is None:
+            return _Runner(entry, None)
+        if entry.key not in self._recording:
+            raise HwnasError(f"{entry.key} has no times in {os.environ[REPLAY]}")
+        return _Runner(entry, self._recording[entry.key])
+
+
+def _recording(path: str | None) -> tuple[Recording | None, str | None]:
+    """Return what a results file recorded, and its digest."""
+    if path is None:
+        return None, None
+    out: dict[str, list[Samples]] = {}
+    for record in read_journal(Path(path))[1]:
+        if record.get("type") == "sample" and record.get("status") == "ok":
+            out.setdefault(str(record["key"]), []).append(samples_from(record))
+    return out, sha256(Path(path).read_bytes())
 
 
 def modelled_ms(entry: Entry) -> float:
@@ -72,8 +99,8 @@ def _call_ms(call: Call) -> float:
 
 
 class _Runner:
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    def __init__(self, entry: Entry, recorded: list[Samples] | None) -> None:
+        self._entry, self._recorded = entry, recorded
         self._once = Once(entry.key)
 
     def __enter__(self) -> _Runner:
@@ -89,15 +116,18 @@ class _Runner:
         check_inputs(inputs, self._entry.inputs, self._entry.key)
         return {name: np.zeros(shape, np.float32) for name, shape in self._entry.output_shapes().items()}
 
-    def time(self, repeats: int) -> Samples:
-        """Return the model's time with noise that depends on the key and the index within this call alone."""
+    def time(self, repeats: int, visit: int = 0) -> Samples:
+        """Return the model's time with noise that depends on the key, the visit and the index alone, or a replay."""
         self._once.check()
-        noise = np.array([_noise(self._entry.key, i) for i in range(repeats)])
+        if self._recorded is not None:
+            was = self._recorded[visit % len(self._recorded)]
+            return Samples(np.resize(was.latency_ms, repeats), np.resize(was.wall_ms, repeats))
+        noise = np.array([_noise(self._entry.key, visit, i) for i in range(repeats)])
         latency_ms = modelled_ms(self._entry) * (1 + NOISE * noise)
         return Samples(latency_ms, latency_ms.copy())
 
 
-def _noise(key: str, index: int) -> float:
+def _noise(key: str, visit: int, index: int) -> float:
     """Return a number in [-1, 1)."""
-    digest = hashlib.sha256(f"{key}/{index}".encode()).digest()
+    digest = hashlib.sha256(f"{key}/{visit}/{index}".encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**31 - 1

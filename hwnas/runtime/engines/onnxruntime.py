@@ -122,7 +122,7 @@ class _Runner:
             outputs = self._session.run(None, dict(inputs))
         return {o.name: value for o, value in zip(self._session.get_outputs(), outputs, strict=True)}
 
-    def time(self, repeats: int) -> Samples:
+    def time(self, repeats: int, visit: int = 0) -> Samples:
         self._once.check()
         session, binding = self._session, self._binding
         clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns

@@ -1,0 +1,19 @@
+"""Profiling: plan what a space needs measured, and build the latency table from the results."""
+
+from hwnas.profile.build import build_table
+from hwnas.profile.context import Context, contexts
+from hwnas.profile.derived import add_derived
+from hwnas.profile.networks import Calibration, choose_networks
+from hwnas.profile.plan import PlanWriter, make_plan, trace_entry
+
+__all__ = [
+    "Calibration",
+    "Context",
+    "PlanWriter",
+    "add_derived",
+    "build_table",
+    "choose_networks",
+    "contexts",
+    "make_plan",
+    "trace_entry",
+]

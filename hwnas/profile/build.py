@@ -1,0 +1,131 @@
+"""From results to a table: prices of ops, the correction, and the error on networks it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from hwnas.errors import HwnasError
+from hwnas.files import read_json
+from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
+from hwnas.latency.validation import calibrate
+from hwnas.ops.registry import OpSpec
+from hwnas.profile.context import Context, boundary_key, price
+from hwnas.profile.plan import NETWORKS_FILE
+from hwnas.runtime.measure import Measurement
+from hwnas.runtime.plan import Call, Entry, load_plan
+from hwnas.runtime.work import Row, collect, conditions
+
+SKIPPED = "time was up"
+
+
+def build_table(folder: Path, results: Path) -> LatencyTable:
+    """Make the table of a plan from its results.
+
+    Args:
+        folder: The plan, with its list of networks.
+        results: What the runtime wrote while measuring it. Entries it has not reached become rows that say so.
+
+    Raises:
+        HwnasError: If the results are of another plan, or nothing in them could be measured.
+    """
+    plan = load_plan(folder)
+    where, found = collect(results, plan)
+    rows = {r.key: r for r in found}
+    ops = _op_rows(plan.entries, rows)
+    networks = read_json(folder / NETWORKS_FILE, "the list of networks of a plan")
+    try:
+        uses = {e.key: str(networks[e.key]["use"]) for e in plan.entries if e.role == "net"}
+    except (KeyError, TypeError) as e:
+        path = folder / NETWORKS_FILE
+        raise HwnasError(f"{path} is not the list of networks of its plan; remove the folder to write it anew") from e
+    nets = [net_row(e, rows.get(e.key), ops, uses[e.key]) for e in plan.entries if e.role == "net"]
+    if all(row.status in UNMEASURED for row in ops.values()):
+        first = next(iter(ops.values()))
+        raise HwnasError(f"{results} has no op that could be measured; of {first.key} it says: {first.reason}")
+    table = LatencyTable(where, ops, [n for n in nets if n is not None])
+    table.report = {"conditions": asdict(conditions(results))}
+    calibrate(table)
+    return table
+
+
+def _op_rows(entries: tuple[Entry, ...], rows: Mapping[str, Row]) -> dict[str, OpRow]:
+    """Return the row of each op: its price in context, and what it takes alone if that was measured."""
+    out = {}
+    for entry in entries:
+        if entry.role == "context":
+            context, call = _context(entry)
+            out[context.spec.key] = _op_row(context, call, rows)
+    return out
+
+
+def _context(entry: Entry) -> tuple[Context, Call]:
+    """Return the op that a context entry is about: after one source per input, or first where it has none."""
+    first = entry.calls[0]
+    source = len(entry.calls) > 2 or f"context/{_spec(first).key}" != entry.key
+    call = entry.calls[len(entry.inputs)] if source else first
+    return Context(_spec(call), call.out_shape, source, call.output not in entry.outputs), call
+
+
+def _spec(call: Call) -> OpSpec:
+    return OpSpec(call.op, tuple(sorted(call.attrs.items())), call.in_shapes)
+
+
+def _op_row(context: Context, call: Call, rows: Mapping[str, Row]) -> OpRow:
+    needed = [context.key, *(boundary_key(s, n) for s in context.shapes for n in (1, 2))]
+    key = context.spec.key
+    measured: dict[str, Measurement] = {}
+    for name in needed:
+        row = rows.get(name)
+        if row is None:
+            return OpRow(key, 0.0, macs=call.macs, bytes=call.bytes, status="skipped", reason=SKIPPED)
+        if row.measurement is None:
+            reason = row.reason if name == context.key else f"{name}: {row.reason}"
+            return OpRow(key, 0.0, macs=call.macs, bytes=call.bytes, status=row.status, reason=reason)
+        measured[name] = row.measurement
+    took = {name: (m.latency_ms, (m.ci_ms[1] - m.ci_ms[0]) / 2) for name, m in measured.items()}
+    latency_ms, half_ms = price(context, took)
+    own = measured[context.key]
+    doubtful = [name for name, m in measured.items() if m.doubtful]
+    alone = rows.get(key)
+    return OpRow(
+        key=key,
+        latency_ms=latency_ms,
+        ci_ms=(max(0.0, latency_ms - half_ms), latency_ms + half_ms),
+        isolated_ms=alone.measurement.latency_ms if alone is not None and alone.measurement else None,
+        macs=call.macs,
+        bytes=call.bytes,
+        spread=own.spread,
+        n=own.n,
+        visits=own.visits,
+        stop=own.stop,
+        status="doubtful" if doubtful else "ok",
+        reason=f"{doubtful[0]} did not become precise enough" if doubtful else "",
+    )
+
+
+def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -> NetRow | None:
+    """Return the row of a network; None if it was not or could not be measured, or an op in it could not."""
+    if row is None or row.measurement is None:
+        return None
+    counts: dict[str, int] = {}
+    for c in entry.calls:
+        key = _spec(c).key
+        counts[key] = counts.get(key, 0) + 1
+    if any(key not in ops or ops[key].status in UNMEASURED for key in counts):  # its sum would count that op as free
+        return None
+    m = row.measurement
+    return NetRow(
+        key=entry.key,
+        ops=counts,
+        latency_ms=m.latency_ms,
+        use=use,
+        ci_ms=m.ci_ms,
+        repeatability=m.repeatability,
+        spread=m.spread,
+        n=m.n,
+        visits=m.visits,
+        stop=m.stop,
+        status="doubtful" if m.doubtful else "ok",
+    )

@@ -1,0 +1,134 @@
+"""What an op costs inside a network: measured between two neighbours, less what the neighbours take.
+
+An op alone pays for things it does not pay in a network: the overhead of a run, and the conversion of layouts at its
+borders. So each op is measured between convolutions (``source -> op -> sink``), and two neighbours alone
+(``source -> sink``), once and twice in a row, for every shape there is. With ``T1`` and ``T2`` of these,
+``pair = T2 - T1`` is what a source and a sink cost, ``run = T1 - pair`` what a run costs, and
+
+    op = T(source -> op -> sink) - run - pair(input) / 2 - pair(output) / 2
+
+which is exact where a source costs what a sink of the same shape costs: both are 1x1 convolutions with the same
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hwnas.ops.layers import ConvBN
+from hwnas.ops.registry import Op, OpSpec, Shape, make_op
+from hwnas.ops.trace import INPUT, Trace, trace_calls
+
+NEIGHBOUR_CHANNELS = 16  # enough to fill a vector register, few enough to be cheap
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an op stands in its network, as far as its neighbours go.
+
+    Attributes:
+        spec: The op.
+        out_shape: Of its result.
+        source: Whether something comes before it; not so if it reads the network's input.
+        sink: Whether something comes after it; not so if it makes the network's result.
+    """
+
+    spec: OpSpec
+    out_shape: Shape
+    source: bool
+    sink: bool
+
+    @property
+    def key(self) -> str:
+        """Name of its entry in a plan."""
+        return f"context/{self.spec.key}"
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes at the borders to its neighbours: inputs first, then the output."""
+        return (self.spec.in_shapes if self.source else ()) + ((self.out_shape,) if self.sink else ())
+
+    def trace(self) -> Trace:
+        """Return the op between its neighbours."""
+        with torch.device("meta"):
+            op = make_op(self.spec.kind, dict(self.spec.attrs))
+            sources = [ConvBN(NEIGHBOUR_CHANNELS, s[1]) for s in self.spec.in_shapes] if self.source else []
+            sink = ConvBN(self.out_shape[1], NEIGHBOUR_CHANNELS) if self.sink else None
+
+        def forward(*xs: Tensor) -> Tensor:
+            y: Tensor = op(*(source(x) for source, x in zip(sources, xs, strict=True)) if sources else xs)
+            return y if sink is None else sink(y)
+
+        shapes = [_narrow(s) for s in self.spec.in_shapes] if self.source else list(self.spec.in_shapes)
+        return trace_calls(forward, {f"x{i}": s for i, s in enumerate(shapes)})
+
+
+def contexts(traces: Sequence[Trace]) -> dict[OpSpec, Context]:
+    """Return the context of each unique op of some networks: that of its first call.
+
+    Only maps (N, C, H, W) have neighbours: convolutions stand for what comes before and after.
+    """
+    out: dict[OpSpec, Context] = {}
+    for trace in traces:
+        for call in trace.calls:
+            if call.spec not in out:
+                source = INPUT not in call.inputs and all(len(s) == 4 for s in call.spec.in_shapes)
+                sink = call.output != trace.output and len(call.out_shape) == 4
+                out[call.spec] = Context(call.spec, call.out_shape, source, sink)
+    return out
+
+
+def boundary_key(shape: Shape, pairs: int) -> str:
+    """Return the name of the entry of so many pairs of neighbours in a row."""
+    return f"boundary/{pairs}/" + "x".join(map(str, shape))
+
+
+def boundary_trace(shape: Shape, pairs: int) -> Trace:
+    """Return so many pairs of a source and a sink of `shape` in a row."""
+    with torch.device("meta"):
+        steps: list[Op] = []
+        for _ in range(pairs):
+            steps += [ConvBN(NEIGHBOUR_CHANNELS, shape[1]), ConvBN(shape[1], NEIGHBOUR_CHANNELS)]
+
+    def forward(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return trace_calls(forward, {"x0": _narrow(shape)})
+
+
+def _narrow(shape: Shape) -> Shape:
+    return (shape[0], NEIGHBOUR_CHANNELS, *shape[2:])
+
+
+def price(context: Context, took_ms: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """Return what an op costs in a network.
+
+    Args:
+        context: The op.
+        took_ms: Latency and half-width of its interval of each entry, by key: that of the context and of its
+            boundaries.
+
+    Returns:
+        Milliseconds, never negative, and the half-width of their interval.
+    """
+    total_ms, half_ms = took_ms[context.key]
+    around_ms, variance = 0.0, half_ms**2
+    runs_ms = []
+    for shape in context.shapes:
+        (one_ms, one_half_ms), (two_ms, two_half_ms) = (took_ms[boundary_key(shape, n)] for n in (1, 2))
+        pair_ms = two_ms - one_ms
+        runs_ms.append(one_ms - pair_ms)
+        around_ms += pair_ms / 2
+        variance += (one_half_ms**2 + two_half_ms**2) / 4
+    if runs_ms:
+        # An op at an end of the network has one neighbour, and only that end of a run is known.
+        ends = 1.0 if context.source and context.sink else 0.5
+        around_ms += ends * sum(runs_ms) / len(runs_ms)
+    return max(0.0, total_ms - around_ms), math.sqrt(variance)

@@ -1,0 +1,96 @@
+"""Networks derived with a finished table: chosen for being predicted fast, so their error is measured apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hwnas.files import canonical_json, sha256, write_atomic
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.validation import report_derived
+from hwnas.profile.build import net_row
+from hwnas.profile.plan import NETWORKS_FILE, PlanWriter
+from hwnas.runtime.plan import PLAN_FILE, load_plan
+from hwnas.runtime.work import collect
+from hwnas.search.derive import Solver
+from hwnas.search.widths import price, random_latencies_ms
+from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.ui import Update, ignore
+
+RANDOM = 50  # networks that tell which budgets make sense
+LOGITS = 1.0  # standard deviation of the made-up alphas
+
+Measure = Callable[[Path, Path], None]
+
+
+def add_derived(
+    table: LatencyTable,
+    space: SearchSpace,
+    scales: Sequence[Scale],
+    folder: Path,
+    n: int,
+    measure: Measure,
+    update: Update = ignore,
+) -> None:
+    """Derive networks from random alphas under budgets with a table, measure them, and report its error on them.
+
+    A solver prefers what a table has too cheap, so this error is another one than on random networks.
+
+    Args:
+        table: Finished; gets the networks and the report.
+        space: Any scale.
+        scales: The deployment scales.
+        folder: Plans and results are kept in a folder under it that belongs to this very table.
+        n: How many, each of another scale, alphas and budget in turn.
+        measure: Measures a plan folder into a results file.
+        update: Told after each network that is derived.
+    """
+    folder = folder / sha256(table.text())[:12]
+    if not (folder / PLAN_FILE).exists():
+        _plan(table, space, scales, folder, n, update)
+    results = folder / "results.jsonl"
+    measure(folder, results)
+    plan = load_plan(folder)
+    _, found = collect(results, plan)
+    rows = {r.key: r for r in found}
+    nets = [net_row(e, rows.get(e.key), table.rows, "derived") for e in plan.entries]
+    known = {net.key for net in table.nets}
+    table.nets = [*table.nets, *(net for net in nets if net is not None and net.key not in known)]
+    report_derived(table)
+
+
+def _plan(
+    table: LatencyTable, space: SearchSpace, scales: Sequence[Scale], folder: Path, n: int, update: Update
+) -> None:
+    """Write the plan of n derived networks, fewer if some come out the same."""
+    rng = np.random.default_rng(0)
+    models = price(space, scales, table)
+    typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
+    derived = {}
+    for i in range(n):
+        index = i % len(scales)
+        solver = Solver(space.groups, space.rules(), space.name, models[index])
+        probs = {
+            g.name: torch.softmax(torch.from_numpy(LOGITS * rng.standard_normal(g.shape)), dim=1).numpy()
+            for g in space.groups
+        }
+        fastest_ms = solver.fastest().latency_ms
+        assert fastest_ms is not None
+        tightness = (i // len(scales) + 0.5) / max(1, n // len(scales))  # budgets from tight to generous
+        budget_ms = fastest_ms + tightness * (float(np.median(typical_ms[index])) - fastest_ms)
+        arch = solver.solve(probs, max(budget_ms, fastest_ms)).arch
+        derived[f"net/{arch.id}-c{scales[index].channels}"] = (index, arch)
+        update(i + 1, arch.id, n)
+    writer = PlanWriter(folder, len(derived))
+    merge = bool(table.where["merges"])
+    for key, (index, arch) in derived.items():
+        writer.add("net", key, trace_space(space.at(scales[index]), arch, merge=merge))
+    networks = {
+        key: {"use": "derived", "scale": scales[index].to_json(), "architecture": arch.to_json()}
+        for key, (index, arch) in derived.items()
+    }
+    write_atomic(folder / NETWORKS_FILE, canonical_json(networks) + "\n")
+    writer.finish()
