@@ -14,10 +14,11 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 from hwnas import doctor, recipes, ui
 from hwnas.errors import HwnasError
 from hwnas.run import Run
-from hwnas.verbs import listing, profiling, searching, shipping
+from hwnas.verbs import listing, pricing, profiling, searching, shipping, tables
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
+TableName = Annotated[Positional[str], arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
 DataFolder = Annotated[
     Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout (default: the recipe's)")
@@ -193,6 +194,107 @@ class Validate:
         return 1 if self.require_budget and not met else 0
 
 
+@dataclass(frozen=True)
+class TableShow:
+    """Show how a table was measured, how well it predicts, and what its ops cost.
+
+    Example: hwnas table show darts-quick
+    """
+
+    table: TableName
+    all: Annotated[bool, arg(help="every row, not only the dearest")] = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        tables.show(self.table, self.all)
+        return 0
+
+
+@dataclass(frozen=True)
+class TableDiff:
+    """Compare two tables: per op whether B is better, worse, or cannot be told from A.
+
+    Example: hwnas table diff darts-quick two-threads
+    """
+
+    a: Annotated[Positional[str], arg(metavar="A", help="a table, see hwnas table show")]
+    b: Annotated[Positional[str], arg(metavar="B", help="another table")]
+    all: Annotated[bool, arg(help="every row, not only a summary")] = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        tables.diff(self.a, self.b, self.all)
+        return 0
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """Say whether a table still holds on this machine, and which recipes it prices; exit code 1 if it does not.
+
+    Example: hwnas table check darts-quick --measure 8
+    """
+
+    table: TableName
+    measure: Annotated[int, arg(metavar="N", help="measure its N dearest ops again (default: none)")] = 0
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        return 0 if tables.check(self.table, self.measure) else 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Show a latency table, compare two, or check whether one still holds.
+
+    Example: hwnas table show darts-quick
+    """
+
+    action: (
+        Annotated[TableShow, subcommand("show", prefix_name=False)]
+        | Annotated[TableDiff, subcommand("diff", prefix_name=False)]
+        | Annotated[TableCheck, subcommand("check", prefix_name=False)]
+    )
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        return self.action()
+
+
+@dataclass(frozen=True)
+class Price:
+    """Say what a network takes by a table, op by op, and whether another one is faster.
+
+    Example: hwnas price darts-quick --compare DARTS_V2
+    """
+
+    network: Annotated[
+        Positional[str], arg(metavar="NETWORK", help="a run, a file like its arch.json, or DARTS_V1 or DARTS_V2")
+    ]
+    table: Annotated[
+        str | None, arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas (default: the run's)")
+    ] = None
+    foreign_table: Foreign = False
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help="of a network that does not say its own")] = None
+    channels: Annotated[int | None, arg(help="width (default: the network's own, else the recipe's)")] = None
+    compare: Annotated[str | None, arg(metavar="OTHER", help="another network, priced by the same table")] = None
+    all: Annotated[bool, arg(help="every op, not only a summary by kind")] = False
+    json: Annotated[bool, arg(help="end with one line of JSON")] = False
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        pricing.price(
+            self.network,
+            self.table,
+            self.foreign_table,
+            self.recipe,
+            self.channels,
+            self.compare,
+            self.all,
+            self.json,
+        )
+        return 0
+
+
 VERBS = {
     "doctor": Doctor,
     "ls": Ls,
@@ -202,6 +304,8 @@ VERBS = {
     "train": Train,
     "export": Export,
     "validate": Validate,
+    "table": Table,
+    "price": Price,
 }
 
 
@@ -219,7 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 if a required budget was missed; 2 for a mistake that can be mended; 130 if interrupted.
+        0; 1 if a required budget was missed or a table does not hold; 2 for a mistake that can be mended; 130 if
+        interrupted.
     """
     verb = tyro.cli(  # type: ignore[call-overload]
         Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],  # noqa: UP007 - made at run time

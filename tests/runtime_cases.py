@@ -47,6 +47,15 @@ def four_ops(folder: Path) -> Path:
     return folder
 
 
+def spells(rng: np.random.Generator, visits: int, slow_share: float) -> np.ndarray:
+    """Return the factor on the time of each visit, (visits,): in spells, some `slow_share` of them 15 to 60 % slow."""
+    factors: list[float] = []
+    while len(factors) < visits:
+        slow = rng.random() < slow_share
+        factors += [1 + slow * rng.uniform(0.15, 0.6)] * int(rng.integers(1, 6))
+    return np.array(factors[:visits])
+
+
 class Scripted:
     """A runner that gives times from a list, over and over."""
 
@@ -55,7 +64,7 @@ class Scripted:
         self._wall_factor, self._sleep_s = wall_factor, sleep_s
         self.batches: list[int] = []
 
-    def time(self, repeats: int) -> Samples:
+    def time(self, repeats: int, visit: int = 0) -> Samples:
         self.batches.append(repeats)
         time.sleep(self._sleep_s * repeats)
         latency_ms = np.array([next(self._times) for _ in range(repeats)])

@@ -34,7 +34,7 @@ def priced(terms: list[Term], groups: tuple[Group, ...], rng: np.random.Generato
     """Return a model with random prices; a quarter of the ops are free."""
     specs = dict.fromkeys(t.spec for t in terms)
     ms = {s: float(rng.uniform(0.01, 1.0)) * float(rng.random() > 0.25) for s in specs}
-    rows = {s.key: OpRow(s.key, v, 0.0, 1) for s, v in ms.items()}
+    rows = {s.key: OpRow(s.key, v) for s, v in ms.items()}
     return LatencyModel(terms, LatencyTable(WHERE, rows, correction=Correction(base_ms)), groups, [])
 
 

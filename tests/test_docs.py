@@ -111,7 +111,7 @@ def test_commands_in_the_text_name_verbs_and_flags_that_exist(path: Path) -> Non
         assert verb in cli.VERBS, f"{name(path)}: `{span}`"
         own = {f"--{f.name.replace('_', '-')}" for f in fields(cli.VERBS[verb])}
         assert {w for w in rest if w.startswith("--")} <= own, f"{name(path)}: `{span}`"
-    assert set(re.findall(r"`(--[a-z-]+)`", text)) <= flags | {"--passes", "--minutes"}
+    assert set(re.findall(r"`(--[a-z-]+)`", text)) <= flags | {"--visits", "--max-visits", "--spread"}
 
 
 @pytest.mark.parametrize("path", ALL_PAGES, ids=name)

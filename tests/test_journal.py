@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,18 @@ from hypothesis import strategies as st
 
 from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.runtime import journal as journal_module
-from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.journal import SCHEMA, Journal, read_journal
 
 HEADER = {"plan": "p1", "where": {"clock": "model", "engine": {"name": "fake", "threads": 1}}}
 RECORDS = [
-    {"type": "start", "key": "a", "pass": 0},
-    {"type": "sample", "key": "a", "pass": 0, "latency_ms": 1e-5, "ci_ms": [0.1, 0.25], "reason": "µs, not ms"},
+    {"type": "start", "key": "a", "visit": 0},
+    {"type": "sample", "key": "a", "visit": 0, "latency_ms": 1e-5, "ci_ms": [0.1, 0.25], "reason": "µs, not ms"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "LOCK_S", 0.0)
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_appended_is_read(path: Path) -> None:
     header, records = read_journal(path)
-    assert header == {"schema": 1, **HEADER}
+    assert header == {"schema": SCHEMA, **HEADER}
     assert records == RECORDS
     with Journal(path, HEADER) as journal:
         assert journal.records == RECORDS
@@ -68,7 +74,7 @@ def test_a_torn_header_is_written_anew(path: Path) -> None:
             read_journal(path)
         with Journal(path, HEADER) as journal:
             assert journal.records == []
-        assert read_journal(path) == ({"schema": 1, **HEADER}, [])
+        assert read_journal(path) == ({"schema": SCHEMA, **HEADER}, [])
 
 
 def test_every_single_bit_flip_is_detected(path: Path) -> None:
@@ -133,14 +139,14 @@ def test_another_plan_or_provenance_is_refused(path: Path) -> None:
 
 
 def test_an_unknown_schema_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "SCHEMA", 2)
-    with pytest.raises(HwnasError, match="has schema 1, this version reads 2"):
+    monkeypatch.setattr(journal_module, "SCHEMA", SCHEMA + 1)
+    with pytest.raises(HwnasError, match=f"has schema {SCHEMA}, this version reads {SCHEMA + 1}"):
         read_journal(path)
 
 
 def test_a_first_line_that_is_no_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.jsonl"
-    path.write_bytes(journal_module._encode({"schema": 1, "plan": "p"}))
+    path.write_bytes(journal_module._encode({"schema": SCHEMA, "plan": "p"}))
     with pytest.raises(HwnasError, match="line 1 is not a header"):
         read_journal(path)
 
@@ -152,7 +158,25 @@ def test_a_second_writer_is_refused(path: Path) -> None:
         pass  # the lock is gone
 
 
+def test_a_lock_that_is_about_to_go_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process holds its lock until the system has cleared it away."""
+    monkeypatch.setattr(journal_module, "LOCK_S", 30.0)
+    holder = Journal(path, HEADER).__enter__()
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            holder.__exit__()
+
+    monkeypatch.setattr(journal_module.time, "sleep", sleep)
+    with Journal(path, HEADER) as journal:
+        assert journal.records == RECORDS
+    assert len(waits) == 3
+
+
 def _append_from_a_child(path: Path) -> None:
+    journal_module.LOCK_S = 0.0  # this process has read the module anew
     try:
         with Journal(path, HEADER) as journal:
             journal.append({"type": "from the child"})
@@ -186,6 +210,17 @@ def test_a_full_disk_leaves_whole_lines(path: Path, monkeypatch: pytest.MonkeyPa
         assert path.read_bytes() == whole
         journal.append({"type": "after"})
     assert read_journal(path)[1] == [*RECORDS, {"type": "after"}]
+
+
+def test_30000_visits_are_read_in_seconds(tmp_path: Path) -> None:
+    path, times = tmp_path / "long.jsonl", [round(1 + i / 7, 7) for i in range(25)]
+    with Journal(path, HEADER) as journal:
+        journal.append({"type": "sample", "key": "a", "visit": 0, "latency_ms": times, "wall_ms": times})
+    head, line = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(head + 30_000 * line)
+    start_s = time.process_time()
+    assert len(read_journal(path)[1]) == 30_000
+    assert time.process_time() - start_s < 3
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -14,13 +14,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from hwnas.latency import LatencyTable
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.plan import load_plan
+from hwnas.profile import Calibration, build_table, make_plan
+from hwnas.runtime.device import provenance
+from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines.fake import modelled_ms
+from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.plan import Plan, load_plan
+from hwnas.runtime.work import collect
+from hwnas.spaces import ChainSpace, Scale
 from hwnas.steplog import StepLog
+from tests.runtime_cases import spells
 from tests.verbs import RECIPE, camvid_folder
 
 # Imports the command line once, then runs one command after the other, each in a process of its own: reads a JSON list
@@ -37,9 +46,8 @@ def darts_longer():
     # less to measure than darts-tiny and more steps, so that there are checkpoints to go on from
     tiny = darts.darts_tiny()
     search, train = replace(tiny.search, steps=16), replace(tiny.train, steps=12, evaluate_every=4)
-    return replace(
-        tiny, name="darts-longer", widths=(4,), search=search, train=train, calibration=Calibration(4, 1), passes=1
-    )
+    calibration = Calibration(fit=4, test=1, derived=1, isolated=False)
+    return replace(tiny, name="darts-longer", widths=(4,), search=search, train=train, calibration=calibration)
 
 base.recipe(darts_longer)
 trace_space(darts_longer().space)  # torch imports more when it is first used
@@ -135,12 +143,175 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def check_measured_once(results: Path, plan: Path) -> None:
-    """Every entry was measured as often as it was tried, and no pass of it twice."""
+    """Every entry was measured, and no visit to it twice."""
     _, records = read_journal(results)
-    samples = Counter((r["key"], r["pass"]) for r in records if r["type"] == "sample")
+    samples = Counter((r["key"], r["visit"]) for r in records if r["type"] == "sample")
     assert set(samples.values()) == {1}
     assert {key for key, _ in samples} == {e.key for e in load_plan(plan).entries}
     assert {r["status"] for r in records if r["type"] == "sample"} == {"ok"}
+
+
+# --- the process that measures
+
+ROOT = Path(__file__).parents[1]
+VISITS = 24  # in the recording
+RULE = ("--visits", "3", "--max-visits", str(VISITS), "--spread", "0")
+
+
+class Whole(NamedTuple):
+    """An uninterrupted run, to hold others against."""
+
+    plan: Path
+    recording: Path
+    results: Path
+    start_s: float  # until the first visit is over
+
+
+def write_recording(path: Path, plan: Plan) -> None:
+    """Write a results file as of a restless machine: all times of all visits differ, some visits are slow."""
+    rng = np.random.default_rng(0)
+    with Journal(path, {"plan": plan.id, "where": provenance(open_engine("fake"))}) as journal:
+        for entry in plan.entries:
+            medians_ms = modelled_ms(entry) * spells(rng, VISITS, slow_share=0.5) * rng.uniform(1, 1.05, VISITS)
+            for n, ms in enumerate(medians_ms):
+                times = np.round(ms * rng.uniform(0.99, 1.01, 3), 7).tolist()
+                record = {"type": "sample", "key": entry.key, "visit": n, "status": "ok"}
+                journal.append({**record, "latency_ms": times, "wall_ms": times})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    base = tmp_path_factory.mktemp("whole")
+    scale = Scale(4, 3, (48, 64))
+    make_plan(ChainSpace(scale, 11), [scale], base / "plan", Calibration(fit=3, test=2, isolated=False))
+    write_recording(base / "recording.jsonl", load_plan(base / "plan"))
+    whole = Whole(base / "plan", base / "recording.jsonl", base / "results.jsonl", 0.0)
+    begin_s = time.monotonic()
+    with start_measuring(whole, whole.results) as process:
+        while lines(whole.results) < 4:
+            time.sleep(0.001)
+        start_s = time.monotonic() - begin_s
+        assert process.wait(120) == 0
+    build_table(whole.plan, whole.results).save(base / "table.json")
+    stops = {row.measurement.stop for row in collect(whole.results, load_plan(whole.plan))[1] if row.measurement}
+    assert stops == {"ci", "stable", "timeout"}  # or the kills would show little
+    return whole._replace(start_s=start_s)
+
+
+def start_measuring(whole: Whole, results: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hwnas.runtime", "measure", str(whole.plan), "--engine", "fake", *RULE]
+    environment = {**os.environ, "HWNAS_FAKE_REPLAY": str(whole.recording), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, "--results", str(results)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+class Killer:
+    """Kills runs at random moments, and holds each that comes to its end against the uninterrupted one."""
+
+    def __init__(self, whole: Whole, folder: Path, kills: int) -> None:
+        self._whole, self._folder, self._kills = whole, folder, kills
+        self._rng = np.random.default_rng(kills)
+        self._size = whole.results.stat().st_size
+        self._before = 0  # kills of earlier runs
+        self.finished = 0
+        self.victims: Counter[str] = Counter()
+        self.stages: Counter[int] = Counter()  # tenths of a run; -1 before it measures
+
+    @property
+    def _results(self) -> Path:
+        return self._folder / f"{self.finished}.jsonl"
+
+    def run(self) -> None:
+        """Start runs and kill them until all kills are spent and the last run is finished."""
+        while self.victims.total() < self._kills or self._results.exists():
+            with start_measuring(self._whole, self._results) as process:
+                while self.victims.total() < self._kills and self._wait(process) and self._kill(process):
+                    pass
+                code = process.wait(120)
+                assert process.stderr is not None
+                said = process.stderr.read()
+            if code == 0:
+                self._check()
+            elif code == 2:  # killed again and again before it measured anything: the same command goes on
+                assert "died before it measured anything: killed by SIGKILL" in said
+            else:
+                assert code == -signal.SIGKILL, said
+
+    def _wait(self, process: subprocess.Popen[str]) -> bool:
+        """Wait for a random moment; return whether it came before the end.
+
+        One moment in four is taken by the clock, so that starts are hit too; the others by what was measured.
+        """
+        if self._rng.random() < 0.25:
+            self._sleep(process, lambda: False, float(self._rng.uniform(0, self._whole.start_s)))
+        else:
+            target = self._length() + self._rng.exponential(self._size / self._kills)
+            self._sleep(process, lambda: self._length() >= target, 120)
+            self._sleep(process, lambda: False, float(self._rng.uniform(0, 0.002)))
+        return process.poll() is None
+
+    def _sleep(self, process: subprocess.Popen[str], until: Callable[[], bool], seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s and not until() and process.poll() is None:
+            time.sleep(0.0005)
+
+    def _kill(self, process: subprocess.Popen[str]) -> bool:
+        """Kill the process, its child, or both; return whether the process goes on."""
+        victim = str(self._rng.choice(["parent", "child", "group"]))
+        if victim == "child":
+            found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            if not found:
+                return True  # not started yet
+            os.kill(int(found[0]), signal.SIGKILL)
+        else:
+            (os.killpg if victim == "group" else os.kill)(process.pid, signal.SIGKILL)
+        self.victims[victim] += 1
+        self.stages[int(10 * self._length() / self._size) if self._length() else -1] += 1
+        return victim == "child"
+
+    def _length(self) -> int:
+        return self._results.stat().st_size if self._results.exists() else 0
+
+    def _check(self) -> None:
+        _, records = read_journal(self._results)
+        kinds = Counter(r["type"] for r in records)
+        unfinished = kinds["start"] - kinds["sample"] - kinds["reference"]
+        kills = self.victims.total() - self._before
+        assert 0 <= kinds["death"] <= unfinished <= kills  # at most one measurement is repeated for each kill
+        check_measured_once(self._results, self._whole.plan)
+        assert measured(self._results) == measured(self._whole.results)
+        table = self._folder / "table.json"
+        build_table(self._whole.plan, self._results).save(table)
+        assert table.read_bytes() == (self._whole.results.parent / "table.json").read_bytes()
+        self._before = self.victims.total()
+        self.finished += 1
+
+
+def measured(results: Path) -> list[bytes]:
+    """Return the lines of a results file that hold times."""
+    return [line for line in whole_lines(results) if b'"type":"sample"' in line or b'"type":"reference"' in line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds children in /proc")
+@pytest.mark.parametrize("kills", [25, pytest.param(200, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(whole: Whole, tmp_path: Path, kills: int) -> None:
+    recorded = [r["latency_ms"] for r in read_journal(whole.recording)[1]]
+    assert len({tuple(times) for times in recorded}) == len(recorded)
+    killer = Killer(whole, tmp_path, kills)
+    killer.run()
+    assert killer.finished >= 1
+    assert killer.victims.total() == kills
+    assert all(killer.victims[victim] >= kills / 10 for victim in ("parent", "child", "group"))
+    assert len(killer.stages.keys() - {-1}) >= (10 if kills > 100 else 5)
+
+
+# --- verbs
 
 
 def test_profile_on_the_fake_engine(starter: Starter, jobs: Path, tmp_path: Path) -> None:
@@ -173,7 +344,8 @@ def test_profile_on_onnxruntime(starter: Starter, tmp_path: Path) -> None:
     check_measured_once(journal, run / "plan")
     table = LatencyTable.load(run / "table.json")
     assert table.where["engine"]["name"] == "onnxruntime"
-    assert all(row.latency_ms > 0 for row in table.rows.values())
+    assert {row.status for row in table.rows.values()} <= {"ok", "doubtful"}
+    assert all(net.latency_ms > 0 for net in table.nets)  # an op may be free inside a network, a network is not
 
 
 def mark(log: Path) -> int:

@@ -1,38 +1,40 @@
-"""Latency: the correction, tables on disk, and the expected latency of a network whose decisions are open."""
+"""Latency: the correction, how well a table predicts, and the expected latency of an undecided network."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from hwnas.arch import Architecture, Decision, Group
-from hwnas.errors import HwnasError, MissingOp
-from hwnas.files import canonical_json, sha256
+from hwnas.errors import MissingOp
 from hwnas.gates import ALWAYS, Literals, choice
-from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow, fit, select
-from hwnas.latency.calibrate import errors
+from hwnas.latency import (
+    Correction,
+    LatencyModel,
+    LatencyTable,
+    NetRow,
+    OpRow,
+    calibrate,
+    conformal,
+    errors,
+    fit,
+    predict_ms,
+    predictors,
+    select,
+)
+from hwnas.latency.validation import affine, report_derived
 from hwnas.ops import OpSpec, Term
-from hwnas.profile import Calibration, calibrate, choose_networks
-from hwnas.spaces import ChainSpace, Scale, check, decisions, trace_space
-from tests.contracts import TableContract, random_probs, roofline_table
+from hwnas.spaces import ChainSpace, Scale, decisions, trace_space
+from tests.contracts import paper_table, random_probs, roofline_table
 
 KINDS = ("add", "conv_bn", "relu", "sep_conv")
 FACTORS = np.array([0.4, 0.9, 0.6, 0.75])
-WHERE = {
-    "device": {"name": "paper"},
-    "engine": {"name": "paper", "precision": "fp32", "version": "1", "threads": 1},
-    "clock": "thread_cpu",
-    "batch": 1,
-    "merges": True,
-}
 
 
 def networks(n: int, seed: int) -> np.ndarray:
@@ -148,152 +150,170 @@ def test_errors_against_hand_computation() -> None:
     assert got["n"] == 4
 
 
-def table_of(rows: list[OpRow], nets: list[NetRow] | None = None) -> LatencyTable:
-    correction = Correction(0.05, 0.9, {"relu": 0.5}, 0.02, 12)
-    report = {"ours": {"mape": 0.02}, "noise": 0.01}
-    return LatencyTable(WHERE, {r.key: r for r in rows}, nets or [], correction, report)
+@pytest.mark.parametrize(
+    ("n", "coverage", "expected"),
+    [
+        (1, 0.95, 1),  # one error covers the next with 1/2, and more cannot be had
+        (18, 0.95, 18),
+        (19, 0.95, 19),  # ceil(20 * 0.95) = 19
+        (20, 0.95, 20),  # ceil(19.95) = 20
+        (38, 0.95, 38),  # ceil(37.05) = 38
+        (39, 0.95, 38),
+        (99, 0.95, 95),
+        (9, 0.5, 5),
+    ],
+)
+def test_conformal_takes_the_right_one_of_the_ranked_errors(n: int, coverage: float, expected: int) -> None:
+    ranked = 0.01 * np.arange(1, n + 1)
+    signed = np.random.default_rng(0).permutation(ranked * np.where(np.arange(n) % 2, -1, 1))
+    assert conformal(signed.tolist(), coverage) == pytest.approx(0.01 * expected)
 
 
-def spec(kind: str, size: int = 8) -> OpSpec:
-    return OpSpec(kind, (), ((1, 4, size, size),))
+def test_conformal_of_nothing_is_nothing() -> None:
+    assert conformal([]) is None
+
+
+@pytest.mark.parametrize("n", [19, 20, 48])
+def test_conformal_covers_fresh_errors_however_they_spread(n: int) -> None:
+    rng = np.random.default_rng(0)
+    draws = {
+        "normal": lambda size: 0.02 * rng.standard_normal(size),
+        "heavy": lambda size: 0.01 * rng.standard_t(2, size),
+        "biased": lambda size: 0.03 + 0.01 * rng.exponential(size=size),
+    }
+    for name, draw in draws.items():
+        covered = [np.abs(draw(1)[0]) <= (conformal(draw(n)) or 0.0) for _ in range(3000)]
+        assert 0.93 <= np.mean(covered) <= 0.95 + 1 / (n + 1) + 0.015, name
+
+
+def spec(kind: str) -> OpSpec:
+    return OpSpec(kind, (), ((1, 4, 8, 8),))
+
+
+def made_up(n_fit: int, n_test: int, seed: int = 0, isolated: bool = True) -> LatencyTable:
+    """Return a table of ops, and networks that take 0.3 ms and what `FACTORS` make of their ops."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        OpRow(spec(k).key, ms, isolated_ms=2 * ms + 0.1 if isolated else None, macs=int(rng.integers(1, 9)) * 10**6)
+        for k, ms in zip(KINDS, rng.uniform(0.1, 1, len(KINDS)).tolist(), strict=True)
+    ]
+    ms = np.array([r.latency_ms for r in rows])
+    nets = []
+    for i in range(n_fit + n_test):
+        counts = rng.integers(1, 20, len(KINDS))
+        ops = {r.key: int(n) for r, n in zip(rows, counts, strict=True)}
+        use = "fit" if i < n_fit else "test"
+        nets.append(NetRow(f"net/{i}", ops, float(0.3 + (counts * ms) @ FACTORS), use, repeatability=0.001 * i))
+    return paper_table(rows, nets)
+
+
+class TestValidation:
+    def test_the_correction_is_fitted_on_some_networks_and_judged_on_others(self) -> None:
+        table = made_up(12, 4)
+        table.report = {"conditions": {"visits": 3}, "left_out": ["net/z"], "derived": {"mape": 1.0}, "held_out": 99}
+        calibrate(table)
+        assert table.correction.networks == 12
+        assert {e["n"] for e in table.report["predictors"].values()} == {table.report["held_out"]} == {4}
+        assert table.report["predictors"]["ours"]["mape"] < 0.005
+        assert table.report["predictors"]["uncorrected"]["mape"] > 0.1
+        assert table.report["noise_floor"] == pytest.approx(0.0135)
+        tested = [n.latency_ms for n in table.nets if n.use == "test"]
+        assert table.report["span"] == pytest.approx(max(tested) / min(tested))
+        assert table.report["conditions"] == {"visits": 3}
+        assert table.report["left_out"] == ["net/z"]
+        assert "derived" not in table.report  # that was another table's error
+
+    def test_error_and_interval_are_of_the_networks_it_was_not_fitted_on(self) -> None:
+        table = made_up(12, 4)
+        off = {f"net/{12 + i}": e for i, e in enumerate((0.1, -0.2, 0.0, 0.05))}
+        table.nets = [replace(n, latency_ms=n.latency_ms / (1 + off.get(n.key, 0.0))) for n in table.nets]
+        table.nets.append(replace(table.nets[0], key="net/d", use="derived", latency_ms=99.0))  # judged apart
+        calibrate(table)
+        relative = [predict_ms(table, n) / n.latency_ms - 1 for n in table.nets[12:16]]
+        assert relative == pytest.approx(list(off.values()), abs=0.01)
+        assert table.correction.relative_error == pytest.approx(np.sqrt(np.mean(np.square(relative))))
+        assert table.correction.interval == pytest.approx(max(map(abs, relative)))
+        assert table.report["predictors"]["ours"]["bias"] == pytest.approx(np.mean(relative))
+
+    def test_networks_to_test_on_never_change_the_fit(self) -> None:
+        plain, other = made_up(8, 3), made_up(8, 3)
+        other.nets = [*other.nets[:8], *(replace(n, latency_ms=9 * n.latency_ms) for n in other.nets[8:])]
+        other.nets.append(replace(other.nets[0], key="net/d", use="derived", latency_ms=99.0))
+        for table in (plain, other):
+            calibrate(table)
+        same = {"relative_error": None, "interval": None}
+        assert replace(plain.correction, **same) == replace(other.correction, **same)
+
+    def test_derived_networks_are_judged_apart(self) -> None:
+        table = made_up(12, 4)
+        calibrate(table)
+        before = dict(table.report), table.correction
+        ours = predict_ms(table, table.nets[0])
+        table.nets = [*table.nets, replace(table.nets[0], key="net/d", use="derived", latency_ms=ours / 0.8)]
+        report_derived(table)
+        assert table.report.pop("derived") == pytest.approx(
+            {"mape": 0.2, "bias": -0.2, "within_5": 0.0, "within_10": 0.0, "tau": 0.0, "n": 1}
+        )
+        assert (dict(table.report), table.correction) == before
+
+    @pytest.mark.parametrize("n_fit", [0, 1])
+    def test_without_networks_to_fit_on_the_plain_sum_is_judged(self, n_fit: int) -> None:
+        table = made_up(n_fit, 3)
+        calibrate(table)
+        assert table.correction.networks == 0
+        found = table.report["predictors"]
+        assert found.keys() == {"sum", "uncorrected", "ours"}
+        assert found["ours"] == found["uncorrected"]
+
+    def test_without_networks_to_test_on_nothing_is_claimed(self) -> None:
+        table = made_up(6, 0)
+        calibrate(table)
+        assert table.report == {}
+        assert table.correction.interval is None
+        assert table.correction.relative_error is not None  # by leaving one out
+
+    def test_the_predictors_by_hand(self) -> None:
+        rows = [
+            OpRow("a()@1", 1.0, isolated_ms=3.0, macs=100),
+            OpRow("b()@1", 2.0, isolated_ms=5.0, macs=300),
+        ]
+        counts = [(1, 0), (0, 1), (2, 1), (1, 3), (5, 2)]
+        # Measured so that the sum of ops alone, 3a + 5b, is affine in it: latency = 0.5 + 0.2 (3a + 5b).
+        nets = [
+            NetRow(f"net/{i}", {"a()@1": a, "b()@1": b}, 0.5 + 0.2 * (3 * a + 5 * b), "fit" if i < 4 else "test")
+            for i, (a, b) in enumerate(counts)
+        ]
+        table = paper_table(rows, nets, Correction(0.1, 1.0, {"a": 0.5, "b": 2.0}))
+        found = predictors(table)
+        assert list(found) == ["flops", "sum", "sum_affine", "uncorrected", "ours"]
+        net = nets[4]
+        assert found["sum"](net) == 25.0
+        assert found["sum_affine"](net) == pytest.approx(5.5, rel=1e-9)
+        assert found["uncorrected"](net) == 9.0
+        assert found["ours"](net) == pytest.approx(0.1 + 0.5 * 5 + 2.0 * 4)
+        # Networks of the same multiply-adds are the same to it: 3 x 100 + 0 and 0 + 1 x 300.
+        three, one = (NetRow("n", {k: n}, 1.0, "test") for k, n in (("a()@1", 3), ("b()@1", 1)))
+        assert found["flops"](three) == pytest.approx(found["flops"](one))
+
+    def test_without_ops_alone_these_predictors_are_left_out(self) -> None:
+        assert list(predictors(made_up(6, 3, isolated=False))) == ["flops", "uncorrected", "ours"]
+        table = made_up(6, 3)
+        key = next(iter(table.rows))
+        table.rows[key] = replace(table.rows[key], isolated_ms=None)  # one is enough: a sum without it is none
+        assert list(predictors(table)) == ["flops", "uncorrected", "ours"]
+
+    def test_affine_recovers_a_line_and_minds_relative_errors(self) -> None:
+        nets = [NetRow(f"net/{n}", {"a()@1": n}, 0.7 + 0.25 * n, "fit") for n in (1, 2, 7)]
+        line = affine(lambda net: float(net.ops["a()@1"]), nets)
+        assert line(NetRow("net", {"a()@1": 100}, 1.0, "test")) == pytest.approx(25.7, rel=1e-9)
+        # Of two latencies for one feature, relative least squares lies at 2 xy / (x + y) of their inverses' means.
+        twice = [NetRow(f"net/{y}", {"a()@1": 1}, y, "fit") for y in (1.0, 3.0)]
+        between = affine(lambda net: 1.0, twice)(twice[0])
+        assert between == pytest.approx((1 / 1 + 1 / 3) / (1 / 1 + 1 / 9))
 
 
 RELU, POOL, ADD, CONCAT = (spec(k) for k in ("relu", "global_pool", "add", "concat"))
-ROWS = [
-    OpRow(RELU.key, 0.25, 0.01, 300),
-    OpRow(POOL.key, 0.5, 0.2, 300, "doubtful", "passes differ by 20 %"),
-    OpRow(ADD.key, 0.0, 0.0, 0, "failed", "not implemented"),
-    OpRow(CONCAT.key, 0.0, 0.0, 0, "crashed"),
-]
-
-
-class TestTable(TableContract):
-    @pytest.fixture
-    def table(self) -> LatencyTable:
-        nets = [NetRow("net/a-c4", {RELU.key: 2, POOL.key: 1}, 1.0, 0.01, "fit")]
-        return table_of(ROWS, nets)
-
-    def test_what_is_doubtful_counts_and_what_failed_does_not(self, table: LatencyTable) -> None:
-        assert table[RELU] == 0.25
-        assert table[POOL] == 0.5
-        with pytest.raises(MissingOp, match=r"add\(\)@1x4x8x8 could not be measured for paper/paper-fp32-b1: not impl"):
-            _ = table[ADD]
-        with pytest.raises(MissingOp, match=r"concat\(\)@1x4x8x8 could not be measured .*: crashed"):
-            _ = table[CONCAT]
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda d: d["rows"][1].update(latency_ms=float("nan")), "NaN is not a number a file may hold"),
-            (lambda d: d["rows"][1].update(latency_ms=float("inf")), "Infinity is not a number a file may hold"),
-            (lambda d: d["rows"][1].update(latency_ms=-0.1), r"row 1: -0\.1 is not a latency in milliseconds"),
-            (lambda d: d["rows"][1].update(latency_ms="0.1"), "row 1: '0.1' is not a latency in milliseconds"),
-            (lambda d: d["rows"][1].update(latency_ms=None), "row 1: None is not a latency in milliseconds"),
-            (lambda d: d["rows"][1].update(latency_ms=10**400), "row 1: 1000.* is not a latency in milliseconds"),
-            (lambda d: d["nets"][0].update(latency_ms=-1), "row 0: -1 is not a latency in milliseconds"),
-            (lambda d: d["rows"][2].update(status="great"), "row 2: status 'great' is none of ok, doubtful, failed"),
-            (lambda d: d["rows"].append(d["rows"][0]), r"two rows for add\(\)@1x4x8x8; measure it anew"),
-            (lambda d: d["rows"][0].update(colour="red"), "is not a whole latency table: .*colour"),
-            (lambda d: d["rows"][0].pop("key"), "is not a whole latency table: .*key"),
-            (lambda d: d.pop("nets"), "is not a whole latency table: 'nets'"),
-            (lambda d: d.update(rows=3), "is not a whole latency table"),
-            (lambda d: d.update(correction={"slope": 1.0}), "is not a whole latency table: .*slope"),
-            (lambda d: d["where"].update(clock="wall"), "its checksum does not fit"),
-        ],
-    )
-    def test_a_bad_file_is_refused_by_name_and_row(
-        self, table: LatencyTable, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
-    ) -> None:
-        path = tmp_path / "bad.json"
-        table.save(path)
-        data = json.loads(path.read_text())
-        change(data)
-        path.write_text(json.dumps(data))
-        with pytest.raises(HwnasError, match=rf"(?s)bad\.json.*{message}"):
-            LatencyTable.load(path)
-
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1, "schema": 1}', "\x00"])
-    def test_what_is_no_table_is_refused_by_name(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(HwnasError, match=r"bad\.json"):
-            LatencyTable.load(tmp_path / "bad.json")
-
-    def test_a_number_beyond_floats_is_refused_by_row(self, table: LatencyTable, tmp_path: Path) -> None:
-        table.save(tmp_path / "bad.json")
-        text = (tmp_path / "bad.json").read_text()
-        (tmp_path / "bad.json").write_text(text.replace('"latency_ms": 0.25', '"latency_ms": 1e999'))
-        with pytest.raises(HwnasError, match=r"bad\.json, row 3: inf is not a latency"):
-            LatencyTable.load(tmp_path / "bad.json")
-
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(HwnasError, match=r"cannot read a latency table at .*none\.json: No such file"):
-            LatencyTable.load(tmp_path / "none.json")
-
-    def test_an_interrupted_write_leaves_the_old_file(
-        self, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "t.json"
-        table.save(path)
-        before = path.read_bytes()
-
-        def fail(*_: object) -> None:
-            raise OSError("no space left")
-
-        monkeypatch.setattr("os.fsync", fail)
-        table.rows.pop(RELU.key)
-        with pytest.raises(OSError, match="no space left"):
-            table.save(path)
-        assert path.read_bytes() == before
-        assert [p.name for p in tmp_path.iterdir()] == ["t.json"]
-
-    def test_checksum_is_of_what_the_table_says_not_of_its_layout(self, table: LatencyTable, tmp_path: Path) -> None:
-        table.save(tmp_path / "t.json")
-        data = json.loads((tmp_path / "t.json").read_text())
-        (tmp_path / "u.json").write_text(json.dumps(data, indent=3))
-        assert LatencyTable.load(tmp_path / "u.json").rows == table.rows
-        said = {k: data[k] for k in ("where", "correction", "report", "rows", "nets")}
-        assert data["sha256"] == sha256(canonical_json(said))
-
-
-def test_calibration_is_fitted_on_some_networks_and_judged_on_others() -> None:
-    kinds = [spec(k) for k in KINDS]
-    rng = np.random.default_rng(0)
-    rows = [OpRow(s.key, float(rng.uniform(0.1, 1)), 0.0, 9) for s in kinds]
-    ms = np.array([r.latency_ms for r in rows])
-    nets = []
-    for i in range(16):
-        counts = rng.integers(1, 20, len(KINDS))
-        true_ms = float(0.3 + (counts * ms) @ FACTORS)
-        ops = {s.key: int(n) for s, n in zip(kinds, counts, strict=True)}
-        nets.append(NetRow(f"net/{i}", ops, true_ms, 0.01 * i, "fit" if i < 12 else "test"))
-    table = LatencyTable(WHERE, {r.key: r for r in rows}, nets)
-    calibrate(table)
-    assert table.correction.networks == 12
-    assert table.report["ours"]["n"] == table.report["sum"]["n"] == 4
-    assert table.report["ours"]["mape"] < 0.005
-    assert table.report["sum"]["mape"] > 0.1
-    assert table.report["noise"] == pytest.approx(0.075)
-
-
 SMALL = ChainSpace(Scale(4, 3, (32, 48)), 5, nodes=2, head_channels=8)
-
-
-def test_networks_to_fit_and_to_test_on_are_different_ones() -> None:
-    scales = [Scale(4, 3, (32, 48)), Scale(8, 3, (32, 48))]
-    mixed = [trace_space(SMALL.at(s)) for s in scales]
-    chosen = choose_networks(SMALL, mixed, Calibration(6, 4))
-    assert [use for use, _, _ in chosen] == ["fit"] * 6 + ["test"] * 4
-    assert len({(i, a.id) for _, i, a in chosen}) == 10
-    assert {i for _, i, _ in chosen} == {0, 1}
-    for _, _, arch in chosen:
-        check(SMALL, arch)
-    assert choose_networks(SMALL, mixed, Calibration(6, 4)) == chosen
-
-
-def test_a_space_of_few_networks_cannot_be_calibrated_on_many() -> None:
-    tiny = ChainSpace(Scale(4, 2, (32, 48)), 5, ops=("none", "skip_connect", "max_pool_3x3"), nodes=1, head_channels=8)
-    with pytest.raises(HwnasError, match="too small to calibrate on that many networks; ask for fewer"):
-        choose_networks(tiny, [trace_space(tiny)], Calibration(40, 40))
 
 
 class TestModel:
@@ -348,7 +368,7 @@ class TestModel:
         a, b, c = (choice(n, "conv") for n in "abc")
         terms = [Term(RELU, a | b), Term(POOL, ALWAYS), Term(ADD, c & choice("a", "skip")), Term(CONCAT, a | b)]
         prices = {RELU: 0.25, POOL: 0.5, ADD: 1.25, CONCAT: 3.0}
-        table = table_of([OpRow(s.key, ms, 0.0, 1) for s, ms in prices.items()])
+        table = paper_table((OpRow(s.key, ms) for s, ms in prices.items()), (), Correction(0.05, 0.9, {"relu": 0.5}))
         model = LatencyModel(terms, table, [group], [])
         assert len(model.gates) == 3  # the two ops under one gate share its price
         probs = torch.softmax(torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3))), dim=-1)
@@ -359,13 +379,14 @@ class TestModel:
         assert float(model({"g": probs})) == pytest.approx(mean, rel=1e-12)
 
     def test_the_correction_is_in_it(self) -> None:
-        table = table_of(ROWS)  # base 0.05, ReLU at half price, others at 0.9
+        correction = Correction(0.05, 0.9, {"relu": 0.5}, 0.02, 0.03, 12)
+        table = paper_table([OpRow(RELU.key, 0.25), OpRow(POOL.key, 0.5)], (), correction)
         model = LatencyModel([Term(RELU, ALWAYS), Term(POOL, ALWAYS)], table, [], [])
         arch = Architecture.of("s", {})
         assert model.predict_ms(arch) == pytest.approx(0.05 + 0.5 * 0.25 + 0.9 * 0.5)
         assert model.by_kind(arch) == pytest.approx({"global_pool": 0.45, "relu": 0.125, "(base)": 0.05})
         assert list(model.by_kind(arch)) == ["global_pool", "relu", "(base)"]
-        assert model.relative_error == 0.02
+        assert (model.relative_error, model.interval) == (0.02, 0.03)
 
     def test_dtype_follows_the_probabilities(self) -> None:
         model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.groups, SMALL.rules())
@@ -381,3 +402,54 @@ class TestModel:
         del table.rows[gone]
         with pytest.raises(MissingOp, match=r"has no row for .*; measure it with: hwnas profile"):
             LatencyModel(terms, table, SMALL.groups, SMALL.rules())
+
+
+ARCHS = {name: Architecture.of("s", {"d": name}) for name in ("none", "relu", "pool")}
+
+
+class TestConfidence:
+    """What a prediction is worth: an interval, and an answer to which of two networks is faster."""
+
+    def model(self, relative_error: float | None, interval: float | None) -> LatencyModel:
+        """Return a model of three networks that take 1.0, 1.1 and 2.0 ms."""
+        group = Group("g", (Decision("d", ("none", "relu", "pool")),))
+        correction = Correction(1.0, 1.0, {}, relative_error, interval, 12)
+        table = paper_table([OpRow(RELU.key, 0.1), OpRow(POOL.key, 1.0)], (), correction)
+        terms = [Term(RELU, choice("d", "relu")), Term(POOL, choice("d", "pool"))]
+        return LatencyModel(terms, table, [group], [])
+
+    def test_interval_by_hand(self) -> None:
+        low_ms, high_ms = self.model(0.1, 0.25).interval_ms(ARCHS["pool"]) or (0.0, 0.0)
+        assert (low_ms, high_ms) == pytest.approx((2 / 1.25, 2 / 0.75))
+        # At its ends the error of the prediction is just the half-width.
+        assert (2 / low_ms - 1, 2 / high_ms - 1) == pytest.approx((0.25, -0.25))
+
+    def test_an_interval_of_a_table_that_is_far_off_is_finite(self) -> None:
+        low_ms, high_ms = self.model(1.0, 1.5).interval_ms(ARCHS["pool"]) or (0.0, 0.0)
+        assert 0 < low_ms < 2 < high_ms < math.inf
+
+    def test_an_untested_table_gives_no_interval_and_no_answer(self) -> None:
+        model = self.model(None, None)
+        assert model.interval_ms(ARCHS["none"]) is None
+        assert model.compare(ARCHS["none"], ARCHS["pool"]) == "cannot tell"
+
+    def test_compare(self) -> None:
+        none, relu, pool = ARCHS.values()
+        # log 1.1 = 0.0953 is 1.96 sqrt(2) times 0.0344.
+        for error, answer in ((0.033, "faster"), (0.036, "cannot tell")):
+            model = self.model(error, 0.1)
+            assert model.compare(none, relu) == answer
+            assert model.compare(relu, none) == {"faster": "slower"}.get(answer, answer)
+            assert model.compare(relu, pool) == "faster"
+            assert model.compare(pool, pool) == "cannot tell"
+
+    def test_of_equal_networks_one_comparison_in_twenty_is_wrong(self) -> None:
+        """Networks that both take a millisecond, predicted with errors of the stated size."""
+        rng, error, wrong = np.random.default_rng(0), 0.03, 0
+        group = Group("g", (Decision("d", ("none", "relu")),))
+        a, b = (Architecture.of("s", {"d": o}) for o in ("none", "relu"))
+        for one, two in 1 + error * rng.standard_normal((400, 2)):
+            table = paper_table([OpRow(RELU.key, two), OpRow(POOL.key, one)], (), Correction(0, 1, {}, error))
+            terms = [Term(RELU, choice("d", "relu")), Term(POOL, choice("d", "none"))]
+            wrong += LatencyModel(terms, table, [group], []).compare(a, b) != "cannot tell"
+        assert 0.02 < wrong / 400 < 0.08

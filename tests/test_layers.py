@@ -25,7 +25,7 @@ HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module i
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
 TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
 AT_TOP = {
-    "torch": TORCH | {"verbs"},
+    "torch": TORCH | {"profile", "verbs"},
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
     "safetensors": {"train", "export"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,23 @@ from hwnas.runtime.device import cpu_identity, device_name, provenance, same_dev
 from hwnas.runtime.engines import ENGINES, open_engine
 from hwnas.runtime.engines.fake import LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import Measurement, StopRule, measure, median_interval, timed
+from hwnas.runtime.measure import (
+    CPU_CLOCKS,
+    SAMPLES,
+    VISIT_S,
+    WARMUP_S,
+    Samples,
+    StopRule,
+    halves_apart,
+    interval,
+    level,
+    samples_from,
+    summarise,
+    timed,
+    visit,
+)
 from hwnas.runtime.plan import Call, Entry, load_plan, write_plan
-from tests.runtime_cases import OUT_SHAPE, SHAPE, Scripted, conv_entry, conv_relu, four_ops
+from tests.runtime_cases import OUT_SHAPE, SHAPE, Scripted, conv_entry, conv_relu, four_ops, spells
 
 
 @pytest.fixture
@@ -63,7 +78,10 @@ def test_plan_says_which_file_of_which_entry_is_wrong(tmp_path: Path) -> None:
         (lambda p: p["entries"][0].update(key="zz"), "its id does not match its entries"),
         (lambda p: p["entries"][0]["calls"][0].update(macs=5), "its id does not match its entries"),
         (lambda p: p["entries"][0].update(key="op1"), "entry 'op1': the key occurs twice"),
-        (lambda p: p["entries"][0].update(role="block"), "entry 'op0': role must be one of op, net, got 'block'"),
+        (
+            lambda p: p["entries"][0].update(role="block"),
+            "entry 'op0': role must be one of op, context, boundary, net, got 'block'",
+        ),
         (lambda p: p["entries"][0].update(onnx="../a.onnx", sha256="0"), "must be a path inside the plan folder"),
         (lambda p: p["entries"][0].update(onnx="/a.onnx", sha256="0"), "must be a path inside the plan folder"),
         (lambda p: p["entries"][0].update(onnx="a.onnx"), "onnx and sha256 go together"),
@@ -146,7 +164,7 @@ def test_open_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingExtra, match="'needy_engine:E' needs the module no_such_package, which is not installed"):
         open_engine("needy_engine:E")
-    assert set(ENGINES) == {"onnxruntime", "fake", "torch"}
+    assert set(ENGINES) >= {"onnxruntime", "openvino", "fake", "torch"}
 
 
 def test_onnxruntime_agrees_with_numpy(tmp_path: Path) -> None:
@@ -198,6 +216,7 @@ def test_fake_is_a_roofline_that_does_not_add_up() -> None:
     with open_engine("fake").load(net, Path()) as runner:
         times = runner.time(50).latency_ms
         np.testing.assert_array_equal(times, runner.time(50).latency_ms)
+        assert not set(times) & set(runner.time(50, visit=1).latency_ms)
         np.testing.assert_array_equal(runner.run({"x0": np.zeros(SHAPE, np.float32)})["v2"], np.zeros(OUT_SHAPE))
     assert np.abs(times / modelled_ms(net) - 1).max() <= 0.002
     assert len(set(times)) == 50
@@ -287,87 +306,157 @@ def test_provenance_names_the_fake_device_or_this_cpu() -> None:
     assert not same_device(fake, real)
 
 
-# --- measure
+# --- the quiet level
 
 
-def test_steady_times_stop_at_once() -> None:
-    runner = Scripted([2.0, 2.001, 1.999])
-    m = measure(runner, StopRule(warmup_s=0, min_runs=9), clock="wall")
-    assert runner.batches == [2, 9]  # two to warm up
-    assert (m.stop, m.n, m.latency_ms, m.doubtful) == ("ci", 9, 2.0, False)
-    assert m.ci_ms[0] <= m.latency_ms <= m.ci_ms[1]
-    assert m.latency_ms == m.p50_ms <= m.p90_ms <= m.p99_ms
-    assert m.spread == pytest.approx(0.002 / 2, rel=0.01)
+@pytest.mark.parametrize("n", [1, 2, 3, 20, 21, 72, 100, 1000])
+def test_the_level_is_the_fifth_percentile(n: int) -> None:
+    times = np.random.default_rng(n).exponential(size=n).tolist()
+    assert level(times) == pytest.approx(np.quantile(times, 0.05), rel=1e-12)
 
 
-def test_noisy_times_take_more_samples_until_precise() -> None:
-    rng = np.random.default_rng(0)
-    noisy = Scripted(list(1 + 0.05 * rng.standard_normal(5000)))
-    m = measure(noisy, StopRule(warmup_s=0, max_s=30), clock="wall")
-    assert m.stop == "ci"
-    assert 30 < m.n < 3000
-    assert (m.ci_ms[1] - m.ci_ms[0]) / 2 / m.latency_ms <= 0.01
-    assert m.latency_ms == pytest.approx(1, abs=0.03)
+def test_the_interval_of_some_hands_full() -> None:
+    """Of 20 visits none lies below the 5th percentile in 36 %, at most 3 in 98.4 %; of 100 at most one in 3.7 %."""
+    assert interval([float(i) for i in range(20, 0, -1)]) == (1.0, 4.0)
+    assert interval([float(i) for i in range(1, 101)]) == (1.0, 11.0)
+    assert interval([7.0]) == (7.0, 7.0)
 
 
-def test_time_out_is_told_and_a_hopeless_interval_is_doubtful() -> None:
-    start_s = time.perf_counter()
-    m = measure(Scripted([1.0, 9.0], sleep_s=0.001), StopRule(warmup_s=0, max_s=0.1))
-    assert 0.1 <= time.perf_counter() - start_s < 1.0
-    assert (m.stop, m.doubtful) == ("timeout", True)
-    near = measure(Scripted([1.0, 1.06], sleep_s=0.001), StopRule(warmup_s=0, max_s=0.05))
-    assert (near.stop, near.doubtful) == ("timeout", False)
+@pytest.mark.parametrize("n", [1, 2, 5, 19, 20, 40, 71, 72, 73, 100, 500, 1029, 1030, 5000])
+def test_the_ends_of_the_interval_are_ranks_of_the_binomial(n: int) -> None:
+    binom = pytest.importorskip("scipy.stats").binom(n, 0.05)
+    low, high = (int(rank) for rank in interval([float(i) for i in range(n)]))
+    if low:
+        assert binom.cdf(low) <= 0.025
+        assert binom.cdf(low + 1) > 0.025  # a narrower one would miss too often
+    else:
+        assert binom.cdf(1) > 0.025
+    if high < n - 1:
+        assert binom.cdf(high) >= 0.975 > binom.cdf(high - 1)
+    assert n < 72 or binom.cdf(0) <= 0.025
 
 
-def test_min_runs_are_taken_past_the_time_limit() -> None:
-    runner = Scripted([5.0, 6.0], sleep_s=0.01)
-    assert measure(runner, StopRule(warmup_s=0, min_runs=8, max_s=0.001)).n == 8
+@pytest.mark.parametrize("n", [72, 100, 200])
+def test_the_interval_holds_the_level_in_95_of_100_cases(n: int) -> None:
+    times = np.random.default_rng(n).lognormal(sigma=0.3, size=(4000, n))
+    truth = math.exp(0.3 * -1.6448536)
+    held = [low <= truth <= high for low, high in map(interval, times.tolist())]
+    assert 0.93 < np.mean(held) <= 1
 
 
-def test_warm_up_lasts_as_long_as_asked() -> None:
-    runner = Scripted([1.0], sleep_s=0.002)
-    start_s = time.perf_counter()
-    measure(runner, StopRule(warmup_s=0.06))
-    assert sum(runner.batches[:-1]) * 0.002 >= 0.03
-    assert time.perf_counter() - start_s >= 0.06
-    model = Scripted([1.0])
-    measure(model, clock="model")
-    assert model.batches == [7]  # a formula has nothing to warm up
+def test_of_few_visits_the_lower_end_is_the_lowest_and_misses_as_often_as_all_lie_above() -> None:
+    times = np.random.default_rng(0).random((4000, 20))
+    ends = [interval(row) for row in times.tolist()]
+    assert [low for low, _ in ends] == times.min(1).tolist()
+    assert np.mean([low > 0.05 for low, _ in ends]) == pytest.approx(0.95**20, abs=0.03)
+    assert np.mean([high < 0.05 for _, high in ends]) < 0.025
+
+
+def test_halves_apart_compares_odd_and_even_visits() -> None:
+    assert halves_apart([2.0]) == 0
+    assert halves_apart([2.0, 2.2, 2.0, 2.2]) == pytest.approx(0.1)
+    assert halves_apart([2.2, 2.0, 2.2, 2.0]) == pytest.approx(1 / 1.1 - 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slow_spells_move_the_median_and_not_the_level(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    quiet_ms = 3 * (1 + 0.002 * rng.standard_normal(200))
+    disturbed_ms = quiet_ms * spells(rng, 200, slow_share=0.7)
+    assert np.median(disturbed_ms) > 1.1 * np.median(quiet_ms)
+    assert level(disturbed_ms.tolist()) == pytest.approx(level(quiet_ms.tolist()), rel=0.005)
+
+
+# --- when to stop
+
+QUICK = StopRule(min_visits=4, max_visits=12, min_s=0)
+
+
+def test_a_narrow_interval_is_enough_and_networks_need_a_narrower_one() -> None:
+    times = [1.0, 1.02, 1.014, 1.03]  # of four the second lowest is the upper end: half-width 0.7 %
+    assert QUICK.reached(times[:3]) is None
+    assert QUICK.reached(times) == "ci"
+    assert QUICK.reached(times, net=True) is None
+    assert QUICK.reached([1.0, 1.009, 1.0, 1.0], net=True) == "ci"
+
+
+def test_noise_that_has_stabilised_is_enough() -> None:
+    rule = StopRule(min_visits=20, max_visits=100, min_s=0)
+    times = [1.0, 1.0, *[1.2] * 18] * 2  # the interval reaches up to 1.2, the halves agree
+    assert rule.reached(times[:39]) is None
+    assert rule.reached(times) == "stable"
+    assert rule.reached([*[1.0, 1.2] * 2, *[1.2] * 36]) is None  # only even visits saw the quiet machine
+    assert interval(times)[1] == 1.2
+
+
+def test_drift_never_is_and_time_is_up_in_the_end() -> None:
+    drift = [1.0 + 0.03 * i for i in range(12)]
+    assert [QUICK.reached(drift[:n]) for n in range(13)] == [None] * 12 + ["timeout"]
+
+
+def test_one_visit_tells_nothing_of_how_well_it_repeats() -> None:
+    assert StopRule(1, 3, 0).reached([1.0]) is None
+    assert StopRule(1, 3, 0).reached([1.0, 1.0]) == "ci"
+    assert StopRule(1, 1, 0).reached([1.0]) == "timeout"
 
 
 @pytest.mark.parametrize(
-    ("clock", "factor", "doubtful"),
+    ("values", "message"),
     [
-        ("thread_cpu", 1.19, False),
-        ("thread_cpu", 1.21, True),
-        ("device", 1.5, False),
+        ({"min_visits": 0}, "visits must be at least 1 and at most max_visits, got 0 and 100"),
+        ({"min_visits": 9, "max_visits": 8}, "at most max_visits, got 9 and 8"),
+        ({"min_s": -1}, "min_s must be finite and not negative"),
+        ({"min_s": math.inf}, "min_s must be finite and not negative"),
+        ({"min_s": math.nan}, "min_s must be finite and not negative"),
+        ({"relative_ci": 0}, "relative_ci must be positive"),
+        ({"net_relative_ci": -1}, "relative_ci must be positive"),
     ],
 )
-def test_a_wall_clock_far_from_the_cpu_clock_is_doubtful(clock: str, factor: float, doubtful: bool) -> None:
-    m = measure(Scripted([1.0], wall_factor=factor), StopRule(warmup_s=0), clock)
-    assert m.doubtful is doubtful
-    assert m.wall_ms == pytest.approx(factor)
+def test_stop_rule_is_checked(values: dict[str, float], message: str) -> None:
+    with pytest.raises(HwnasError, match=message):
+        StopRule(**values)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+# --- visits
+
+
+def test_a_visit_warms_up_and_takes_some_milliseconds() -> None:
+    fresh, warm = Scripted([1.0], sleep_s=0.0004), Scripted([1.0], sleep_s=0.0004)
+    start_s = time.perf_counter()
+    samples = visit(fresh, 0, "wall", fresh=True)
+    assert time.perf_counter() - start_s >= WARMUP_S
+    assert SAMPLES[0] <= len(samples.latency_ms) == fresh.batches[-1] <= VISIT_S / 0.0004
+    visit(warm, 1, "wall", fresh=False)
+    assert len(warm.batches) < len(fresh.batches)
+    assert sum(warm.batches[:-1]) < sum(fresh.batches[:-1])
+
+
+def test_a_visit_has_its_least_and_its_most_samples() -> None:
+    assert visit(Scripted([9.0], sleep_s=0.004), 0, "wall", fresh=False).wall_ms.shape == (SAMPLES[0],)
+    assert visit(Scripted([0.01]), 0, "wall", fresh=True).wall_ms.shape == (SAMPLES[1],)
+
+
+def test_a_formula_has_nothing_to_warm_up() -> None:
+    model = Scripted([1.0])
+    visit(model, 0, "model", fresh=True)
+    assert model.batches == [SAMPLES[0]]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e-9, float("nan"), float("inf")])
 def test_impossible_times_are_refused(bad: float) -> None:
     with pytest.raises(HwnasError, match="the engine gave a latency_ms of .*; expected a positive number"):
-        measure(Scripted([1.0, bad]), StopRule(warmup_s=0))
+        visit(Scripted([1.0, bad]), 0, "model", fresh=True)
+    with pytest.raises(HwnasError, match="the engine gave a wall_ms of .*; expected a positive number"):
+        visit(Scripted([1.0], wall_factor=bad), 0, "model", fresh=True)
 
 
-def test_stop_rule_is_checked() -> None:
-    with pytest.raises(HwnasError, match="min_runs must be at least 6 for an interval of the median, got 5"):
-        StopRule(min_runs=5)
-    with pytest.raises(HwnasError, match="must be positive"):
-        StopRule(relative_ci=0)
+def test_too_few_times_are_refused() -> None:
+    class Short(Scripted):
+        def time(self, repeats: int, visit: int = 0) -> Samples:
+            return super().time(repeats - 1, visit)
 
-
-@pytest.mark.parametrize("n", [7, 9, 10, 20, 51, 200])
-def test_the_interval_holds_the_median_in_95_of_100_cases(n: int) -> None:
-    rng = np.random.default_rng(n)
-    samples = np.sort(rng.exponential(size=(4000, n)), axis=1)
-    held = [low <= np.log(2) <= high for low, high in map(median_interval, samples)]
-    assert 0.93 < np.mean(held) < 0.995
+    with pytest.raises(HwnasError, match="the engine gave 2 latency_ms for 3 runs"):
+        visit(Short([1.0]), 0, "model", fresh=True)
 
 
 def test_short_runs_are_timed_in_blocks() -> None:
@@ -389,16 +478,55 @@ def test_timed_reads_the_time_that_passed() -> None:
     assert samples.latency_ms.max() < 5  # sleeping costs no CPU time
 
 
-def test_measurement_round_trip_and_refusals() -> None:
-    m = measure(Scripted([1.0, 1.001]), StopRule(warmup_s=0))
-    values = json.loads(json.dumps(m.to_dict()))
-    assert Measurement.from_dict({**values, "other": 1}) == m
-    with pytest.raises(HwnasError, match="a measurement needs wall_ms"):
-        Measurement.from_dict({k: v for k, v in values.items() if k != "wall_ms"})
-    for bad in ({"p90_ms": -1}, {"n": True}, {"ci_ms": [1, float("nan")]}, {"latency_ms": "1"}):
-        with pytest.raises(HwnasError, match=f"{next(iter(bad))} must be a finite number and not negative"):
-            Measurement.from_dict({**values, **bad})
-    with pytest.raises(HwnasError, match="ci_ms must be a pair"):
-        Measurement.from_dict({**values, "ci_ms": 1})
-    with pytest.raises(HwnasError, match="stop must be"):
-        Measurement.from_dict({**values, "stop": "luck"})
+# --- what visits say
+
+
+def visits_of(medians_ms: list[float], wall_factor: float = 1.0) -> list[Samples]:
+    """Return visits of three samples: the median and 10 % beside it."""
+    return [Samples(m * np.array([0.9, 1, 1.1]), m * wall_factor * np.array([0.9, 1, 1.1])) for m in medians_ms]
+
+
+def test_a_measurement_is_the_level_and_what_is_known_about_it() -> None:
+    medians = [1.0, 1.1, 1.2, 2.0]
+    m = summarise(visits_of(medians, wall_factor=1.05), "ci", "thread_cpu")
+    assert (m.n, m.visits, m.stop, m.doubtful) == (12, 4, "ci", False)
+    assert m.latency_ms == pytest.approx(level(medians))
+    assert m.wall_ms == pytest.approx(1.05 * level(medians))
+    assert m.ci_ms == pytest.approx(interval(medians))
+    pooled = np.concatenate([v.latency_ms for v in visits_of(medians)])
+    assert (m.p50_ms, m.p90_ms, m.p99_ms) == pytest.approx(tuple(np.percentile(pooled, [50, 90, 99])))
+    q25, q50, q75 = np.percentile(medians, [25, 50, 75])
+    assert m.spread == pytest.approx((q75 - q25) / q50)
+    assert m.repeatability == pytest.approx(abs(halves_apart(medians)))
+
+
+def test_what_ran_out_of_time_is_doubtful() -> None:
+    assert summarise(visits_of([1.0, 1.3]), "timeout", "wall").doubtful
+    assert not summarise(visits_of([1.0, 1.3]), "stable", "wall").doubtful
+
+
+@pytest.mark.parametrize(
+    ("clock", "factor", "doubtful"), [("thread_cpu", 1.19, False), ("thread_cpu", 1.21, True), ("device", 1.5, False)]
+)
+def test_a_wall_clock_far_from_the_cpu_clock_is_doubtful(clock: str, factor: float, doubtful: bool) -> None:
+    assert "thread_cpu" in CPU_CLOCKS
+    assert summarise(visits_of([1.0] * 20, factor), "ci", clock).doubtful is doubtful
+
+
+def test_contention_counts_in_the_quiet_visits_alone() -> None:
+    crowded, alone = visits_of([1.3] * 60, wall_factor=3.0), visits_of([1.0] * 40)
+    assert not summarise([*crowded, *alone], "ci", "thread_cpu").doubtful
+    assert summarise([*visits_of([1.3] * 60), *visits_of([1.0] * 40, wall_factor=3.0)], "ci", "thread_cpu").doubtful
+
+
+def test_samples_are_read_back_or_refused() -> None:
+    record: dict[str, Any] = {"latency_ms": [1.0, 2], "wall_ms": [1.5, 2.5], "key": "a"}
+    samples = samples_from(record)
+    assert (samples.latency_ms.tolist(), samples.wall_ms.tolist()) == ([1.0, 2.0], [1.5, 2.5])
+    for bad in ([], 1.0, None, ["1"], [True]):
+        with pytest.raises(HwnasError, match="wall_ms must be a list of numbers, got"):
+            samples_from({**record, "wall_ms": bad})
+    with pytest.raises(HwnasError, match="the engine gave a wall_ms of 0.0"):
+        samples_from({**record, "wall_ms": [0.0, 1.0]})
+    with pytest.raises(HwnasError, match="the engine gave 1 wall_ms for 2 runs"):
+        samples_from({**record, "wall_ms": [1.0]})

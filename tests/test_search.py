@@ -349,7 +349,7 @@ class TestObjective:
 def planted(cheap: str) -> LatencyModel:
     """Return prices under which one kind of op costs next to nothing and all others a millisecond."""
     terms = trace_space(SPACE).terms()
-    rows = {t.spec.key: OpRow(t.spec.key, 1e-3 if t.spec.kind == cheap else 1.0, 0.0, 1) for t in terms}
+    rows = {t.spec.key: OpRow(t.spec.key, 1e-3 if t.spec.kind == cheap else 1.0) for t in terms}
     where = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
     return LatencyModel(terms, LatencyTable(where, rows), SPACE.groups, SPACE.rules())
 

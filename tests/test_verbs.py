@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from hwnas import recipes
 from hwnas.cli import VERBS, main
 from hwnas.files import read_json
 from hwnas.latency import LatencyTable
+from hwnas.recipes import base
 from hwnas.run import Run
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
+from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
 from hwnas.steplog import StepLog
 from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, hwnas, job, tree
@@ -57,15 +61,25 @@ VERDICT = re.compile(
 def check_job(folder: Path, name: str) -> None:
     """Hold everything a finished run consists of against what it says."""
     recipe, run = recipes.get(RECIPE), folder / "runs" / name
-    files = {p for p in tree(run) if (run / p).is_file() and not p.startswith(("plan/ops/", "plan/nets/"))}
-    assert files == {*MADE, ".lock"}  # and no temporary file
+    everything = {p for p in tree(run) if (run / p).is_file()}
+    planned = {p for p in everything if re.fullmatch(r"(plan|derived/\w{12})/(ops|nets)/\w{16}\.onnx", p)}
+    derived = {p for p in everything - planned if p.startswith("derived/")}
+    assert everything - planned - derived == {*MADE, ".lock"}  # and no temporary file
+    assert {p.split("/")[2] for p in derived} == {"plan.json", "networks.json", "results.jsonl"}
+    assert len({p.split("/")[1] for p in derived}) == 1
     for file in run.rglob("*.json"):
         read_json(file, "an output")  # strict: no NaN
     plan, table = load_plan(run / "plan"), LatencyTable.load(run / "table.json")
     header, _ = read_journal(run / "results.jsonl")
     assert header["plan"] == plan.id
     assert set(table.rows) == {e.key for e in plan.entries if e.role == "op"}
-    assert len(table.nets) == recipe.calibration.fit + recipe.calibration.test
+    uses = Counter(net.use for net in table.nets)
+    wanted = recipe.calibration
+    assert (uses["fit"], uses["test"], table.report["held_out"]) == (wanted.fit, wanted.test, wanted.test)
+    assert 1 <= uses["derived"] <= wanted.derived  # fewer if some come out the same
+    assert table.report["derived"]["n"] == uses["derived"]
+    if table.where["clock"] == "model":
+        assert table.unsettled == []
     assert [r["step"] for r in StepLog(run / "search.jsonl").read()] == list(range(recipe.search.steps))
     assert [r["step"] for r in StepLog(run / "train.jsonl").read()] == list(range(recipe.train.steps))
     model = onnx.load(run / "deploy" / "model.onnx")
@@ -124,6 +138,98 @@ def test_profile_repeated_without_options_keeps_the_engine_of_the_run(profiled: 
     (profiled / "table.json").unlink()
     done("profile", RECIPE)
     assert (profiled / "table.json").read_bytes() == table
+
+
+def test_a_later_profile_goes_on_where_time_was_up(profiled: Path) -> None:
+    whole = LatencyTable.load(profiled / "table.json")
+    lines = (profiled / "results.jsonl").read_text().splitlines(keepends=True)
+    half_a_round = len(load_plan(profiled / "plan").entries)  # each visit has two lines
+    (profiled / "results.jsonl").write_text("".join(lines[:half_a_round]))
+    (profiled / "table.json").unlink()
+    shutil.rmtree(profiled / "derived")
+    said = done("profile", RECIPE, "--minutes", "1e-9")
+    assert "at most 1e-09: what matters most comes first" in said.out
+    partial = LatencyTable.load(profiled / "table.json")
+    assert {"skipped"} < {r.status for r in partial.rows.values()} <= {"ok", "doubtful", "skipped"}
+    assert not (profiled / "derived").exists()
+    refused = hwnas("search", RECIPE)
+    assert refused.code == 2
+    assert "was not reached when" in refused.err
+    said = done("profile", RECIPE)
+    assert f"{len(partial.unsettled)} rows are doubtful or were left out; measuring these again" in said.out
+    again = LatencyTable.load(profiled / "table.json")
+    assert again.unsettled == []
+    assert again.rows == whole.rows  # the fake engine measures the same every time
+    assert again.correction == whole.correction
+    assert again.report["derived"]["n"] >= 1
+    assert "nothing to do" in done("profile", RECIPE).out
+
+
+def test_a_table_that_lacks_only_networks_is_gone_on_with(profiled: Path) -> None:
+    """Ops come first in a plan: a bound on the time leaves out networks before it leaves out ops."""
+    whole = LatencyTable.load(profiled / "table.json")
+    networks = {e.key for e in load_plan(profiled / "plan").entries if e.role == "net"}
+    path = profiled / "results.jsonl"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("key") not in networks]
+    path.write_text("".join(lines))
+    (profiled / "table.json").unlink()
+    done("profile", RECIPE, "--minutes", "1e-9")
+    partial = LatencyTable.load(profiled / "table.json")
+    assert {r.status for r in partial.rows.values()} == {"ok"}
+    assert partial.nets == []
+    assert set(partial.unsettled) == networks
+    refused = hwnas("profile", RECIPE, "--minutes", "1e-9", "--require-mape", "5")
+    assert refused.code == 2
+    assert "has no held-out networks, so --require-mape cannot be answered; profile again" in refused.err
+    assert "measuring these again" in done("profile", RECIPE).out
+    again = LatencyTable.load(profiled / "table.json")
+    assert again.unsettled == []
+    assert (again.nets, again.correction) == (whole.nets, whole.correction)
+
+
+def test_when_nothing_was_reached_it_says_so(profiled: Path) -> None:
+    for made in ("table.json", "results.jsonl"):
+        (profiled / made).unlink()
+    said = hwnas("profile", RECIPE, "--minutes", "1e-9")
+    assert said.code == 2
+    assert "time was up before any op of runs/darts-tiny/results.jsonl was measured; go on with the same" in said.err
+    assert not (profiled / "table.json").exists()
+    assert done("profile", RECIPE).following == f"hwnas search {RECIPE}"
+
+
+def test_doubtful_rows_are_measured_again_until_the_run_was_searched(
+    profiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = replace(recipes.get(RECIPE), stop=StopRule(3, 3, 0.0, relative_ci=1e-9, net_relative_ci=1e-9))
+    monkeypatch.setattr(base, "_RECIPES", {RECIPE: lambda: strict})
+    (profiled / "table.json").unlink()
+    shutil.rmtree(profiled / "derived")
+    done("profile", RECIPE)
+    doubtful = LatencyTable.load(profiled / "table.json")
+    assert {r.status for r in doubtful.rows.values()} == {n.status for n in doubtful.nets} == {"doubtful"}
+    assert len(doubtful.unsettled) == len(doubtful.rows) + len(doubtful.nets)
+    before = (profiled / "table.json").read_bytes()
+    (profiled / "search.pt").touch()
+    assert "nothing to do" in done("profile", RECIPE).out  # a search goes by this very table
+    assert (profiled / "table.json").read_bytes() == before
+    (profiled / "search.pt").unlink()
+    assert f"{len(doubtful.unsettled)} rows are doubtful" in done("profile", RECIPE).out
+    again = LatencyTable.load(profiled / "table.json")
+    assert max(r.visits for r in again.rows.values()) == 6
+    assert {r.stop for r in again.rows.values()} <= {"ci", "stable"}  # "ci" where the quietest visits are equal
+    assert again.unsettled == []
+    assert "nothing to do" in done("profile", RECIPE).out
+
+
+def test_an_error_of_the_table_that_is_too_large(profiled: Path) -> None:
+    error = 100 * LatencyTable.load(profiled / "table.json").report["predictors"]["ours"]["mape"]
+    before = tree(profiled)
+    for percent, code in ((f"{error + 0.01}", 0), (f"{error - 0.01}", 1), ("nan", 1)):
+        said = hwnas("profile", RECIPE, "--require-mape", percent)
+        assert (said.code, said.err) == (code, "")
+        shown = f"the table's error is {error:.2f} %, more than the {float(percent):g} % asked for"
+        assert (shown in " ".join(said.out.split())) == bool(code)
+    assert tree(profiled) == before
 
 
 def test_derive_another_budget_into_another_run(finished: Path) -> None:

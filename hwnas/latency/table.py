@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +20,7 @@ UNMEASURED = ("failed", "crashed", "skipped")
 STATUS = ("ok", "doubtful", *UNMEASURED)
 STOPS = ("ci", "stable", "timeout", "")
 USES = ("fit", "test", "derived")
+AMOUNTS = ("macs", "bytes", "spread", "repeatability", "n", "visits")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class LatencyTable:
         rows: By `OpSpec.key`.
         nets: Whole networks measured beside them.
         correction: What turns a sum of ops into a network, fitted on some of `nets`.
-        report: Its error on the other `nets`, beside that of simpler predictors, for people.
+        report: Its error on the other `nets`, beside that of simpler predictors, for people; ``left_out`` has the keys
+            of what was not reached when time was up, networks and ops alone.
         path: Where it was read from or written to, for messages.
     """
 
@@ -118,7 +120,8 @@ class LatencyTable:
     def unsettled(self) -> list[str]:
         """Keys of ops and networks that measuring once more may settle: doubtful ones and those time left out."""
         states = [(r.key, r.status) for r in self.rows.values()] + [(n.key, n.status) for n in self.nets]
-        return [key for key, status in states if status in ("doubtful", "skipped")]
+        found = [key for key, status in states if status in ("doubtful", "skipped")]
+        return list(dict.fromkeys([*found, *self.report.get("left_out", ())]))
 
     def __getitem__(self, spec: OpSpec) -> float:
         """Return what one op costs inside a network, uncorrected, in milliseconds.
@@ -210,14 +213,16 @@ class LatencyTable:
             table = cls(data["where"], {r.key: r for r in rows}, nets, Correction.from_json(data["correction"]))
             table.report, table.path = data["report"], path
             said, text = data["sha256"], table.text()
+        except HwnasError:
+            raise  # names the row already
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise HwnasError(f"{path} is not a whole latency table: {e}; measure it anew") from e
-        for kind in (rows, nets):
-            keys = [r.key for r in kind]
+        for what, keys in (("row", [r.key for r in rows]), ("network", [n.key for n in nets])):
             if len(set(keys)) != len(keys):
                 i = next(i for i, key in enumerate(keys) if key in keys[:i])
-                raise HwnasError(f"{path}, row {i}: {keys[i]} has a row already; measure it anew")
-        if said != sha256(canonical_json(table._content())) or path.read_text(encoding="utf-8") != text:
+                raise HwnasError(f"{path}, {what} {i}: {keys[i]} has a row already; measure it anew")
+        # Bytes, not text: reading text takes a carriage return for a line feed.
+        if said != sha256(canonical_json(table._content())) or path.read_bytes() != text.encode():
             raise HwnasError(f"{path} was changed after it was measured: its checksum does not fit; measure it anew")
         return table
 
@@ -233,12 +238,19 @@ def _row(kind: type[RowType], data: Any, path: Path, index: int) -> RowType:
         got = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise HwnasError(f"{at}: expected {', '.join(sorted(names))}, got {got}; measure it anew")
     at += f" ({data['key']!r})"
-    times = [data["latency_ms"], data.get("isolated_ms") or 0.0]
+    times = [data["latency_ms"]] + ([] if data.get("isolated_ms") is None else [data["isolated_ms"]])
     times += data["ci_ms"] if isinstance(data["ci_ms"], list) and len(data["ci_ms"]) == 2 else [None]
     for ms in times:
-        if not (type(ms) in (int, float) and math.isfinite(ms) and ms >= 0):
+        if not _is_amount(ms):
             raise HwnasError(f"{at}: {ms!r} is not a latency in milliseconds; measure it anew")
+    for name in sorted(names & set(AMOUNTS)):
+        if not _is_amount(data[name]):
+            raise HwnasError(f"{at}: {name} must be a number and not negative, got {data[name]!r}; measure it anew")
     for name, allowed in (("status", STATUS), ("stop", STOPS), ("use", USES)):
         if name in data and data[name] not in allowed:
             raise HwnasError(f"{at}: {name} {data[name]!r} is none of {', '.join(allowed)}; measure it anew")
     return kind(**{**data, "ci_ms": tuple(data["ci_ms"])})
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max

@@ -63,7 +63,7 @@ def calibrate(table: LatencyTable) -> None:
     fitted = [n for n in table.nets if n.use == "fit"]
     tested = [n for n in table.nets if n.use == "test"]
     table.correction = fit([table.sums(n) for n in fitted], [n.latency_ms for n in fitted])
-    report: dict[str, Any] = {k: v for k, v in table.report.items() if k == "conditions"}
+    report: dict[str, Any] = {k: v for k, v in table.report.items() if k in ("conditions", "left_out")}
     if tested:
         measured = [n.latency_ms for n in tested]
         relative = [predict_ms(table, n) / n.latency_ms - 1 for n in tested]

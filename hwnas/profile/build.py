@@ -14,7 +14,7 @@ from hwnas.ops.registry import OpSpec
 from hwnas.profile.context import Context, boundary_key, price
 from hwnas.profile.plan import NETWORKS_FILE
 from hwnas.runtime.measure import Measurement
-from hwnas.runtime.plan import Call, Entry, load_plan
+from hwnas.runtime.plan import Call, Entry, Plan, load_plan
 from hwnas.runtime.work import Row, collect, conditions
 
 SKIPPED = "time was up"
@@ -42,12 +42,22 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
         raise HwnasError(f"{path} is not the list of networks of its plan; remove the folder to write it anew") from e
     nets = [net_row(e, rows.get(e.key), ops, uses[e.key]) for e in plan.entries if e.role == "net"]
     if all(row.status in UNMEASURED for row in ops.values()):
-        first = next(iter(ops.values()))
+        first = next((row for row in ops.values() if row.status != "skipped"), None)
+        if first is None:
+            raise HwnasError(f"time was up before any op of {results} was measured; go on with the same command")
         raise HwnasError(f"{results} has no op that could be measured; of {first.key} it says: {first.reason}")
     table = LatencyTable(where, ops, [n for n in nets if n is not None])
     table.report = {"conditions": asdict(conditions(results))}
+    note_left_out(table, plan, rows)
     calibrate(table)
     return table
+
+
+def note_left_out(table: LatencyTable, plan: Plan, rows: Mapping[str, Row]) -> None:
+    """Add to the report which networks and ops alone were not reached when time was up; ops in context are rows."""
+    keys = [e.key for e in plan.entries if e.role in ("net", "op") and e.key not in rows]
+    if keys:
+        table.report = {**table.report, "left_out": [*table.report.get("left_out", ()), *keys]}
 
 
 def _op_rows(entries: tuple[Entry, ...], rows: Mapping[str, Row]) -> dict[str, OpRow]:

@@ -118,17 +118,14 @@ def price(context: Context, took_ms: Mapping[str, tuple[float, float]]) -> tuple
     Returns:
         Milliseconds, never negative, and the half-width of their interval.
     """
-    total_ms, half_ms = took_ms[context.key]
-    around_ms, variance = 0.0, half_ms**2
-    runs_ms = []
+    weights = {context.key: 1.0}
+    # An op at an end of the network has one neighbour, and only that end of a run is known.
+    ends = 1.0 if context.source and context.sink else 0.5
     for shape in context.shapes:
-        (one_ms, one_half_ms), (two_ms, two_half_ms) = (took_ms[boundary_key(shape, n)] for n in (1, 2))
-        pair_ms = two_ms - one_ms
-        runs_ms.append(one_ms - pair_ms)
-        around_ms += pair_ms / 2
-        variance += (one_half_ms**2 + two_half_ms**2) / 4
-    if runs_ms:
-        # An op at an end of the network has one neighbour, and only that end of a run is known.
-        ends = 1.0 if context.source and context.sink else 0.5
-        around_ms += ends * sum(runs_ms) / len(runs_ms)
-    return max(0.0, total_ms - around_ms), math.sqrt(variance)
+        run = ends / len(context.shapes)  # the run is the mean over the borders: 2 T1 - T2 of each
+        for key, weight in ((boundary_key(shape, 1), 0.5 - 2 * run), (boundary_key(shape, 2), run - 0.5)):
+            weights[key] = weights.get(key, 0.0) + weight
+    # One entry may stand at several borders: its error counts with the sum of its weights.
+    price_ms = sum(weight * took_ms[key][0] for key, weight in weights.items())
+    half_ms = math.hypot(*(weight * took_ms[key][1] for key, weight in weights.items()))
+    return max(0.0, price_ms), half_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from hwnas.files import canonical_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.validation import report_derived
-from hwnas.profile.build import net_row
+from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.plan import NETWORKS_FILE, PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.work import collect
@@ -59,6 +60,7 @@ def add_derived(
     nets = [net_row(e, rows.get(e.key), table.rows, "derived") for e in plan.entries]
     known = {net.key for net in table.nets}
     table.nets = [*table.nets, *(net for net in nets if net is not None and net.key not in known)]
+    note_left_out(table, plan, rows)
     report_derived(table)
 
 
@@ -79,7 +81,7 @@ def _plan(
         }
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None
-        tightness = (i // len(scales) + 0.5) / max(1, n // len(scales))  # budgets from tight to generous
+        tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous
         budget_ms = fastest_ms + tightness * (float(np.median(typical_ms[index])) - fastest_ms)
         arch = solver.solve(probs, max(budget_ms, fastest_ms)).arch
         derived[f"net/{arch.id}-c{scales[index].channels}"] = (index, arch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ from hwnas.runtime.work import (
 )
 
 LINE_S = 10.0  # between progress lines where the output is not a terminal
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(args: argparse.Namespace) -> int:
     """Measure in this process and tell the parent by lines of JSON."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt, so not the fault of an entry
+    _die_with_parent()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
@@ -105,6 +109,15 @@ def _work(args: argparse.Namespace) -> int:
     return 0
 
 
+def _die_with_parent() -> None:
+    """End this process when its parent is killed, so that the next one can go on; without Linux it ends a visit later.
+
+    Then its next line of progress meets a closed pipe.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _rule(args: argparse.Namespace) -> StopRule:
     if args.stop is not None:
         return StopRule(**args.stop)
@@ -114,26 +127,29 @@ def _rule(args: argparse.Namespace) -> StopRule:
 def _limit_memory() -> None:
     """Let an entry that allocates too much fail by itself, before the system kills what it likes."""
     free = int(0.9 * free_memory_bytes())
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or free < hard:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY or free < soft:
         resource.setrlimit(resource.RLIMIT_DATA, (free, hard))
 
 
 def _measure(args: argparse.Namespace) -> int:
     """Measure in a child process and tell a person."""
     start_s = time.monotonic()
-    plan = load_plan(args.folder)
-    path = supervise(
-        args.folder,
-        args.engine,
-        args.threads,
-        _rule(args),
-        args.results,
-        _Reporter(),
-        seed=args.seed,
-        minutes=args.minutes,
-        timeout_s=args.timeout,
-    )
+    plan, reporter = load_plan(args.folder), _Reporter()
+    try:
+        path = supervise(
+            args.folder,
+            args.engine,
+            args.threads,
+            _rule(args),
+            args.results,
+            reporter,
+            seed=args.seed,
+            minutes=args.minutes,
+            timeout_s=args.timeout,
+        )
+    finally:
+        reporter.close()
     where, rows = collect(path, plan)
     bad = [row for row in rows if row.measurement is None]
     doubtful = sum(row.measurement.doubtful for row in rows if row.measurement)
@@ -142,7 +158,9 @@ def _measure(args: argparse.Namespace) -> int:
         f"measured {len(rows) - len(bad)} of {len(plan.entries)} entries on {device_name(where)} with {args.engine} "
         f"in {time.monotonic() - start_s:.0f} s; {len(bad)} could not be measured, {doubtful} are doubtful"
     )
-    print(f"the machine was slow {machine.slow_share:.0%} of the time; its quiet level drifted by {machine.drift:+.1%}")
+    if machine.visits:
+        drift = f"its quiet level drifted by {machine.drift:+.1%}"
+        print(f"the machine was slow {machine.slow_share:.0%} of the time; {drift}")
     for row in bad:
         print(f"  {row.key}: {row.status}: {row.reason}")
     if len(rows) < len(plan.entries):
@@ -158,6 +176,7 @@ class _Reporter:
     def __init__(self) -> None:
         self._start_s = self._last_s = time.monotonic()
         self._first: int | None = None
+        self._open = False  # whether the cursor stands in the line
 
     def __call__(self, progress: Progress) -> None:
         now_s = time.monotonic()
@@ -165,13 +184,18 @@ class _Reporter:
             self._first = progress.done - 1
         per_record_s = (now_s - self._start_s) / max(1, progress.done - self._first)
         left_s = round(per_record_s * (progress.total - progress.done))
-        ended = progress.done == progress.total
         line = f"[{progress.done}/{progress.total}] {_outcome(progress)}  {left_s // 60}:{left_s % 60:02d} left"
         if sys.stdout.isatty():
-            print(f"\r{line[:118]:<118}", end="\n" if ended else "", flush=True)
-        elif ended or now_s - self._last_s >= LINE_S:
+            print(f"\r{line[:118]:<118}", end="", flush=True)
+            self._open = True
+        elif progress.done == progress.total or now_s - self._last_s >= LINE_S:
             self._last_s = now_s
             print(line, flush=True)
+
+    def close(self) -> None:
+        """Go to the next line if the cursor is not at the start of one."""
+        if self._open:
+            print()
 
 
 def _outcome(progress: Progress) -> str:

@@ -19,6 +19,7 @@ _ISA = re.compile(r"(sse4_2|avx|fma|f16c|amx|asimd|neon|sve|sme(?!p)|i8mm|bf16)"
 _ISA_LEVELS = (("avx512", "avx512f"), ("avx2",) * 2, ("avx",) * 2, ("sse4_2",) * 2, ("sve",) * 2, ("neon", "asimd"))
 _VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0x4e": "nvidia"}
 _SHARED = ("vendor_id", "CPU implementer")
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def cpu_identity(root: Path = Path("/")) -> dict[str, Any]:
@@ -58,8 +59,10 @@ def provenance(engine: Engine) -> dict[str, Any]:
     """
     about = dict(engine.provenance())
     device = about.pop("device", None)
+    memory = {} if device is not None else {"malloc": malloc_tunables() or os.environ.get("GLIBC_TUNABLES", "default")}
     return {
         "device": cpu_identity() if device is None else device,
+        **memory,
         "engine": about,
         "clock": engine.clock,
         "batch": 1,
@@ -68,6 +71,29 @@ def provenance(engine: Engine) -> dict[str, Any]:
         "python": platform.python_version(),
         "hwnas": hwnas.__version__,
     }
+
+
+def malloc_tunables(root: Path = Path("/"), libc: tuple[str, str] | None = None) -> str | None:
+    """Return the value of ``GLIBC_TUNABLES`` that a process should measure with; None for the system's own way.
+
+    With huge pages a network takes the same each time it is loaded; with small ones where its memory happens to lie
+    decides about some percent, for as long as it stays loaded. glibc can ask for huge pages since 2.35, where the
+    kernel gives them on request (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html).
+    What a user has set is left alone.
+
+    Args:
+        root: Where ``sys`` is.
+        libc: Name and version of the C library; asked from the system if None.
+    """
+    if os.environ.get("GLIBC_TUNABLES", HUGE_PAGES) != HUGE_PAGES:
+        return None
+    name, version = platform.libc_ver() if libc is None else libc
+    known = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    try:
+        mode = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return HUGE_PAGES if name == "glibc" and known >= [2, 35] and "[never]" not in mode else None
 
 
 def same_device(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

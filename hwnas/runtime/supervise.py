@@ -13,14 +13,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import hwnas
 from hwnas import errors
 from hwnas.errors import HwnasError
-from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.device import malloc_tunables
+from hwnas.runtime.journal import Journal
 from hwnas.runtime.measure import DEFAULT_STOP, StopRule
-from hwnas.runtime.work import RESULTS_FILE, Progress
+from hwnas.runtime.work import OUTSIDE_DEATHS, RESULTS_FILE, Progress
+
+# Sent by users, init systems and a kernel short of memory; an engine's own faults have other signals.
+OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+INTERRUPTED = 130  # exit code of a child that was asked to end
+
+
+class Death(NamedTuple):
+    """How a child ended before it was finished.
+
+    Attributes:
+        reason: In one line.
+        outside: Whether the signal came from outside, as far as its number tells.
+    """
+
+    reason: str
+    outside: bool = False
 
 
 def supervise(
@@ -37,7 +54,7 @@ def supervise(
 ) -> Path:
     """Measure in a child process, and start it again if it dies or hangs.
 
-    An entry that kills it twice is recorded as crashed and left out.
+    An entry that keeps killing it is recorded as crashed and left out: see `hwnas.runtime.work`.
 
     Args:
         folder: A plan.
@@ -48,7 +65,7 @@ def supervise(
         on_progress: Called after each visit.
         seed: Of the orders.
         minutes: As in `measure_plan`.
-        timeout_s: A child that finishes no measurement for so long is killed.
+        timeout_s: A child that finishes no measurement for so long, waiting as the rule asks for aside, is killed.
 
     Returns:
         The results file.
@@ -56,46 +73,57 @@ def supervise(
     Raises:
         HwnasError: What the child reported, or that it died although no entry was being measured.
     """
+    if not timeout_s > 0:
+        raise HwnasError(f"the time after which an entry hangs must be positive, got {timeout_s}")
+    if minutes is not None and not minutes >= 0:
+        raise HwnasError(f"minutes must not be negative, got {minutes}")
     path = folder / RESULTS_FILE if results is None else results
     deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
     command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
     command += ["--engine", engine_name, "--threads", str(threads)]
     command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
+    early = 0  # deaths in a row before anything was measured
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
         seen = _written(path)
         try:
-            reason = _run_child(command + left, timeout_s, on_progress)
+            death = _run_child(command + left, timeout_s + stop.min_s, on_progress)
         except (KeyboardInterrupt, SystemExit):
             _close_start(path, seen, {"type": "interrupted"})
             raise
-        if reason is None:
+        if death is None:
             return path
-        if not _close_start(path, seen, {"type": "death", "reason": reason}):
-            raise HwnasError(f"the measuring process died before it measured anything: {reason}")
+        early = 0 if _close_start(path, seen, {"type": "death", **death._asdict()}) else early + 1
+        if early >= (OUTSIDE_DEATHS if death.outside else 1):
+            raise HwnasError(f"the measuring process died before it measured anything: {death.reason}")
 
 
-def _run_child(command: Sequence[str], timeout_s: float, on_progress: Callable[[Progress], None] | None) -> str | None:
-    """Return None if the child finished, else in one line why it did not."""
+def _run_child(
+    command: Sequence[str], timeout_s: float, on_progress: Callable[[Progress], None] | None
+) -> Death | None:
+    """Return None if the child finished, else why it did not."""
     paths = [str(Path(hwnas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    tunables = malloc_tunables()
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
     ):
         try:
-            reason = _follow(child, timeout_s, on_progress)
+            death = _follow(child, timeout_s, on_progress)
         finally:
             child.kill()
-        return None if reason is None else f"{reason}{_last_words(log)}"
+        return None if death is None else death._replace(reason=death.reason + _last_words(log))
 
 
 def _follow(
     child: subprocess.Popen[bytes], timeout_s: float, on_progress: Callable[[Progress], None] | None
-) -> str | None:
+) -> Death | None:
     for line in _lines(child, timeout_s):
         if line is None:
-            return f"no measurement was finished in {timeout_s:g} s"
+            return Death(f"no measurement was finished in {timeout_s:g} s")
         message = json.loads(line)
         if "error" in message:
             raise getattr(errors, message["error"], HwnasError)(message["message"])
@@ -106,8 +134,17 @@ def _follow(
     try:
         code = child.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        return f"it did not end in {timeout_s:g} s"
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code} before it was finished"
+        return Death(f"it did not end in {timeout_s:g} s")
+    if code >= 0:
+        return Death(f"exit code {code} before it was finished", code == INTERRUPTED)
+    return Death(f"killed by {_signal_name(-code)}", -code in OUTSIDE)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
 
 
 def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[bytes | None]:
@@ -131,10 +168,8 @@ def _last_words(log: IO[bytes]) -> str:
 
 
 def _written(path: Path) -> int:
-    """Return how many records a results file has."""
-    if not path.exists() or b"\n" not in path.read_bytes():
-        return 0
-    return len(read_journal(path)[1])
+    """Return how many whole lines a results file has."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _close_start(path: Path, seen: int, end: Mapping[str, Any]) -> bool:
@@ -142,10 +177,10 @@ def _close_start(path: Path, seen: int, end: Mapping[str, Any]) -> bool:
 
     Args:
         path: The results file.
-        seen: Records that were there before the child.
-        end: What to record, without key and pass.
+        seen: Lines that were there before the child.
+        end: What to record, without key and visit.
     """
-    if _written(path) <= seen:
+    if _written(path) <= max(seen, 1):  # the first line is no measurement
         return False
     with Journal(path) as journal:
         last = journal.records[-1]

@@ -1,7 +1,15 @@
-"""Measuring a whole plan: in rounds of short visits to warm runners, resumable after a kill at any moment."""
+"""Measuring a whole plan: in rounds of short visits to warm runners, resumable after a kill at any moment.
+
+Whose fault is a death? A signal such as SIGSEGV, an exit or a hang is the engine's, at the entry it was at: two of
+them, and the entry is `crashed`; five, if it has been measured before. SIGKILL, SIGTERM and the like may come from a
+user or from a system short of memory, and after a death of everything at once nobody can tell. These prove something
+only when they keep striking: five at the same visit to the same entry. That visit is the first one to be tried after
+each of them, so kills at random moments would have to hit it five times in a row.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -9,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,8 +31,9 @@ from hwnas.runtime.measure import DEFAULT_STOP, Measurement, Samples, StopRule, 
 from hwnas.runtime.plan import Entry, Plan, load_plan
 
 RESULTS_FILE = "results.jsonl"
-DEATHS = 2  # of the measuring process alone, which its supervisor saw and recorded: the entry's fault
-SILENT_DEATHS = 5  # of everything at once: a user's kill, or an entry that takes the machine down
+DEATHS = 2  # by the engine's own doing, at any visit of an entry that was never measured
+DEATHS_LATER = 5  # the same for an entry that was: not all its visits are deadly
+OUTSIDE_DEATHS = 5  # by a signal from outside, or with everything else, at one and the same visit
 FIRST_ROUND = 0.4  # share of the time there is that loading may take; what is not reached then is left out
 REFERENCE_EVERY = 25  # visits between two of the reference op
 SLOW = 1.05  # of its quiet level: the machine was slow
@@ -147,62 +157,70 @@ class _Work:
         self._history = History(journal.records, plan)
         self._runners = _Runners(engine, folder, stack)
         self._start_s = time.monotonic()
-        self._min_s = 0.0 if engine.clock == "model" else stop.min_s
-        self._limit_s = None if minutes is None else 60 * minutes
+        self._waits = engine.clock != "model"  # a formula is the same at any time
+        self._min_s = stop.min_s if self._waits else 0.0
+        self._limit_s = math.inf if minutes is None else 60 * minutes
         ops = sorted((e for e in plan.entries if e.role != "net"), key=lambda e: (sum(c.macs for c in e.calls), e.key))
         self._reference = ops[len(ops) // 2] if ops else None
-        self._since_reference = REFERENCE_EVERY
 
     def run(self, seed: int) -> None:
         """Visit until nothing is due or time is up."""
-        if all(self._history.settled(e.key) for e in self._entries):
-            return
-        rounds = 0
+        if self._limit_s > 0:
+            self._time_reference()  # a kill may have come just before it
+        first: int | None = None
         for round_ in range(self._history.stop.max_visits):
-            # Each round has its own order, so that drift does not fall on the same entries.
-            order = np.random.default_rng([seed, round_]).permutation(len(self._entries)).tolist()
-            if round_ == 0 and self._limit_s is not None:
-                order = list(range(len(self._entries)))  # what matters most first
-            enough = self._elapsed_s() >= self._min_s
-            due = [e for e in (self._entries[i] for i in order) if self._due(e.key, round_, enough)]
-            for n, entry in enumerate(due):
-                share = FIRST_ROUND if round_ == 0 else 1.0
-                if self._limit_s is not None and self._elapsed_s() >= share * self._limit_s:
+            due = self._due(round_, seed)
+            if not due:
+                continue
+            first = round_ if first is None else first
+            self._pace(round_, first)
+            limit_s = self._limit_s * (FIRST_ROUND if round_ == 0 else 1.0)
+            later = self._later(round_, first, len(due))
+            for n, entry in enumerate(due, start=1):
+                if self._elapsed_s() >= limit_s:
                     break
-                self._visit(entry, round_, len(due) - n - 1)
-            rounds += bool(due)
-            self._pace(rounds)
+                self._visit(entry, round_, len(due) - n + later)
 
-    def _pace(self, rounds: int) -> None:
-        """Wait where the rounds of a small plan would all be over within one slow spell of the machine."""
-        until_s = self._min_s * rounds / self._history.stop.max_visits
-        if self._limit_s is not None:
-            until_s = min(until_s, self._limit_s)
-        time.sleep(max(0.0, until_s - self._elapsed_s()))
+    def _due(self, round_: int, seed: int) -> list[Entry]:
+        """Return whom to visit in a round: who has had all rounds before it, and needs more."""
+        # Each round has its own order, so that drift does not fall on the same entries.
+        order = np.random.default_rng([seed, round_]).permutation(len(self._entries)).tolist()
+        if round_ == 0 and self._limit_s < math.inf:
+            order = list(range(len(self._entries)))  # what matters most first
+        return [e for e in (self._entries[i] for i in order) if self._needs(e.key, round_)]
 
-    def _due(self, key: str, round_: int, enough: bool) -> bool:
-        left_out = round_ > 0 and self._history.visits(key) == 0
-        if left_out or self._history.visits(key) > round_ or self._history.bad(key):
+    def _needs(self, key: str, round_: int) -> bool:
+        if self._history.visits(key) != round_ or self._history.bad(key):  # fewer: it was left out in the first round
             return False
-        return not (self._history.settled(key) and enough)
+        return self._history.reached(key) is None or self._now_s() - self._history.first_s(key) < self._min_s
 
-    def _visit(self, entry: Entry, number: int, due: int) -> None:
+    def _pace(self, round_: int, first: int) -> None:
+        """Wait where the rounds of a small plan would all be over within one slow spell of the machine."""
+        until_s = self._min_s * (round_ - first) / max(1, self._history.stop.max_visits - 1 - first)
+        time.sleep(max(0.0, min(until_s, self._limit_s) - self._elapsed_s()))
+
+    def _visit(self, entry: Entry, number: int, left: int) -> None:
         which = {"key": entry.key, "visit": number}
         reason = self._history.crash(entry.key, number)
         outcome = self._attempt(which, entry) if reason is None else _bad("crashed", reason)
+        if self._waits:
+            outcome["at_s"] = round(self._now_s(), 3)
         record = {"type": "sample", **which, **outcome}
         self._journal.append(record)
         self._history.add(record)
         if self._on_record is not None:
-            self._on_record(Progress(self._history.done, self._total(due), record))
+            if left == 0 and number + 1 < self._history.stop.max_visits:  # unless it asks for another round
+                left = sum(self._needs(e.key, number + 1) for e in self._entries)
+            self._on_record(Progress(self._history.done, self._history.done + left, record))
         self._time_reference()
 
-    def _total(self, due: int) -> int:
-        """Return how many visits there will be, as far as can be told."""
-        done, stop = self._history.done, self._history.stop
-        least = max(done + due, len(self._entries) * stop.min_visits)
-        share = min(1.0, self._elapsed_s() / self._min_s) if self._min_s else 1.0
-        return max(least, int(done / share)) if share else least
+    def _later(self, round_: int, first: int, due: int) -> int:
+        """Return how many visits there will be after this round, as far as can be told."""
+        rounds, most = self._history.stop.min_visits, self._history.stop.max_visits
+        elapsed_s = self._elapsed_s()
+        if round_ > first and elapsed_s < self._min_s:
+            rounds = max(rounds, min(most, first + int((round_ - first) * self._min_s / elapsed_s)))
+        return max(0, rounds - round_ - 1) * due
 
     def _attempt(self, which: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
         """Return what happened, as fields of a sample record."""
@@ -217,19 +235,23 @@ class _Work:
         return {"status": "ok", **{k: [round(v, 7) for v in x.tolist()] for k, x in samples._asdict().items()}}
 
     def _time_reference(self) -> None:
-        """Time the reference op now and then; an op in the middle of the plan's arithmetic."""
-        self._since_reference += 1
-        entry = self._reference
-        if entry is None or self._since_reference < REFERENCE_EVERY or not self._history.visits(entry.key):
+        """Time the reference op if that is due; an op in the middle of the plan's arithmetic."""
+        entry, history = self._reference, self._history
+        if entry is None or not history.reference_due or not history.visits(entry.key) or history.bad(entry.key):
             return
-        if self._history.bad(entry.key):
-            return
-        self._since_reference = 0
-        outcome = self._attempt({"key": entry.key, "visit": 0, "reference": True}, entry)
-        self._journal.append({"type": "reference", "key": entry.key, "visit": 0, **outcome})
+        which = {"key": entry.key, "visit": history.references, "reference": True}
+        if history.crash(entry.key, history.references, reference=True) is None:
+            record = {"type": "reference", **which, **self._attempt(which, entry)}
+            self._journal.append(record)
+            history.add(record)
 
     def _elapsed_s(self) -> float:
+        """Return how long this process has been measuring."""
         return time.monotonic() - self._start_s
+
+    def _now_s(self) -> float:
+        """Return how long all processes have been measuring into this file."""
+        return self._history.before_s + self._elapsed_s()
 
 
 class _Runners:
@@ -251,8 +273,8 @@ class _Runners:
         if needs > self._left:
             with loaded as runner:
                 return visit(runner, number, self._engine.clock, fresh=True)
-        self._left -= needs
         runner = self._open[entry.key] = self._stack.enter_context(loaded)
+        self._left -= needs
         return visit(runner, number, self._engine.clock, fresh=True)
 
 
@@ -277,16 +299,24 @@ class History:
     Attributes:
         stop: When an entry needs no more visits: the rule that was given last.
         done: Number of visits.
+        references: How often the reference op was timed.
+        reference_due: Whether it is to be timed again.
+        before_s: How long the processes that are gone have been measuring.
     """
 
     def __init__(self, records: Sequence[Record], plan: Plan) -> None:
         """Take all records into account."""
         self.stop, self.done = DEFAULT_STOP, 0
+        self.references, self.reference_due = 0, True
+        self.before_s = max((float(r["at_s"]) for r in records if "at_s" in r), default=0.0)
+        self._since_reference = 0
         self._nets = {e.key for e in plan.entries if e.role == "net"}
-        self._deaths: Counter[tuple[str, int]] = Counter()
-        self._unfinished: Counter[tuple[str, int]] = Counter()
+        # Reference or not and key of the engine's own deaths; the visit too of all others.
+        self._deaths: Counter[tuple[bool, str]] = Counter()
+        self._outside: Counter[tuple[bool, str, int]] = Counter()
         self._bad: dict[str, Record] = {}
         self._reasons: dict[str, str] = {}
+        self._first_s: dict[str, float] = {}
         self._medians_ms: dict[str, list[float]] = {}
         self._reached: dict[str, tuple[int, str | None]] = {}
         for record in records:
@@ -294,24 +324,35 @@ class History:
 
     def add(self, record: Record) -> None:
         """Take one more record into account."""
-        key = str(record.get("key"))
-        which, kind = (key, int(record.get("visit", -1))), record.get("type")
-        if kind == "start":
-            self._unfinished[which] += 1  # until something tells otherwise
-        elif kind in ("sample", "interrupted", "death", "reference"):
-            self._unfinished[which] -= 1
+        kind = record.get("type")
         if kind == "rule":
             self.stop = StopRule(**{name: value for name, value in record.items() if name != "type"})
             self._reached = {}
+            return
+        key, reference = str(record.get("key")), bool(record.get("reference"))
+        which = (reference, key, int(record.get("visit", -1)))
+        if kind == "start":
+            self._outside[which] += 1  # until something tells otherwise
+        elif not (kind == "death" and record.get("outside")):
+            self._outside[which] -= 1
         if kind == "death":
-            self._deaths[which] += 1
             self._reasons[key] = str(record.get("reason"))
-        if kind == "sample":
-            self.done += 1
-            if record.get("status") == "ok":
-                self._medians_ms.setdefault(key, []).append(float(np.median(samples_from(record).latency_ms)))
-            else:
-                self._bad[key] = record
+            self._deaths[reference, key] += not record.get("outside")
+        elif kind == "reference":
+            self.references += 1
+            self._since_reference, self.reference_due = 0, False
+        elif kind == "sample":
+            self._add_sample(key, record)
+
+    def _add_sample(self, key: str, record: Record) -> None:
+        self.done += 1
+        self._since_reference += 1
+        self.reference_due = self.references == 0 or self._since_reference >= REFERENCE_EVERY
+        self._first_s.setdefault(key, float(record.get("at_s", 0.0)))
+        if record.get("status") == "ok":
+            self._medians_ms.setdefault(key, []).append(median(samples_from(record).latency_ms.tolist()))
+        else:
+            self._bad[key] = record
 
     def visits(self, key: str) -> int:
         """Return how often an entry has been visited."""
@@ -329,14 +370,14 @@ class History:
             known = self._reached[key] = (len(medians), self.stop.reached(medians, key in self._nets))
         return known[1]
 
-    def settled(self, key: str) -> bool:
-        """Return whether an entry needs no more visits."""
-        return key in self._bad or self.reached(key) is not None
+    def first_s(self, key: str) -> float:
+        """Return how long had been measured when an entry was first visited."""
+        return self._first_s.get(key, 0.0)
 
-    def crash(self, key: str, visit_: int) -> str | None:
+    def crash(self, key: str, visit_: int, reference: bool = False) -> str | None:
         """Return why an entry is not to be tried again, else None."""
-        which = (key, visit_)
-        if self._deaths[which] >= DEATHS or self._unfinished[which] >= SILENT_DEATHS:
+        limit = DEATHS_LATER if key in self._medians_ms else DEATHS
+        if self._deaths[reference, key] >= limit or self._outside[reference, key, visit_] >= OUTSIDE_DEATHS:
             return self._reasons.get(key, "everything died several times while it was measured")
         return None
 
@@ -384,7 +425,7 @@ def conditions(results: Path) -> Conditions:
     found = [r for r in read_journal(results)[1] if r.get("type") == "reference" and r.get("status") == "ok"]
     if not found:
         return Conditions()
-    medians = [float(np.median(samples_from(r).latency_ms)) for r in found]
+    medians = [median(samples_from(r).latency_ms.tolist()) for r in found]
     half = len(medians) // 2
     drift = level(medians[half:]) / level(medians[:half]) - 1 if half else 0.0
     slow = float(np.mean(np.array(medians) > SLOW * level(medians)))

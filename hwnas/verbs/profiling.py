@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hwnas.errors import HwnasError
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.table import UNMEASURED, LatencyTable
 from hwnas.profile import add_derived, build_table, make_plan
 from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
@@ -119,8 +119,8 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
 
     measure(folder, results, "measure", stop, 1 - DERIVED_SHARE)
     made = build_table(folder, results)
-    skipped = [r for r in made.rows.values() if r.status not in {"ok", "doubtful"}]
-    if recipe.calibration.derived and made.correction.networks and not skipped:
+    whole = all(r.status not in UNMEASURED for r in made.rows.values())  # else no network can be derived with it
+    if recipe.calibration.derived and made.correction.networks and whole:
         brief = replace(stop, min_s=stop.min_s / 2)
         with bar("derive networks to check the table on", None) as update:
             add_derived(
@@ -160,7 +160,7 @@ def require_mape(made: LatencyTable, percent: float) -> bool:
     found = made.report.get("predictors", {}).get("ours")
     if found is None:
         raise HwnasError(f"{made.path} has no held-out networks, so --require-mape cannot be answered; profile again")
-    if 100 * found["mape"] > percent:
+    if not 100 * found["mape"] <= percent:  # nor by a percentage that is no number
         console.print(f"the table's error is {100 * found['mape']:.2f} %, more than the {percent:g} % asked for")
         return False
     return True

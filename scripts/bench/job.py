@@ -59,7 +59,7 @@ def run_job(verbs: dict[str, list[str]], folder: Path) -> tuple[dict[str, float]
         line = f"hwnas {' '.join(arguments)}"
         print(f"\n$ {line}", flush=True)
         start_s = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", "hwnas.cli", *arguments], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "hwnas", *arguments], check=False).returncode
         seconds[verb] = round(time.perf_counter() - start_s, 1)
         if code:
             sys.exit(f"job: {line} failed with exit code {code} (its message is above); mend that and run this again")
@@ -77,19 +77,28 @@ def figures(folder: Path) -> dict[str, Any]:
     made = LatencyTable.load(folder / "table.json")
     steps = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     speed = ("predicted_ms", "measured_ms", "error", "fps", "budget_ms", "budget_fps", "met", "doubtful")
-    held_out = made.report or {"ours": {}, "sum": {}}
+    errors, derived = made.report.get("predictors", {}), made.report.get("derived", {})
+    ours = errors.get("ours", {})
     return {
         **{name: report[name] for name in speed},
         "wall_ms": report["wall_ms"],
         "p99_ms": report["p99_ms"],
+        "slowdown": report["slowdown"],
         "channels": arch["scale"]["channels"],
         "coin_tosses": len(arch["coin_tosses"]),
         "decisions": len(arch["architecture"]["answers"]),
-        "table_error": held_out["ours"].get("mape"),
-        "table_bias": held_out["ours"].get("bias"),
-        "plain_sum_error": held_out["sum"].get("mape"),
-        "held_out_networks": held_out["ours"].get("n", 0),
-        "pass_noise": held_out.get("noise"),
+        "table_error": ours.get("mape"),
+        "table_bias": ours.get("bias"),
+        "table_interval": made.correction.interval,
+        "plain_sum_error": errors.get("sum", {}).get("mape"),
+        "uncorrected_error": errors.get("uncorrected", {}).get("mape"),
+        "flops_error": errors.get("flops", {}).get("mape"),
+        "held_out_networks": ours.get("n", 0),
+        "derived_error": derived.get("mape"),
+        "derived_bias": derived.get("bias"),
+        "derived_networks": derived.get("n", 0),
+        "noise_floor": made.report.get("noise_floor"),
+        "slow_share": made.report["conditions"]["slow_share"],
         "ops": len(made.rows),
         "ops_not_ok": sum(row.status != "ok" for row in made.rows.values()),
         "val_miou": max(step["val_miou"] for step in steps if "val_miou" in step),
@@ -118,7 +127,12 @@ def show(found: dict[str, Any], seconds: dict[str, float], resumed: list[str]) -
         ["fps", f"{found['fps']:.1f}"],
         ["budget", f"{found['budget_ms']:.4g} ms ({found['budget_fps']:.1f} fps): {verdict}"],
         [f"table error on {found['held_out_networks']} held-out networks", share("table_error")],
-        ["the same of a plain sum of ops", share("plain_sum_error")],
+        ["the same of ops in context, not corrected", share("uncorrected_error")],
+        ["the same of a plain sum of ops alone", share("plain_sum_error")],
+        ["the same of FLOPs", share("flops_error")],
+        [f"table error on {found['derived_networks']} derived networks", share("derived_error")],
+        ["noise floor", share("noise_floor")],
+        ["the machine was slow", share("slow_share")],
         ["ops not ok", f"{found['ops_not_ok']} of {found['ops']}"],
         ["coin tosses", f"{found['coin_tosses']} of {found['decisions']} decisions"],
         ["best val mIoU", share("val_miou")],

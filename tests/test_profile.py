@@ -1,0 +1,533 @@
+"""Profiling: what an op costs between neighbours, which networks are measured, and the table of it all."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from hwnas.arch import Architecture
+from hwnas.errors import HwnasError
+from hwnas.latency import LatencyModel, LatencyTable, predict_ms
+from hwnas.ops import OpSpec, make_op
+from hwnas.ops.trace import Trace, trace_calls
+from hwnas.profile import Calibration, Context, add_derived, build_table, choose_networks, contexts, make_plan
+from hwnas.profile.build import _context
+from hwnas.profile.context import boundary_key, boundary_trace, price
+from hwnas.profile.derived import RANDOM
+from hwnas.profile.networks import estimate_ms, spread
+from hwnas.profile.plan import trace_entry
+from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, PEAK_MACS_PER_MS, RUN_MS, SAVING_MS, modelled_ms
+from hwnas.runtime.journal import Journal, read_journal
+from hwnas.runtime.measure import StopRule
+from hwnas.runtime.plan import load_plan
+from hwnas.runtime.work import measure_plan
+from hwnas.search.derive import Solver
+from hwnas.search.widths import price as latency_models
+from hwnas.search.widths import random_latencies_ms
+from hwnas.spaces import ChainSpace, Scale, check, sample, trace_space
+
+SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))
+STOP = StopRule(min_visits=3, max_visits=12, min_s=0.0)
+X16 = (1, 16, 10, 10)  # as many channels as the neighbours have: a source costs exactly what a sink does
+Change = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+def conv(c_in: int, c_out: int) -> OpSpec:
+    attrs = {"affine": True, "c_in": c_in, "c_out": c_out, "kernel": 1, "relu": False, "stride": 1}
+    return OpSpec("conv_bn", tuple(attrs.items()), ((1, c_in, 10, 10),))
+
+
+RELU = OpSpec("relu", (), (X16,))
+
+
+def took(context: Context) -> dict[str, tuple[float, float]]:
+    """Return what the model of the fake engine says of a context and its boundaries."""
+    traces = {context.key: context.trace()}
+    traces |= {boundary_key(s, n): boundary_trace(s, n) for s in context.shapes for n in (1, 2)}
+    return {key: (modelled_ms(trace_entry("context", key, t, None, None)), 0.0) for key, t in traces.items()}
+
+
+def priced(context: Context) -> float:
+    return price(context, took(context))[0]
+
+
+def roofline(trace: Trace, at: int = 0) -> float:
+    cost = trace.calls[at].cost
+    return max(cost.macs / PEAK_MACS_PER_MS, cost.bytes / BYTES_PER_MS) + LAUNCH_MS
+
+
+def alone(context: Context) -> float:
+    """Return the roofline of the op itself."""
+    return roofline(replace(context, source=False, sink=False).trace())
+
+
+def classifier() -> Trace:
+    return trace_space(ChainSpace(Scale(4, 3, (32, 32)), 5, "cifar", "classification", nodes=2))
+
+
+class TestPrice:
+    def test_a_relu_by_hand(self) -> None:
+        """It reads and writes 1600 floats, so 12.8 kB at 10 MB/ms, and saves 2 of its 5 us behind another op."""
+        assert priced(Context(RELU, X16, True, True)) == pytest.approx(0.00128 + 0.005 - 0.002, rel=1e-9)
+
+    def test_every_op_of_a_space_costs_what_it_adds_to_a_network(self) -> None:
+        found = contexts([trace_space(SPACE.at(s)) for s in SCALES]).values()
+        assert len(found) > 50
+        kinds = set()
+        for c in found:
+            if c.source and c.sink:
+                # Each input after the first has a source of its own, which reads no other op: the model saves nothing.
+                extra = SAVING_MS * (len(c.spec.in_shapes) - 1)
+                # A source and a sink differ by the parameters of their BatchNorm, some hundred bytes.
+                assert priced(c) == pytest.approx(alone(c) - SAVING_MS + extra, abs=3e-5), c.key
+                kinds.add(c.spec.kind)
+        assert kinds >= {"relu", "sep_conv", "dil_conv", "add", "concat", "max_pool", "conv_bn"}
+
+    @pytest.mark.parametrize(("source", "sink"), [(False, True), (True, False)])
+    def test_at_an_end_half_of_a_run_stays_with_the_op(self, source: bool, sink: bool) -> None:
+        context = Context(conv(16, 16), X16, source, sink)
+        assert priced(context) == pytest.approx(alone(context) + (RUN_MS - SAVING_MS) / 2, rel=1e-9)
+
+    def test_the_prices_of_a_chain_are_its_latency(self) -> None:
+        ops = [make_op(s.kind, dict(s.attrs)) for s in (conv(3, 16), RELU, conv(16, 16), RELU, conv(16, 5))]
+
+        def forward(x: Tensor) -> Tensor:
+            for op in ops:
+                x = op(x)
+            return x
+
+        trace = trace_calls(forward, {"image": (1, 3, 10, 10)})
+        found = contexts([trace])
+        middle = (True, True)
+        assert [(c.source, c.sink) for c in found.values()] == [(False, True), middle, middle, (True, False)]
+        total_ms = sum(priced(found[c.spec]) for c in trace.calls)
+        assert total_ms == pytest.approx(modelled_ms(trace_entry("net", "n", trace, None, None)), rel=1e-9)
+        assert total_ms < 0.7 * sum(roofline(trace, i) + RUN_MS for i in range(len(ops)))
+
+    def test_an_op_like_a_neighbour_is_told_from_it(self) -> None:
+        context = Context(conv(16, 16), X16, True, True)
+        assert priced(context) == pytest.approx(alone(context) - SAVING_MS, rel=1e-9)
+        assert len(context.trace().calls) == 3
+
+    def test_what_has_no_neighbours_is_measured_alone(self) -> None:
+        """Convolutions make no vectors: a linear layer is charged a run of its own."""
+        found = contexts([classifier()])
+        context = next(c for c in found.values() if c.spec.kind == "linear")
+        assert len(context.spec.in_shapes[0]) == 2
+        assert (context.source, context.sink, context.shapes) == (False, False, ())
+        assert priced(context) == pytest.approx(alone(context) + RUN_MS, rel=1e-9)
+
+    def test_every_context_is_read_back_from_its_entry(self) -> None:
+        found = list(contexts([classifier(), *(trace_space(SPACE.at(s)) for s in SCALES)]).values())
+        found += [Context(conv(16, 16), X16, *ends) for ends in ((True, True), (False, True), (False, False))]
+        assert {(c.source, c.sink) for c in found} == {(a, b) for a in (True, False) for b in (True, False)}
+        for c in found:
+            entry = trace_entry("context", c.key, c.trace(), None, None)
+            again, call = _context(entry)
+            assert again == c
+            assert OpSpec(call.op, tuple(sorted(call.attrs.items())), call.in_shapes) == c.spec
+
+    def test_is_never_negative(self) -> None:
+        context = Context(RELU, X16, True, True)
+        one, two = (boundary_key(X16, n) for n in (1, 2))
+        assert price(context, {context.key: (0.9, 0.1), one: (1.0, 0.2), two: (1.5, 0.0)}) == (
+            0.0,
+            pytest.approx(math.hypot(0.1, 0.2)),
+        )
+
+    def test_interval_by_hand(self) -> None:
+        other = (1, 8, 10, 10)
+        one, two, wide = boundary_key(X16, 1), boundary_key(X16, 2), boundary_key(other, 1)
+        times = {one: (1.0, 0.03), two: (1.8, 0.08), wide: (1.2, 0.05), boundary_key(other, 2): (2.2, 9.9)}
+        add = OpSpec("add", (), (X16, X16))
+        cases = [
+            # T - T1: with one shape on both sides, T2 cancels.
+            (Context(RELU, X16, True, True), 3.0 - 1.0, math.hypot(0.04, 0.03)),
+            # T - (T1 + T1') / 2: with two shapes it cancels too.
+            (Context(conv(16, 8), other, True, True), 3.0 - 1.1, math.hypot(0.04, 0.015, 0.025)),
+            # T - 3/2 (T2 - T1) - (2 T1 - T2) = T - (T1 + T2) / 2.
+            (Context(add, X16, True, True), 3.0 - 1.4, math.hypot(0.04, 0.015, 0.04)),
+            # T - T1 / 2 at an end.
+            (Context(RELU, X16, False, True), 3.0 - 0.5, math.hypot(0.04, 0.015)),
+            (Context(RELU, X16, False, False), 3.0, 0.04),
+        ]
+        for context, expected_ms, half_ms in cases:
+            got = price(context, {**times, context.key: (3.0, 0.04)})
+            assert got == pytest.approx((expected_ms, half_ms), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[Trace]:
+    return [trace_space(SPACE.at(s)) for s in SCALES]
+
+
+class TestNetworks:
+    CALIBRATION = Calibration(8, 12)
+
+    def test_to_fit_and_to_test_on_are_different_ones(self, mixed: list[Trace]) -> None:
+        chosen = choose_networks(SPACE, mixed, self.CALIBRATION)
+        assert [use for use, _, _ in chosen] == ["fit"] * 8 + ["test"] * 12
+        assert len({(i, a.id) for _, i, a in chosen}) == 20
+        assert {i for _, i, _ in chosen} == {0, 1}
+        for _, _, arch in chosen:
+            check(SPACE, arch)
+
+    def test_the_seed_alone_decides(self, mixed: list[Trace]) -> None:
+        chosen = choose_networks(SPACE, mixed, self.CALIBRATION)
+        assert choose_networks(SPACE, mixed, self.CALIBRATION) == chosen
+        assert choose_networks(SPACE, mixed, replace(self.CALIBRATION, seed=1)) != chosen
+
+    def test_those_to_test_on_are_spread_in_latency(self, mixed: list[Trace]) -> None:
+        chosen = choose_networks(SPACE, mixed, self.CALIBRATION)
+        tested = np.sort([rough_log_ms(i, arch) for use, i, arch in chosen if use == "test"])
+        rng = np.random.default_rng(7)
+        drawn = [rough_log_ms(int(rng.integers(2)), sample(SPACE, rng, 0.5)) for _ in range(40)]
+        span = max(drawn) - min(drawn)
+        assert tested[-1] - tested[0] > 0.9 * span  # random ones alone crowd in the middle
+        assert np.diff(tested).max() < 2 * (tested[-1] - tested[0]) / 11
+        assert np.diff(tested).min() > 0
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_spread_takes_different_values_and_leaves_no_gap(self, seed: int) -> None:
+        values = np.random.default_rng(seed).standard_t(2, 500)
+        chosen = spread(values, 20)
+        assert len(set(chosen)) == 20
+        taken = np.sort(values[chosen])
+        assert (taken[0], taken[-1]) == (values.min(), values.max())
+        ideal = np.linspace(values.min(), values.max(), 20)
+        # Where there are values, the gap is some steps; where there are none, no choice can close it.
+        widest = np.diff(np.sort(values)).max()
+        assert np.diff(taken).max() <= 2 * np.diff(ideal)[0] + widest
+        assert spread(np.ones(5), 5) == [0, 1, 2, 3, 4]
+
+    def test_a_space_of_few_networks_cannot_be_calibrated_on_many(self) -> None:
+        ops = ("none", "skip_connect", "max_pool_3x3")
+        tiny = ChainSpace(Scale(4, 2, (32, 48)), 5, ops=ops, nodes=1, head_channels=8)
+        with pytest.raises(HwnasError, match="too small to calibrate on that many networks; ask for fewer"):
+            choose_networks(tiny, [trace_space(tiny)], Calibration(40, 40))
+
+
+def rough_log_ms(scale: int, arch: Architecture) -> float:
+    calls = trace_space(SPACE.at(SCALES[scale]), arch).calls
+    return math.log(sum(estimate_ms(c.cost.macs, c.cost.bytes) for c in calls))
+
+
+def _modelled(space: ChainSpace, arch: Architecture) -> float:
+    return modelled_ms(trace_entry("net", "n", trace_space(space, arch), None, None))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    make_plan(SPACE, SCALES, folder, Calibration(fit=8, test=6))
+    measure_plan(folder, "fake", stop=STOP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(plan: Path) -> LatencyTable:
+    return build_table(plan, plan / "results.jsonl")
+
+
+def rewritten(plan: Path, into: Path, change: Change) -> Path:
+    """Write the results of a plan anew, with its samples changed or, where `change` gives None, left out."""
+    header, records = read_journal(plan / "results.jsonl")
+    with Journal(into, {k: v for k, v in header.items() if k in ("plan", "where")}) as journal:
+        for record in records:
+            new = change(record) if record["type"] == "sample" else record if record["type"] == "rule" else None
+            if new is not None:
+                journal.append(new)
+    return into
+
+
+def failing(keys: set[str], status: str = "failed") -> Change:
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        if record["key"] not in keys:
+            return record
+        return {k: record[k] for k in ("type", "key", "visit")} | {"status": status, "reason": "for the test"}
+
+    return change
+
+
+def keys_of(plan: Path, role: str) -> list[str]:
+    return [e.key for e in load_plan(plan).entries if e.role == role]
+
+
+def using(table: LatencyTable, text: str) -> Iterator[str]:
+    return (key for key in table.rows if text in key)
+
+
+class TestPlan:
+    def test_what_matters_most_comes_first(self, plan: Path) -> None:
+        entries = load_plan(plan).entries
+        roles = [e.role for e in entries]
+        assert list(dict.fromkeys(roles)) == ["boundary", "context", "net", "op"]
+        assert roles == sorted(roles, key=["boundary", "context", "net", "op"].index)
+        ops = [key.removeprefix("context/") for key in keys_of(plan, "context")]
+        assert ops == keys_of(plan, "op")
+        assert len(keys_of(plan, "net")) == 14
+        uses = [n["use"] for n in json.loads((plan / "networks.json").read_text()).values()]
+        assert sorted(uses) == ["fit"] * 8 + ["test"] * 6
+        # The stem at full size is in every network, a dilated convolution in few.
+        assert ops.index(next(k for k in ops if k.startswith("conv_bn"))) < 5
+        assert ops[-1].split("(")[0] not in ("conv_bn", "upsample")
+
+    def test_every_border_has_its_boundaries(self, plan: Path) -> None:
+        needed = {boundary_key(s, n) for e in load_plan(plan).entries if e.role == "context"
+                  for s in _context(e)[0].shapes for n in (1, 2)}  # fmt: skip
+        assert needed == set(keys_of(plan, "boundary"))
+
+    def test_files_are_there_once_and_every_entry_was_told(self, tmp_path: Path) -> None:
+        told = []
+        space = replace(SPACE, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
+        calibration = Calibration(2, 1, isolated=False)
+        n = make_plan(space, [SPACE.scale], tmp_path, calibration, update=lambda *a, **k: told.append(a))
+        entries = load_plan(tmp_path).entries
+        assert [(done, key, total) for done, key, total in told] == [(i + 1, e.key, n) for i, e in enumerate(entries)]
+        assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.onnx")} == {e.onnx for e in entries}
+        assert not any(e.role == "op" for e in entries)
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        make_plan(space, [SPACE.scale], tmp_path, calibration)
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+class TestBuild:
+    def test_a_whole_table(self, plan: Path, whole: LatencyTable) -> None:
+        assert list(whole.rows) == keys_of(plan, "op")
+        assert [n.key for n in whole.nets] == keys_of(plan, "net")
+        assert {r.status for r in whole.rows.values()} == {"ok"}
+        assert whole.unsettled == []
+        entries = {e.key: e for e in load_plan(plan).entries}
+        for key, row in whole.rows.items():
+            model_ms = modelled_ms(entries[key])
+            assert row.isolated_ms == pytest.approx(model_ms, rel=0.002)
+            assert (row.macs, row.bytes) == (entries[key].calls[0].macs, entries[key].calls[0].bytes)
+            low_ms, high_ms = row.ci_ms
+            assert 0 <= low_ms <= row.latency_ms <= high_ms
+            assert row.latency_ms == pytest.approx(priced(_context(entries[f"context/{key}"])[0]), abs=4e-4)
+            assert (row.visits, row.stop) == (3, "ci")
+
+    def test_prices_in_context_sum_to_networks_and_ops_alone_do_not(self, whole: LatencyTable) -> None:
+        found = whole.report["predictors"]
+        assert found["sum"]["mape"] > 1.5
+        assert found["uncorrected"]["mape"] < 0.2
+        assert found["ours"]["mape"] < 0.02
+        assert whole.report["held_out"] == 6
+        assert whole.report["noise_floor"] < 0.002
+        # Networks that nobody measured, by the noise-free model.
+        for scale, model in zip(SCALES, latency_models(SPACE, SCALES, whole), strict=True):
+            rng = np.random.default_rng(5)
+            archs = [sample(SPACE, rng) for _ in range(10)]
+            errors = [model.predict_ms(a) / _modelled(SPACE.at(scale), a) - 1 for a in archs]
+            assert np.abs(errors).mean() < 0.03
+
+    def test_the_rest_of_the_price_of_a_network_is_its_joins(self, whole: LatencyTable) -> None:
+        """A plain sum charges 2 us too much per input after the first, and else what the model says."""
+        entries_ms = {n.key: n.latency_ms for n in whole.nets}
+        for net in whole.nets:
+            joins = sum(n * key.count(";") for key, n in net.ops.items())
+            plain_ms = sum(whole.sums(net).values()) - SAVING_MS * joins
+            assert plain_ms == pytest.approx(entries_ms[net.key], rel=0.03)
+
+    def test_without_ops_alone(self, plan: Path, tmp_path: Path) -> None:
+        gone = set(keys_of(plan, "op"))
+        made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None if r["key"] in gone else r))
+        assert {r.isolated_ms for r in made.rows.values()} == {None}
+        assert list(made.report["predictors"]) == ["flops", "uncorrected", "ours"]
+        assert made.unsettled == list(made.rows)  # for these time was up
+
+    def test_an_op_alone_that_failed_costs_only_the_comparison(
+        self, plan: Path, whole: LatencyTable, tmp_path: Path
+    ) -> None:
+        key = next(iter(whole.rows))
+        made = build_table(plan, rewritten(plan, tmp_path / "r", failing({key})))
+        assert made.rows[key] == replace(whole.rows[key], isolated_ms=None)
+        assert made.nets == whole.nets
+        assert "sum" not in made.report["predictors"]
+        assert made.unsettled == []
+
+    @pytest.mark.parametrize("status", ["failed", "crashed"])
+    def test_a_context_that_failed(self, plan: Path, whole: LatencyTable, tmp_path: Path, status: str) -> None:
+        key = next(k for k in using(whole, "sep_conv") if any(k in n.ops for n in whole.nets))
+        made = build_table(plan, rewritten(plan, tmp_path / "r", failing({f"context/{key}"}, status)))
+        row = made.rows[key]
+        assert (row.status, row.reason, row.latency_ms) == (status, "for the test", 0.0)
+        assert (row.macs, row.bytes) == (whole.rows[key].macs, whole.rows[key].bytes)
+        # Its networks are left out: they would have it for free.
+        assert [n.key for n in made.nets] == [n.key for n in whole.nets if key not in n.ops]
+        assert made.unsettled == []
+
+    def test_a_boundary_that_failed(self, plan: Path, whole: LatencyTable, tmp_path: Path) -> None:
+        boundary = keys_of(plan, "boundary")[-1]
+        made = build_table(plan, rewritten(plan, tmp_path / "r", failing({boundary})))
+        shape = boundary.rpartition("/")[2]
+        lost = {k for k, r in made.rows.items() if r.status != "ok"}
+        assert lost
+        assert all(made.rows[k].reason == f"{boundary}: for the test" for k in lost)
+        assert {k for k in made.rows if shape in k.partition("@")[2].split(";")} & lost
+        assert len(lost) < len(made.rows)
+
+    def test_a_network_that_failed(self, plan: Path, whole: LatencyTable, tmp_path: Path) -> None:
+        key = whole.nets[0].key
+        made = build_table(plan, rewritten(plan, tmp_path / "r", failing({key})))
+        assert made.nets == whole.nets[1:]
+        assert made.correction.networks == 7
+        assert made.unsettled == []
+
+    def test_what_was_not_reached(self, plan: Path, whole: LatencyTable, tmp_path: Path) -> None:
+        entries = load_plan(plan).entries
+        reached = {e.key for e in entries[: len(keys_of(plan, "boundary")) + 20]}
+        made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: r if r["key"] in reached else None))
+        states = [(r.status, r.reason, r.latency_ms > 0) for r in made.rows.values()]
+        assert states == [("ok", "", True)] * 20 + [("skipped", "time was up", False)] * (len(states) - 20)
+        assert made.nets == []
+        assert made.correction.networks == 0
+        assert set(made.report["left_out"]) == {*keys_of(plan, "net"), *keys_of(plan, "op")}
+        assert set(made.unsettled) == {*made.rows, *keys_of(plan, "net")}
+        made.save(tmp_path / "t.json")
+        assert set(LatencyTable.load(tmp_path / "t.json").unsettled) == set(made.unsettled)
+
+    def test_networks_that_were_not_reached_are_unsettled(self, plan: Path, tmp_path: Path) -> None:
+        gone = keys_of(plan, "net")[3:]
+        made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None if r["key"] in gone else r))
+        assert [n.key for n in made.nets] == keys_of(plan, "net")[:3]
+        assert made.unsettled == gone
+
+    def test_what_is_doubtful_says_why(self, plan: Path, tmp_path: Path) -> None:
+        """Of two entries, one a boundary, the visits differ so much that more were needed than there are."""
+        boundary, context = keys_of(plan, "boundary")[0], keys_of(plan, "context")[-1]
+
+        def noisy(r: dict[str, Any]) -> dict[str, Any]:
+            factor = 1 + 0.2 * r["visit"] if r["key"] in (boundary, context) else 1
+            return {**r, **{k: [factor * v for v in r[k]] for k in ("latency_ms", "wall_ms")}}
+
+        made = build_table(plan, rewritten(plan, tmp_path / "r", noisy))
+        rows = [r for r in made.rows.values() if r.status == "doubtful"]
+        assert {r.key for r in rows} == set(made.unsettled)
+        own = made.rows[context.removeprefix("context/")]
+        assert own.stop == "timeout"
+        assert {r.reason.split(" ")[0] for r in rows} == {boundary, context}
+        assert all(r.latency_ms > 0 or r.ci_ms[1] > 0 for r in rows)
+
+    def test_nothing_that_could_be_measured(self, plan: Path, tmp_path: Path) -> None:
+        everything = {e.key for e in load_plan(plan).entries}
+        with pytest.raises(HwnasError, match=r"r has no op that could be measured; of .* it says: for the test"):
+            build_table(plan, rewritten(plan, tmp_path / "r", failing(everything)))
+
+    def test_nothing_that_was_reached(self, plan: Path, tmp_path: Path) -> None:
+        with pytest.raises(HwnasError, match="time was up before any op of .* was measured; go on with the same comm"):
+            build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None))
+
+    def test_results_of_another_plan(self, plan: Path, tmp_path: Path) -> None:
+        make_plan(SPACE, SCALES[:1], tmp_path, Calibration(2, 1))
+        with pytest.raises(HwnasError, match="holds results of another plan"):
+            build_table(tmp_path, plan / "results.jsonl")
+
+    def test_the_conditions_are_in_the_report(self, whole: LatencyTable) -> None:
+        found = whole.report["conditions"]
+        assert found["visits"] > 0
+        assert found["slow_share"] == 0
+        assert abs(found["drift"]) < 0.01
+
+
+class TestDerived:
+    N = 5
+
+    @pytest.fixture
+    def table(self, plan: Path) -> LatencyTable:
+        return build_table(plan, plan / "results.jsonl")
+
+    def add(self, table: LatencyTable, folder: Path, told: list[object] | None = None) -> Path:
+        """Add derived networks; return the folder that was measured."""
+        seen = []
+
+        def measure(where: Path, results: Path) -> None:
+            seen.append(where)
+            measure_plan(where, "fake", stop=STOP, results=results)
+
+        update = (lambda *a, **k: told.append(a)) if told is not None else (lambda *a, **k: None)
+        add_derived(table, SPACE, SCALES, folder, self.N, measure, update)
+        return seen[0]
+
+    def test_they_are_marked_and_reported_apart(self, table: LatencyTable, tmp_path: Path) -> None:
+        before, n, told = (table.correction, dict(table.report)), len(table.nets), []
+        where = self.add(table, tmp_path, told)
+        new = table.nets[n:]
+        assert len(told) == self.N
+        assert [net.use for net in new] == ["derived"] * len(new)
+        assert 1 < len(new) <= self.N
+        assert table.report.pop("derived")["n"] == len(new)
+        assert (table.correction, dict(table.report)) == before
+        assert {net.key for net in new} == set(keys_of(where, "net"))
+        assert np.abs([predict_ms(table, net) / net.latency_ms - 1 for net in new]).max() < 0.06
+
+    def test_budgets_from_tight_to_generous_are_met_by_prediction(
+        self, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        solve, asked = Solver.solve, []
+
+        def record(self: Solver, probs: Mapping[str, np.ndarray], budget_ms: float | None = None) -> object:
+            solution = solve(self, probs, budget_ms)
+            asked.append((self.fastest().latency_ms, budget_ms, solution.latency_ms))
+            return solution
+
+        monkeypatch.setattr(Solver, "solve", record)
+        where = self.add(table, tmp_path)
+        solved = [a for a in asked if a[1] is not None][: self.N]
+        for fastest_ms, budget_ms, latency_ms in solved:
+            assert fastest_ms <= latency_ms <= budget_ms * (1 + 1e-9)
+        models = latency_models(SPACE, SCALES, table)
+        for i, typical_ms in enumerate(np.median(random_latencies_ms(SPACE, models, RANDOM, seed=0), axis=1)):
+            budgets = [budget_ms for _, budget_ms, _ in solved[i::2]]  # the scales take turns
+            assert solved[i][0] < budgets[0] < budgets[-1] <= typical_ms
+            assert budgets == sorted(budgets)
+        networks = json.loads((where / "networks.json").read_text())
+        for entry in networks.values():
+            check(SPACE, Architecture.from_json(entry["architecture"]))
+        assert {n["scale"]["channels"] for n in networks.values()} == {4, 8}
+
+    def test_a_second_time_resumes(self, table: LatencyTable, plan: Path, tmp_path: Path) -> None:
+        where = self.add(table, tmp_path)
+        files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        again = build_table(plan, plan / "results.jsonl")
+        told: list[object] = []
+        assert self.add(again, tmp_path, told) == where
+        assert told == []  # nothing was derived anew
+        assert again == table
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+    def test_another_table_has_a_folder_of_its_own(self, table: LatencyTable, tmp_path: Path) -> None:
+        other = replace(table, rows={k: replace(r, latency_ms=2 * r.latency_ms) for k, r in table.rows.items()})
+        assert self.add(table, tmp_path) != self.add(other, tmp_path)
+
+    def test_those_that_were_not_reached_are_unsettled(self, table: LatencyTable, plan: Path, tmp_path: Path) -> None:
+        def measure(where: Path, results: Path) -> None:
+            measure_plan(where, "fake", stop=STOP, results=results, minutes=0.0)
+
+        n = len(table.nets)
+        add_derived(table, SPACE, SCALES, tmp_path, self.N, measure)
+        assert len(table.nets) == n
+        assert "derived" not in table.report
+        assert len(table.unsettled) > 1
+        assert all(re.fullmatch(r"net/.*-c[48]", key) for key in table.unsettled)
+        again = build_table(plan, plan / "results.jsonl")
+        self.add(again, tmp_path)
+        assert again.unsettled == []
+        assert again.report["derived"]["n"] == len(table.unsettled)
+
+
+def test_a_model_of_a_partial_table_names_what_to_do(plan: Path, whole: LatencyTable, tmp_path: Path) -> None:
+    gone = f"context/{next(using(whole, 'sep_conv'))}"
+    made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None if r["key"] == gone else r))
+    with pytest.raises(HwnasError, match="sep_conv.* was not reached .*; go on with the same hwnas profile command"):
+        LatencyModel([t for s in SCALES for t in trace_space(SPACE.at(s)).terms()], made, SPACE.groups, SPACE.rules())
