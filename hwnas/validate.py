@@ -22,8 +22,8 @@ from hwnas.profile import trace_entry
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measure import Measurement, StopRule
 from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
+from hwnas.runtime.results import collect
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import collect
 from hwnas.ui import Update, ignore
 
 PICTURES = 4

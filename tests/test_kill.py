@@ -26,7 +26,7 @@ from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.fake import modelled_ms
 from hwnas.runtime.journal import Journal, read_journal
 from hwnas.runtime.plan import Plan, load_plan
-from hwnas.runtime.work import collect
+from hwnas.runtime.results import collect
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.steplog import StepLog
 from tests.runtime_cases import spells

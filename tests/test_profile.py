@@ -53,7 +53,7 @@ RELU = OpSpec("relu", (), (X16,))
 def took(context: Context) -> dict[str, tuple[float, float]]:
     """Return what the model of the fake engine says of a context and its boundaries."""
     traces = {context.key: context.trace()}
-    traces |= {boundary_key(s, n): boundary_trace(s, n) for s in context.shapes for n in (1, 2)}
+    traces |= {boundary_key(s, n): boundary_trace(s, n) for s, _ in context.borders for n in (1, 2)}
     return {key: (modelled_ms(trace_entry("context", key, t, None, None)), 0.0) for key, t in traces.items()}
 
 
@@ -86,8 +86,8 @@ class TestPrice:
         kinds = set()
         for c in found:
             if c.source and c.sink:
-                # Each input after the first has a source of its own, which reads no other op: the model saves nothing.
-                extra = SAVING_MS * (len(c.spec.in_shapes) - 1)
+                # An input of another size has a source that reads no other op: the model saves nothing there.
+                extra = SAVING_MS * (len({s[2:] for s in c.spec.in_shapes}) - 1)
                 # A source and a sink differ by the parameters of their BatchNorm, some hundred bytes.
                 assert priced(c) == pytest.approx(alone(c) - SAVING_MS + extra, abs=3e-5), c.key
                 kinds.add(c.spec.kind)
@@ -124,7 +124,7 @@ class TestPrice:
         found = contexts([classifier()])
         context = next(c for c in found.values() if c.spec.kind == "linear")
         assert len(context.spec.in_shapes[0]) == 2
-        assert (context.source, context.sink, context.shapes) == (False, False, ())
+        assert (context.source, context.sink, context.borders) == (False, False, [])
         assert priced(context) == pytest.approx(alone(context) + RUN_MS, rel=1e-9)
 
     def test_every_context_is_read_back_from_its_entry(self) -> None:
@@ -284,7 +284,7 @@ class TestPlan:
 
     def test_every_border_has_its_boundaries(self, plan: Path) -> None:
         needed = {boundary_key(s, n) for e in load_plan(plan).entries if e.role == "context"
-                  for s in _context(e)[0].shapes for n in (1, 2)}  # fmt: skip
+                  for s, _ in _context(e)[0].borders for n in (1, 2)}  # fmt: skip
         assert needed == set(keys_of(plan, "boundary"))
 
     def test_files_are_there_once_and_every_entry_was_told(self, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ class TestBuild:
     def test_prices_in_context_sum_to_networks_and_ops_alone_do_not(self, whole: LatencyTable) -> None:
         found = whole.report["predictors"]
         assert found["sum"]["mape"] > 1.5
-        assert found["uncorrected"]["mape"] < 0.2
+        assert found["uncorrected"]["mape"] < 0.05
         assert found["ours"]["mape"] < 0.02
         assert whole.report["held_out"] == 6
         assert whole.report["noise_floor"] < 0.002
@@ -331,13 +331,13 @@ class TestBuild:
             errors = [model.predict_ms(a) / _modelled(SPACE.at(scale), a) - 1 for a in archs]
             assert np.abs(errors).mean() < 0.03
 
-    def test_the_rest_of_the_price_of_a_network_is_its_joins(self, whole: LatencyTable) -> None:
-        """A plain sum charges 2 us too much per input after the first, and else what the model says."""
+    def test_the_rest_of_the_price_of_a_network_is_its_reductions(self, whole: LatencyTable) -> None:
+        """A plain sum charges 2 us too much per op that reads two sizes, and else what the model says."""
         entries_ms = {n.key: n.latency_ms for n in whole.nets}
         for net in whole.nets:
-            joins = sum(n * key.count(";") for key, n in net.ops.items())
-            plain_ms = sum(whole.sums(net).values()) - SAVING_MS * joins
-            assert plain_ms == pytest.approx(entries_ms[net.key], rel=0.03)
+            reductions = sum(n for key, n in net.ops.items() if key.startswith("factorized_reduce"))
+            plain_ms = sum(whole.sums(net).values()) - SAVING_MS * reductions
+            assert plain_ms == pytest.approx(entries_ms[net.key], rel=0.01)
 
     def test_without_ops_alone(self, plan: Path, tmp_path: Path) -> None:
         gone = set(keys_of(plan, "op"))

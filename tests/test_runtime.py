@@ -15,7 +15,7 @@ import pytest
 
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
-from hwnas.runtime.device import cpu_identity, device_name, provenance, same_device
+from hwnas.runtime.device import HUGE_PAGES, cpu_identity, device_name, malloc_tunables, provenance, same_device
 from hwnas.runtime.engines import ENGINES, open_engine
 from hwnas.runtime.engines.fake import LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
@@ -530,3 +530,33 @@ def test_samples_are_read_back_or_refused() -> None:
         samples_from({**record, "wall_ms": [0.0, 1.0]})
     with pytest.raises(HwnasError, match="the engine gave 1 wall_ms for 2 runs"):
         samples_from({**record, "wall_ms": [1.0]})
+
+
+@pytest.mark.parametrize(
+    ("libc", "pages", "own", "want"),
+    [
+        (("glibc", "2.36"), "always [madvise] never", None, HUGE_PAGES),
+        (("glibc", "2.35"), "[always] madvise never", None, HUGE_PAGES),
+        (("glibc", "2.100"), "[always] madvise never", HUGE_PAGES, HUGE_PAGES),
+        (("glibc", "2.34"), "always [madvise] never", None, None),
+        (("glibc", "2.36"), "always madvise [never]", None, None),
+        (("", ""), "always [madvise] never", None, None),
+        (("glibc", "2.36"), None, None, None),
+        (("glibc", "2.36"), "[always] madvise never", "glibc.malloc.check=3", None),
+    ],
+)
+def test_huge_pages_are_asked_for_where_the_system_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    libc: tuple[str, str],
+    pages: str | None,
+    own: str | None,
+    want: str,
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    if pages is not None:
+        (tmp_path / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True)
+        (tmp_path / "sys/kernel/mm/transparent_hugepage/enabled").write_text(pages + "\n")
+    assert malloc_tunables(tmp_path, libc) == want

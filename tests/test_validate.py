@@ -22,7 +22,8 @@ from hwnas.runtime.engines.fake import modelled_ms
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import Samples, StopRule, summarise
 from hwnas.runtime.plan import Plan, load_plan
-from hwnas.runtime.work import Row, measure_plan
+from hwnas.runtime.results import Row
+from hwnas.runtime.work import measure_plan
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, trace_space
 
 SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, head_channels=8)

@@ -31,20 +31,17 @@ from hwnas.runtime.engines.fake import REPLAY, modelled_ms
 from hwnas.runtime.journal import Journal, Record, read_journal
 from hwnas.runtime.measure import StopRule, level
 from hwnas.runtime.plan import load_plan, write_plan
-from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import (
+from hwnas.runtime.results import (
     DEATHS,
     DEATHS_LATER,
     OUTSIDE_DEATHS,
     REFERENCE_EVERY,
-    RESULTS_FILE,
-    Progress,
+    Row,
     collect,
     conditions,
-    free_memory_bytes,
-    measure_plan,
-    pin_to_cpus,
 )
+from hwnas.runtime.supervise import supervise
+from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 from tests.runtime_cases import conv_entry, conv_relu, four_ops, spells
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +54,7 @@ def plan(tmp_path: Path) -> Path:
     return four_ops(tmp_path / "plan")
 
 
-def rows_of(results: Path, folder: Path) -> dict[str, work.Row]:
+def rows_of(results: Path, folder: Path) -> dict[str, Row]:
     return {row.key: row for row in collect(results, load_plan(folder))[1]}
 
 
@@ -468,9 +465,8 @@ def test_runners_stay_loaded(plan: Path, engines: str) -> None:
 
 def test_runners_are_not_kept_where_memory_is_short(plan: Path, engines: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = importlib.import_module(engines).Plain
-    entry = load_plan(plan).entries[0]
-    two = 2 * 2 * sum(c.bytes for c in entry.calls) / work.MEMORY_SHARE
-    monkeypatch.setattr(work, "free_memory_bytes", lambda: two)
+    free = iter([100.0, 90.0, 80.0])  # at the start, and after the first and the second were loaded; then it is short
+    monkeypatch.setattr(work, "free_memory_bytes", lambda: next(free, 40.0))
     results = measure_plan(plan, f"{engines}:Plain", stop=StopRule(4, 4, 0))
     kept = sorted(Counter(plain.loads).values())
     assert kept[:2] == [1, 1]  # two fit
@@ -504,12 +500,28 @@ def test_the_limit_of_memory_lowers_and_never_raises(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("threads", "want"), [(1, {7}), (2, {6, 7}), (3, {4, 6, 7}), (9, {0, 2, 4, 6, 7})])
-def test_pinning_takes_as_many_cpus_as_threads(monkeypatch: pytest.MonkeyPatch, threads: int, want: set[int]) -> None:
+def test_pinning_takes_as_many_cpus_as_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: int, want: set[int]
+) -> None:
     pinned = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4, 2, 7, 6}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: pinned.append((pid, cpus)), raising=False)
-    pin_to_cpus(threads)
-    assert pinned == [(0, want)]
+    pin_to_cpus(threads, tmp_path)
+    assert [(pid, set(cpus)) for pid, cpus in pinned] == [(0, want)]
+
+
+@pytest.mark.parametrize(("threads", "want"), [(1, {3}), (2, {2, 3}), (3, {1, 2, 3})])
+def test_pinning_prefers_cpus_of_different_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: int, want: set[int]
+) -> None:
+    pinned = []
+    for cpu, core in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        (tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").write_text(core + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: pinned.append(set(cpus)), raising=False)
+    pin_to_cpus(threads, tmp_path)
+    assert pinned == [want]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin")

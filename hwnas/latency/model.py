@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
 from hwnas.gates import Gate, Marginals, Rule
+from hwnas.latency.diff import order
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Term
 
@@ -82,12 +82,7 @@ class LatencyModel(nn.Module):
         The errors of two predictions are taken to be independent, of the size that was seen on networks the table was
         not fitted on. Without such networks nothing can be told.
         """
-        if self.relative_error is None:
-            return "cannot tell"
-        apart = math.log(self.predict_ms(a) / self.predict_ms(b))
-        if abs(apart) <= 1.96 * math.sqrt(2) * self.relative_error:
-            return "cannot tell"
-        return "faster" if apart < 0 else "slower"
+        return order(self.predict_ms(a), self.predict_ms(b), self.relative_error)
 
     def by_kind(self, arch: Architecture) -> dict[str, float]:
         """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""

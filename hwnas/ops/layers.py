@@ -84,9 +84,25 @@ class DilConv(Op):
         return y
 
 
+@op("shift", pure=True)
+class Shift(Op):
+    """The map without its first row and column: what the second half of a factorized reduction reads.
+
+    An op of its own, because engines compute it, and the layout conversions around it, once per tensor.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, 2 ceil(H/2) - 1, 2 ceil(W/2) - 1)."""
+        shifted = x[:, :, 1:, 1:]
+        # The shift loses the last sample of an odd size; a zero stands in for it, an even size needs none.
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            shifted = F.pad(shifted, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return shifted
+
+
 @op("factorized_reduce")
-class FactorizedReduce(Op):
-    """Halves the size by two strided 1x1 convolutions, the second on the input shifted by one pixel (DARTS)."""
+class ReduceBoth(Op):
+    """Two strided 1x1 convolutions, one of the input and one of the shifted input, side by side."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         """Build with `c_in` to `c_out` channels; `c_out` is even or the first half is one narrower."""
@@ -95,13 +111,24 @@ class FactorizedReduce(Op):
         self.conv2 = _conv(c_in, c_out - c_out // 2, 1, 2)
         self.bn = nn.BatchNorm2d(c_out, affine=affine)
 
+    def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
+        """(N, c_in, H, W) and its `Shift` -> (N, c_out, ceil(H/2), ceil(W/2))."""
+        y: Tensor = self.bn(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+        return y
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the size by two strided 1x1 convolutions, the second on the input shifted by one pixel (DARTS)."""
+
+    def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
+        """Build with `c_in` to `c_out` channels."""
+        super().__init__()
+        self.shift = Shift()
+        self.reduce = ReduceBoth(c_in, c_out, affine)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
-        shifted = x[:, :, 1:, 1:]
-        # The shift loses the last sample of an odd size; a zero stands in for it, an even size needs none.
-        if x.shape[2] % 2 or x.shape[3] % 2:
-            shifted = F.pad(shifted, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        y: Tensor = self.bn(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+        y: Tensor = self.reduce(x, self.shift(x))
         return y
 
 

@@ -15,7 +15,7 @@ from hwnas.profile.context import Context, boundary_key, price
 from hwnas.profile.plan import NETWORKS_FILE
 from hwnas.runtime.measure import Measurement
 from hwnas.runtime.plan import Call, Entry, Plan, load_plan
-from hwnas.runtime.work import Row, collect, conditions
+from hwnas.runtime.results import Row, collect, conditions
 
 SKIPPED = "time was up"
 
@@ -71,11 +71,12 @@ def _op_rows(entries: tuple[Entry, ...], rows: Mapping[str, Row]) -> dict[str, O
 
 
 def _context(entry: Entry) -> tuple[Context, Call]:
-    """Return the op that a context entry is about: after one source per input, or first where it has none."""
-    first = entry.calls[0]
-    source = len(entry.calls) > 2 or f"context/{_spec(first).key}" != entry.key
-    call = entry.calls[len(entry.inputs)] if source else first
-    return Context(_spec(call), call.out_shape, source, call.output not in entry.outputs), call
+    """Return the op that a context entry is about: its last call, or the last but one where a sink follows."""
+    index = len(entry.calls) - 1
+    if index > 0 and f"context/{_spec(entry.calls[index - 1]).key}" == entry.key:
+        index -= 1
+    call = entry.calls[index]
+    return Context(_spec(call), call.out_shape, index > 0, index < len(entry.calls) - 1), call
 
 
 def _spec(call: Call) -> OpSpec:
@@ -83,7 +84,7 @@ def _spec(call: Call) -> OpSpec:
 
 
 def _op_row(context: Context, call: Call, rows: Mapping[str, Row]) -> OpRow:
-    needed = [context.key, *(boundary_key(s, n) for s in context.shapes for n in (1, 2))]
+    needed = [context.key, *(boundary_key(s, n) for s, _ in context.borders for n in (1, 2))]
     key = context.spec.key
     measured: dict[str, Measurement] = {}
     for name in needed:

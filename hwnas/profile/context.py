@@ -49,23 +49,38 @@ class Context:
         return f"context/{self.spec.key}"
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Shapes at the borders to its neighbours: inputs first, then the output."""
-        return (self.spec.in_shapes if self.source else ()) + ((self.out_shape,) if self.sink else ())
+    def borders(self) -> list[tuple[Shape, float]]:
+        """Shape of each border to a neighbour, and how many pairs of neighbours stand there: 0.5 is a single one.
+
+        Sources of inputs of one size come one after the other, with a sink between them, so that only the first reads
+        an input of the run.
+        """
+        last = {s[2:]: i for i, s in enumerate(self.spec.in_shapes)}
+        inputs = [(s, 0.5 if last[s[2:]] == i else 1.0) for i, s in enumerate(self.spec.in_shapes)]
+        return (inputs if self.source else []) + ([(self.out_shape, 0.5)] if self.sink else [])
 
     def trace(self) -> Trace:
-        """Return the op between its neighbours."""
+        """Return the op between its neighbours; the op is the last call, or the last but one if there is a sink."""
+        shapes = self.spec.in_shapes
         with torch.device("meta"):
             op = make_op(self.spec.kind, dict(self.spec.attrs))
-            sources = [ConvBN(NEIGHBOUR_CHANNELS, s[1]) for s in self.spec.in_shapes] if self.source else []
+            sources = [ConvBN(NEIGHBOUR_CHANNELS, s[1]) for s in shapes] if self.source else []
+            between = [ConvBN(s[1], NEIGHBOUR_CHANNELS) for s in shapes] if self.source else []
             sink = ConvBN(self.out_shape[1], NEIGHBOUR_CHANNELS) if self.sink else None
+        sizes = list(dict.fromkeys(s[2:] for s in shapes))
 
         def forward(*xs: Tensor) -> Tensor:
-            y: Tensor = op(*(source(x) for source, x in zip(sources, xs, strict=True)) if sources else xs)
+            narrow, inputs = dict(zip(sizes, xs, strict=True)) if sources else {}, list(xs)
+            for i, source in enumerate(sources):
+                size = shapes[i][2:]
+                inputs[i:] = [source(narrow[size])]
+                if any(s[2:] == size for s in shapes[i + 1 :]):
+                    narrow[size] = between[i](inputs[i])
+            y: Tensor = op(*inputs)
             return y if sink is None else sink(y)
 
-        shapes = [_narrow(s) for s in self.spec.in_shapes] if self.source else list(self.spec.in_shapes)
-        return trace_calls(forward, {f"x{i}": s for i, s in enumerate(shapes)})
+        given = [(1, NEIGHBOUR_CHANNELS, *size) for size in sizes] if self.source else list(shapes)
+        return trace_calls(forward, {f"x{i}": s for i, s in enumerate(given)})
 
 
 def contexts(traces: Sequence[Trace]) -> dict[OpSpec, Context]:
@@ -121,9 +136,9 @@ def price(context: Context, took_ms: Mapping[str, tuple[float, float]]) -> tuple
     weights = {context.key: 1.0}
     # An op at an end of the network has one neighbour, and only that end of a run is known.
     ends = 1.0 if context.source and context.sink else 0.5
-    for shape in context.shapes:
-        run = ends / len(context.shapes)  # the run is the mean over the borders: 2 T1 - T2 of each
-        for key, weight in ((boundary_key(shape, 1), 0.5 - 2 * run), (boundary_key(shape, 2), run - 0.5)):
+    for shape, pairs in context.borders:
+        run = ends / len(context.borders)  # the run is the mean over the borders: 2 T1 - T2 of each
+        for key, weight in ((boundary_key(shape, 1), pairs - 2 * run), (boundary_key(shape, 2), run - pairs)):
             weights[key] = weights.get(key, 0.0) + weight
     # One entry may stand at several borders: its error counts with the sum of its weights.
     price_ms = sum(weight * took_ms[key][0] for key, weight in weights.items())

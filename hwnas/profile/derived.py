@@ -15,7 +15,7 @@ from hwnas.latency.validation import report_derived
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.plan import NETWORKS_FILE, PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
-from hwnas.runtime.work import collect
+from hwnas.runtime.results import collect
 from hwnas.search.derive import Solver
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace, trace_space

@@ -51,7 +51,7 @@ def make_plan(
     chosen = choose_networks(space, mixed, calibration)
     share = _shares(space, mixed)
     ordered = sorted(contexts(mixed).values(), key=lambda c: (-share[c.spec], c.spec.key))
-    boundaries = list(dict.fromkeys(shape for c in ordered for shape in c.shapes))
+    boundaries = list(dict.fromkeys(shape for c in ordered for shape, _ in c.borders))
     writer = PlanWriter(folder, 2 * len(boundaries) + (1 + calibration.isolated) * len(ordered) + len(chosen), update)
     for shape in boundaries:
         for pairs in (1, 2):

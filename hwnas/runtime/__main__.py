@@ -20,16 +20,9 @@ from hwnas.errors import HwnasError
 from hwnas.runtime.device import device_name
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
+from hwnas.runtime.results import collect, conditions
 from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import (
-    RESULTS_FILE,
-    Progress,
-    collect,
-    conditions,
-    free_memory_bytes,
-    measure_plan,
-    pin_to_cpus,
-)
+from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 
 LINE_S = 10.0  # between progress lines where the output is not a terminal
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>

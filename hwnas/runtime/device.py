@@ -19,7 +19,10 @@ _ISA = re.compile(r"(sse4_2|avx|fma|f16c|amx|asimd|neon|sve|sme(?!p)|i8mm|bf16)"
 _ISA_LEVELS = (("avx512", "avx512f"), ("avx2",) * 2, ("avx",) * 2, ("sse4_2",) * 2, ("sve",) * 2, ("neon", "asimd"))
 _VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0x4e": "nvidia"}
 _SHARED = ("vendor_id", "CPU implementer")
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+HUGE_PAGES = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("hugetlb=1", "mmap_threshold=1073741824", "trim_threshold=1073741824")  # all memory from one heap
+)
 
 
 def cpu_identity(root: Path = Path("/")) -> dict[str, Any]:

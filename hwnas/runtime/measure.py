@@ -29,7 +29,9 @@ SHORTEST_MS = 1e-6  # what is below a nanosecond was not measured
 MAX_WALL_RATIO = 1.2  # above it something else was running on the core
 CPU_CLOCKS = ("thread_cpu",)
 WARMUP_S = 0.02  # of a runner that was just loaded
-REWARM_S = 0.0005  # of one that others have pushed out of the caches
+# Of one that others have pushed out of the caches. Seen: the first run is 20 % slow, the second 5, the third 3, the
+# fourth 1; from the sixth on nothing changes.
+REWARM_RUNS = 5
 VISIT_S = 0.003
 SAMPLES = (3, 25)  # least and most in a visit
 STABLE = 0.005  # how far the levels of both halves of the visits may be apart when noise has stabilised
@@ -155,14 +157,14 @@ def visit(runner: Timeable, number: int, clock: str, fresh: bool) -> Samples:
     """
     if clock == "model":
         return _checked(runner.time(SAMPLES[0], number), SAMPLES[0])
-    run_s = _warm_up(runner, number, WARMUP_S if fresh else REWARM_S)
+    run_s = _warm_up(runner, number, WARMUP_S if fresh else 0.0)
     wanted = min(SAMPLES[1], max(SAMPLES[0], int(VISIT_S / max(run_s, 1e-9))))
     return _checked(runner.time(wanted, number), wanted)
 
 
 def _warm_up(runner: Timeable, number: int, warmup_s: float) -> float:
-    """Run for a while; return the wall time of one sample at the end, in seconds."""
-    start_s, count = time.perf_counter(), 1
+    """Run for a while, at least five times; return the wall time of one sample at the end, in seconds."""
+    start_s, count = time.perf_counter(), REWARM_RUNS
     while True:
         batch_s = time.perf_counter()
         runner.time(count, number)

@@ -21,7 +21,8 @@ from hwnas.errors import HwnasError
 from hwnas.runtime.device import malloc_tunables
 from hwnas.runtime.journal import Journal
 from hwnas.runtime.measure import DEFAULT_STOP, StopRule
-from hwnas.runtime.work import OUTSIDE_DEATHS, RESULTS_FILE, Progress
+from hwnas.runtime.results import OUTSIDE_DEATHS
+from hwnas.runtime.work import RESULTS_FILE, Progress
 
 # Sent by users, init systems and a kernel short of memory; an engine's own faults have other signals.
 OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)

@@ -308,7 +308,7 @@ def _measure_again(made: LatencyTable, recipe: Recipe, n: int) -> tuple[bool, st
 
 def _write_plan(chosen: Sequence[Context], folder: Path) -> None:
     """Write a plan of some ops in context and what it takes to price them."""
-    boundaries = list(dict.fromkeys(shape for c in chosen for shape in c.shapes))
+    boundaries = list(dict.fromkeys(shape for c in chosen for shape, _ in c.borders))
     writer = PlanWriter(folder, 2 * len(boundaries) + len(chosen))
     for shape in boundaries:
         for pairs in (1, 2):

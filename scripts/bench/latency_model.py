@@ -35,7 +35,7 @@ from hwnas.ui import bar, console, table
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
 FIT = 12
 # Networks until their own interval is within 0.5 %, ops within 1 %.
-STOP = StopRule(min_visits=60, max_visits=200, min_s=90.0, relative_ci=0.01, net_relative_ci=0.005)
+STOP = StopRule(min_visits=40, max_visits=120, min_s=90.0, relative_ci=0.01, net_relative_ci=0.005)
 NAMES = {
     "flops": "FLOPs, affine",
     "params": "parameters, affine",
