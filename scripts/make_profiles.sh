@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the latency tables that ship in profiles/, for this machine: each recipe on each engine for the CPU.
-# usage: scripts/make_profiles.sh [--replace] [RECIPE...]      (default: darts-quick darts-camvid)
+# usage: scripts/make_profiles.sh [--replace] [RECIPE...]      (default: darts-quick)
 #   --replace   write over tables of this device, engine and recipe that are there
 # Run it again and it goes on where it stopped. Takes some minutes a table; leave the machine alone meanwhile.
 set -uo pipefail
@@ -16,7 +16,7 @@ for argument in "$@"; do
         *) recipes+=("$argument") ;;
     esac
 done
-[ ${#recipes[@]} -gt 0 ] || recipes=(darts-quick darts-camvid)
+[ ${#recipes[@]} -gt 0 ] || recipes=(darts-quick)
 
 # shellcheck source=scripts/_setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"

@@ -68,9 +68,9 @@ class StopRule:
         net_relative_ci: The same for whole networks.
     """
 
-    min_visits: int = 20
+    min_visits: int = 30
     max_visits: int = 100
-    min_s: float = 30.0
+    min_s: float = 45.0
     relative_ci: float = 0.01
     net_relative_ci: float = 0.005
 
