@@ -21,7 +21,7 @@ from hwnas.ops import OpSpec, make_op
 from hwnas.ops.trace import Trace, trace_calls
 from hwnas.profile import Calibration, Context, add_derived, build_table, choose_networks, contexts, make_plan
 from hwnas.profile.build import _context
-from hwnas.profile.context import boundary_key, boundary_trace, price
+from hwnas.profile.context import boundary_key, boundary_trace, needed_entries, price
 from hwnas.profile.derived import RANDOM
 from hwnas.profile.networks import estimate_ms, spread
 from hwnas.profile.plan import trace_entry
@@ -52,8 +52,12 @@ RELU = OpSpec("relu", (), (X16,))
 
 def took(context: Context) -> dict[str, tuple[float, float]]:
     """Return what the model of the fake engine says of a context and its boundaries."""
-    traces = {context.key: context.trace()}
-    traces |= {boundary_key(s, n): boundary_trace(s, n) for s, _ in context.borders for n in (1, 2)}
+    parts = [context]
+    if context.ending is not None:
+        parts.append(Context(context.ending, (), source=len(context.out_shape) == 4, sink=False))
+    traces = {c.key: c.trace() for c in parts}
+    traces |= {boundary_key(s, n): boundary_trace(s, n) for c in parts for s, _ in c.borders for n in (1, 2)}
+    assert set(needed_entries(context)) == traces.keys()
     return {key: (modelled_ms(trace_entry("context", key, t, None, None)), 0.0) for key, t in traces.items()}
 
 
@@ -155,8 +159,8 @@ class TestPrice:
             (Context(RELU, X16, True, True), 3.0 - 1.0, math.hypot(0.04, 0.03)),
             # T - (T1 + T1') / 2: with two shapes it cancels too.
             (Context(conv(16, 8), other, True, True), 3.0 - 1.1, math.hypot(0.04, 0.015, 0.025)),
-            # T - 3/2 (T2 - T1) - (2 T1 - T2) = T - (T1 + T2) / 2.
-            (Context(add, X16, True, True), 3.0 - 1.4, math.hypot(0.04, 0.015, 0.04)),
+            # T - 2 (T2 - T1) - (2 T1 - T2) = T - T2: two sources in a row are two pairs.
+            (Context(add, X16, True, True), 3.0 - 1.8, math.hypot(0.04, 0.08)),
             # T - T1 / 2 at an end.
             (Context(RELU, X16, False, True), 3.0 - 0.5, math.hypot(0.04, 0.015)),
             (Context(RELU, X16, False, False), 3.0, 0.04),

@@ -36,6 +36,7 @@ from hwnas.runtime.results import (
     DEATHS_LATER,
     OUTSIDE_DEATHS,
     REFERENCE_EVERY,
+    Conditions,
     Row,
     collect,
     conditions,
@@ -575,7 +576,7 @@ def test_the_reference_is_the_op_in_the_middle_timed_now_and_then(plan: Path) ->
 def test_networks_are_no_reference(tmp_path: Path) -> None:
     write_plan(tmp_path, [replace(conv_entry("net"), role="net")])
     results = measure_plan(tmp_path, "fake", stop=QUICK)
-    assert conditions(results) == work.Conditions()
+    assert conditions(results) == Conditions()
 
 
 def test_a_reference_that_keeps_dying_is_given_up(plan: Path) -> None:

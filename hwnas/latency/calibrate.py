@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
-PULLS = (3e-4, 3e-3)  # seen: networks of few dominant ops tell kinds apart well enough for weak ones
+PULLS = (1e-4, 1e-3)  # seen: networks of few dominant ops tell kinds apart well enough for weak ones
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hwnas.files import read_json
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
 from hwnas.latency.validation import calibrate
 from hwnas.ops.registry import OpSpec
-from hwnas.profile.context import Context, boundary_key, price
+from hwnas.profile.context import Context, context_of, needed_entries, price
 from hwnas.profile.plan import NETWORKS_FILE
 from hwnas.runtime.measure import Measurement
 from hwnas.runtime.plan import Call, Entry, Plan, load_plan
@@ -71,12 +71,9 @@ def _op_rows(entries: tuple[Entry, ...], rows: Mapping[str, Row]) -> dict[str, O
 
 
 def _context(entry: Entry) -> tuple[Context, Call]:
-    """Return the op that a context entry is about: its last call, or the last but one where a sink follows."""
-    index = len(entry.calls) - 1
-    if index > 0 and f"context/{_spec(entry.calls[index - 1]).key}" == entry.key:
-        index -= 1
-    call = entry.calls[index]
-    return Context(_spec(call), call.out_shape, index > 0, index < len(entry.calls) - 1), call
+    """Return the op that a context entry is about."""
+    context = context_of([(_spec(c), c.out_shape) for c in entry.calls], entry.key)
+    return context, next(c for c in reversed(entry.calls) if _spec(c) == context.spec)
 
 
 def _spec(call: Call) -> OpSpec:
@@ -84,7 +81,7 @@ def _spec(call: Call) -> OpSpec:
 
 
 def _op_row(context: Context, call: Call, rows: Mapping[str, Row]) -> OpRow:
-    needed = [context.key, *(boundary_key(s, n) for s, _ in context.borders for n in (1, 2))]
+    needed = needed_entries(context)
     key = context.spec.key
     measured: dict[str, Measurement] = {}
     for name in needed:

@@ -14,6 +14,7 @@ arithmetic.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,13 +36,17 @@ class Context:
         spec: The op.
         out_shape: Of its result.
         source: Whether something comes before it; not so if it reads the network's input.
-        sink: Whether something comes after it; not so if it makes the network's result.
+        sink: Whether something comes after it that a convolution can stand for; not so if it makes the network's
+            result.
+        ending: The op that comes after it and makes the network's result, in place of a sink: layouts at the end of a
+            network are those that the result needs.
     """
 
     spec: OpSpec
     out_shape: Shape
     source: bool
     sink: bool
+    ending: OpSpec | None = None
 
     @property
     def key(self) -> str:
@@ -60,13 +65,15 @@ class Context:
         return (inputs if self.source else []) + ([(self.out_shape, 0.5)] if self.sink else [])
 
     def trace(self) -> Trace:
-        """Return the op between its neighbours; the op is the last call, or the last but one if there is a sink."""
+        """Return the op between its neighbours: the last call, or the last but one if a sink or an ending follows."""
         shapes = self.spec.in_shapes
         with torch.device("meta"):
             op = make_op(self.spec.kind, dict(self.spec.attrs))
             sources = [ConvBN(NEIGHBOUR_CHANNELS, s[1]) for s in shapes] if self.source else []
             between = [ConvBN(s[1], NEIGHBOUR_CHANNELS) for s in shapes] if self.source else []
-            sink = ConvBN(self.out_shape[1], NEIGHBOUR_CHANNELS) if self.sink else None
+            after: Op | None = ConvBN(self.out_shape[1], NEIGHBOUR_CHANNELS) if self.sink else None
+            if self.ending is not None:
+                after = make_op(self.ending.kind, dict(self.ending.attrs))
         sizes = list(dict.fromkeys(s[2:] for s in shapes))
 
         def forward(*xs: Tensor) -> Tensor:
@@ -77,7 +84,7 @@ class Context:
                 if any(s[2:] == size for s in shapes[i + 1 :]):
                     narrow[size] = between[i](inputs[i])
             y: Tensor = op(*inputs)
-            return y if sink is None else sink(y)
+            return y if after is None else after(y)
 
         given = [(1, NEIGHBOUR_CHANNELS, *size) for size in sizes] if self.source else list(shapes)
         return trace_calls(forward, {f"x{i}": s for i, s in enumerate(given)})
@@ -90,12 +97,35 @@ def contexts(traces: Sequence[Trace]) -> dict[OpSpec, Context]:
     """
     out: dict[OpSpec, Context] = {}
     for trace in traces:
+        last = next(c for c in trace.calls if c.output == trace.output)
+        readers = Counter(name for c in trace.calls for name in c.inputs)
         for call in trace.calls:
             if call.spec not in out:
                 source = INPUT not in call.inputs and all(len(s) == 4 for s in call.spec.in_shapes)
-                sink = call.output != trace.output and len(call.out_shape) == 4
-                out[call.spec] = Context(call.spec, call.out_shape, source, sink)
+                ending = last.spec if last.inputs == (call.output,) and readers[call.output] == 1 else None
+                sink = ending is None and call is not last and len(call.out_shape) == 4
+                out[call.spec] = Context(call.spec, call.out_shape, source, sink, ending)
     return out
+
+
+def context_of(calls: Sequence[tuple[OpSpec, Shape]], key: str) -> Context:
+    """Return the context that a list of calls is the trace of.
+
+    Args:
+        calls: Spec and output shape of each, in order.
+        key: Of the context.
+    """
+    index = len(calls) - 1
+    if index > 0 and f"context/{calls[index - 1][0].key}" == key:
+        index -= 1
+    spec, out_shape = calls[index]
+    if index == len(calls) - 1:
+        return Context(spec, out_shape, index > 0, sink=False)
+    after = calls[-1][0]
+    with torch.device("meta"):
+        sink = ConvBN(out_shape[1], NEIGHBOUR_CHANNELS) if len(out_shape) == 4 else None
+    is_sink = sink is not None and after == sink.spec((out_shape,))
+    return Context(spec, out_shape, index > 0, is_sink, None if is_sink else after)
 
 
 def boundary_key(shape: Shape, pairs: int) -> str:
@@ -127,12 +157,21 @@ def price(context: Context, took_ms: Mapping[str, tuple[float, float]]) -> tuple
 
     Args:
         context: The op.
-        took_ms: Latency and half-width of its interval of each entry, by key: that of the context and of its
-            boundaries.
+        took_ms: Latency and half-width of its interval of each entry, by key: that of the context, of its boundaries
+            and of its ending.
 
     Returns:
         Milliseconds, never negative, and the half-width of their interval.
     """
+    weights = _weights(context)
+    # One entry may stand at several borders: its error counts with the sum of its weights.
+    price_ms = sum(weight * took_ms[key][0] for key, weight in weights.items())
+    half_ms = math.hypot(*(weight * took_ms[key][1] for key, weight in weights.items()))
+    return max(0.0, price_ms), half_ms
+
+
+def _weights(context: Context) -> dict[str, float]:
+    """Return how the price of an op is made up from what entries took."""
     weights = {context.key: 1.0}
     # An op at an end of the network has one neighbour, and only that end of a run is known.
     ends = 1.0 if context.source and context.sink else 0.5
@@ -140,7 +179,13 @@ def price(context: Context, took_ms: Mapping[str, tuple[float, float]]) -> tuple
         run = ends / len(context.borders)  # the run is the mean over the borders: 2 T1 - T2 of each
         for key, weight in ((boundary_key(shape, 1), pairs - 2 * run), (boundary_key(shape, 2), run - pairs)):
             weights[key] = weights.get(key, 0.0) + weight
-    # One entry may stand at several borders: its error counts with the sum of its weights.
-    price_ms = sum(weight * took_ms[key][0] for key, weight in weights.items())
-    half_ms = math.hypot(*(weight * took_ms[key][1] for key, weight in weights.items()))
-    return max(0.0, price_ms), half_ms
+    if context.ending is not None:  # less the price of that op, as it stands at the end with a source of its own
+        last = Context(context.ending, (), len(context.out_shape) == 4, sink=False)
+        for key, weight in _weights(last).items():
+            weights[key] = weights.get(key, 0.0) - weight
+    return weights
+
+
+def needed_entries(context: Context) -> list[str]:
+    """Return the keys of all entries that the price of an op is made up from, that of its context first."""
+    return list(_weights(context))

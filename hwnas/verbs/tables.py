@@ -284,8 +284,9 @@ def _traces(recipe: Recipe, made: LatencyTable) -> list[Trace]:
 
 def _measure_again(made: LatencyTable, recipe: Recipe, n: int) -> tuple[bool, str]:
     """Measure the n dearest ops of a recipe again; return whether the device is another than it was, and how far."""
-    known = contexts(_traces(recipe, made)).values()
-    chosen = sorted(known, key=lambda c: (-made.rows[c.spec.key].latency_ms, c.spec.key))[:n]
+    known = contexts(_traces(recipe, made))
+    chosen = sorted(known.values(), key=lambda c: (-made.rows[c.spec.key].latency_ms, c.spec.key))[:n]
+    chosen = list(dict.fromkeys([*chosen, *(known[c.ending] for c in chosen if c.ending is not None)]))
     engine = made.where["engine"]
     with tempfile.TemporaryDirectory() as folder, bar("measure again", None) as update:
         _write_plan(chosen, Path(folder))
