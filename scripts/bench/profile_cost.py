@@ -101,7 +101,7 @@ def main() -> None:
     mine = made.report["predictors"]["ours"]
     ops = len(took_ms)
     rows = [[phase, f"{s:.1f}", f"{1000 * s / entries:.0f}"] for phase, s in seconds.items()]
-    rows.insert(1, ["  of which loading", f"{build_s:.1f}", f"{1000 * build_s / entries:.0f}"])
+    rows.insert(2, ["  of which loading", f"{build_s:.1f}", f"{1000 * build_s / entries:.0f}"])
     rows += [["all", f"{60 * minutes:.1f}", f"{60e3 * minutes / entries:.0f}"]]
     rows += [[f"the usual way, {ops} ops, without export", f"{usual_s:.1f}", f"{1000 * usual_s / ops:.0f}"]]
     table(f"{args.recipe} on {made.name}: {entries} entries", ("phase", "s", "ms an entry"), rows, numbers=True)
