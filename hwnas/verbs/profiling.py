@@ -17,7 +17,7 @@ from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import SAMPLES, VISIT_S, StopRule
+from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, StopRule
 from hwnas.runtime.plan import Plan, load_plan
 from hwnas.runtime.supervise import supervise
 from hwnas.ui import bar, console, summary, table
@@ -140,7 +140,7 @@ def forecast_minutes(plan: Plan, stop: StopRule) -> float:
     round_s = 0.0
     for entry in plan.entries:
         run_s = sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
-        round_s += max(VISIT_S, (SAMPLES[0] + 1) * run_s)
+        round_s += max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * run_s)
     return (LOAD_S * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * round_s)) / 60
 
 

@@ -23,7 +23,7 @@ from hwnas import recipes
 from hwnas.profile import Calibration, make_plan
 from hwnas.runtime.device import HUGE_PAGES, malloc_tunables
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import halves_apart, level
+from hwnas.runtime.measure import halves_apart, level, visit
 from hwnas.runtime.plan import load_plan
 from hwnas.runtime.work import pin_to_cpus
 from hwnas.ui import table
@@ -48,9 +48,8 @@ def worker(folder: Path, engine: str, seconds: float) -> None:
     start_s = time.monotonic()
     while time.monotonic() - start_s < seconds or len(visits[0]) < 2:
         for r in rng.permutation(len(runners)):
-            runner = runners[r][2]
-            runner.time(1)
-            visits[r].append(float(np.median(runner.time(3).latency_ms)))
+            samples = visit(runners[r][2], len(visits[r]), opened.clock, fresh=False)
+            visits[r].append(float(np.median(samples.latency_ms)))
     levels = np.zeros((NETS, LOADS))
     for (i, load, _), v in zip(runners, visits, strict=True):
         levels[i, load] = level(v)
