@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,17 @@ from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError
 from hwnas.export import export, load_weights
 from hwnas.files import sha256
-from hwnas.ops.onnx_graph import OPSET, OpExporter, export_network, export_op, stand_in, stitch
+from hwnas.ops.onnx_graph import (
+    OPSET,
+    OpExporter,
+    export_network,
+    export_op,
+    factor,
+    has_weights,
+    stand_in,
+    stitch,
+)
+from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace, trace
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
@@ -90,9 +101,13 @@ class TestStitched:
         space = space_at(size)
         network = space.build(arch, form="deploy").eval()
         traced = trace(network, (1, 3, *size))
+        calls: Counter[OpSpec] = Counter()
         with torch.no_grad():
             for call in traced.calls:
                 call.module.load_state_dict(stand_in(call.spec).state_dict())
+                for kernel in (p for p in call.module.parameters() if p.dim() > 1):
+                    kernel.mul_(factor(calls[call.spec]))
+                calls[call.spec] += 1
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         got = run(OpExporter().network(traced).SerializeToString(), image)
         expected = run(whole_export(network, size), image)
@@ -117,6 +132,16 @@ class TestStitched:
                 states.append(stand_in(spec).state_dict())
         assert states[0]["conv.weight"].std() > 0.05
         assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+    def test_no_two_calls_have_the_same_weights(self) -> None:
+        """An engine that compares constants would compute calls of the same input and weights once."""
+        traced = trace_space(space_at(EVEN), ARCHS[0])
+        repeated = {s for s, n in Counter(c.spec for c in traced.calls if has_weights(c.module)).items() if n > 1}
+        assert repeated
+        kernels = [
+            t.raw_data for t in OpExporter().network(traced).graph.initializer if len(t.dims) > 1 and t.data_type == 1
+        ]
+        assert len(set(kernels)) == len(kernels) > len(traced.calls) / 4
 
     def test_each_unique_op_is_exported_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[object] = []

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import torch
 from onnx import ModelProto, TensorProto, helper
 
@@ -71,8 +73,39 @@ class OpExporter:
         return self._models[spec]
 
     def network(self, trace: Trace) -> ModelProto:
-        """Return all calls of a trace joined, with stand-in weights."""
-        return stitch(trace, [self(c.spec) for c in trace.calls])
+        """Return all calls of a trace joined, with stand-in weights of its own for each call.
+
+        Engines compute an op once for calls of the same weights and input; in no trained network are there such.
+        """
+        calls: Counter[OpSpec] = Counter()
+        models = []
+        for c in trace.calls:
+            models.append(_scaled(self(c.spec), factor(calls[c.spec])) if has_weights(c.module) else self(c.spec))
+            calls[c.spec] += 1
+        return stitch(trace, models)
+
+
+def has_weights(op: Op) -> bool:
+    """Tell whether an op has parameters."""
+    return next(op.parameters(), None) is not None
+
+
+def factor(repeat: int) -> float:
+    """Return what the kernels of an op are multiplied by where it is called for the (repeat + 1)-th time."""
+    return 1 + repeat / 256
+
+
+def _scaled(model: ModelProto, times: float) -> ModelProto:
+    """Return a model with all kernels multiplied by a number."""
+    if times == 1:
+        return model
+    out = ModelProto()
+    out.CopyFrom(model)
+    for tensor in out.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor) * np.float32(times)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return out
 
 
 def export_network(trace: Trace, output: str, metadata: Mapping[str, str]) -> ModelProto:
@@ -95,27 +128,33 @@ def stitch(trace: Trace, models: Iterable[ModelProto], output: str = "output") -
     Args:
         trace: Nothing mixed.
         models: One per call, with inputs ``x0, x1, ...`` and output ``y``.
-        output: Name for the result; the inputs are called as in the trace.
+        output: Name for the result, with a number if there are several; the inputs are called as in the trace.
 
     Returns:
         A model checked by ``onnx.checker``; names of nodes start with the module path of the call they are from.
     """
     assert not trace.mixed, "a network with open decisions has no single graph"
     nodes, initializers = [], []
-    final = TensorProto.FLOAT
+    results = output_names(trace, output)
+    infos = {}
     for i, (call, model) in enumerate(zip(trace.calls, models, strict=True)):
-        graph = _renamed(call, i, model, {trace.output: output})
+        graph = _renamed(call, i, model, results)
         nodes += graph.node
         initializers += graph.initializer
-        if call.output == trace.output:
-            final = model.graph.output[0].type.tensor_type.elem_type
-            shape = call.out_shape
+        if call.output in results:
+            kind = model.graph.output[0].type.tensor_type.elem_type
+            infos[call.output] = helper.make_tensor_value_info(results[call.output], kind, call.out_shape)
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in trace.inputs.items()]
-    outputs = [helper.make_tensor_value_info(output, final, shape)]
+    outputs = [infos[name] for name in trace.outputs]
     graph = helper.make_graph(nodes, "hwnas", inputs, outputs, initializers)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(whole, full_check=True)
     return whole
+
+
+def output_names(trace: Trace, output: str) -> dict[str, str]:
+    """Return what each result of a trace is called: `output`, with a number from the second on."""
+    return {name: f"{output}{i or ''}" for i, name in enumerate(trace.outputs)}
 
 
 def _renamed(call: Call, index: int, model: ModelProto, results: Mapping[str, str]) -> onnx.GraphProto:

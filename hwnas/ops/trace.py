@@ -66,14 +66,20 @@ class Trace:
     Attributes:
         calls: In the order of computation; a graph in single-assignment form if nothing is mixed.
         inputs: Shape of each input by name, (N, C, H, W); a network has one, ``"image"``.
-        output: Name of the network's result.
+        outputs: Names of the results; a network has one.
         mixed: Whether some decision is open, so that `calls` lists alternatives.
     """
 
     calls: tuple[Call, ...]
     inputs: Mapping[str, Shape]
-    output: str
+    outputs: tuple[str, ...]
     mixed: bool
+
+    @property
+    def output(self) -> str:
+        """Name of a network's result."""
+        (name,) = self.outputs
+        return name
 
     @property
     def input_shape(self) -> Shape:
@@ -161,12 +167,15 @@ def trace(network: nn.Module, input_shape: Shape, merge: bool = True) -> Trace:
 
 
 def trace_calls(
-    forward: Callable[..., Tensor], inputs: Mapping[str, Shape], merge: bool = True, names: Mapping[nn.Module, str] = {}
+    forward: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: Mapping[str, Shape],
+    merge: bool = True,
+    names: Mapping[nn.Module, str] = {},
 ) -> Trace:
     """List the op calls that `forward` makes on tensors of these shapes.
 
     Args:
-        forward: Takes one tensor per input, in their order, and computes with ops alone.
+        forward: Takes one tensor per input, in their order, computes with ops alone, and returns one or several.
         inputs: Shapes by name.
         merge: See `trace`.
         names: Of the modules; ops without one are called by their kind.
@@ -177,7 +186,8 @@ def trace_calls(
         result = forward(*(tracer.value(shape, name) for name, shape in inputs.items()))
     finally:
         active_tracer.reset(token)
-    return Trace(tuple(tracer.calls), dict(inputs), tracer.name_of(result), tracer.mixed)
+    results = (result,) if isinstance(result, Tensor) else result
+    return Trace(tuple(tracer.calls), dict(inputs), tuple(tracer.name_of(t) for t in results), tracer.mixed)
 
 
 def _measure_shape(op: Op, inputs: Sequence[Tensor]) -> tuple[Shape, torch.dtype, Cost]:
