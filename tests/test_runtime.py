@@ -54,7 +54,7 @@ def test_plan_round_trip(tmp_path: Path) -> None:
     assert written.entries == tuple(entries)
     assert written.entries[0].output_shapes() == {"v1": OUT_SHAPE}
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["id"] == sha256(json.dumps(content["entries"], sort_keys=True, separators=(",", ":")))
 
 
@@ -74,7 +74,7 @@ def test_plan_says_which_file_of_which_entry_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.update(schema=2), "has schema 2, this version reads 1"),
+        (lambda p: p.update(schema=1), "has schema 1, this version reads 2"),
         (lambda p: p["entries"][0].update(key="zz"), "its id does not match its entries"),
         (lambda p: p["entries"][0]["calls"][0].update(macs=5), "its id does not match its entries"),
         (lambda p: p["entries"][0].update(key="op1"), "entry 'op1': the key occurs twice"),

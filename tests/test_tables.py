@@ -128,11 +128,9 @@ def prices() -> dict[str, OpRow]:
     """Return rows of all ops of the recipe, priced as the fake engine takes them in a network."""
     recipe = recipes.get(RECIPE)
     out = {}
-    for trace, call in ((t, c) for s in recipe.scales() for t in [traced(recipe.space.at(s))] for c in t.calls):
+    for call in (c for s in recipe.scales() for c in traced(recipe.space.at(s)).calls):
         ms = max(call.cost.macs / fake.PEAK_MACS_PER_MS, call.cost.bytes / fake.BYTES_PER_MS)
-        ms += fake.LAUNCH_MS - fake.SAVING_MS
-        if INPUT in call.inputs or call.output == trace.output:  # one neighbour, and half of what a run costs
-            ms += (fake.RUN_MS + fake.SAVING_MS) / 2
+        ms += fake.LAUNCH_MS + (fake.RUN_MS if INPUT in call.inputs else -fake.SAVING_MS)
         out[call.spec.key] = row(ms, 0.001 * ms, call.spec.key, visits=3, n=9, stop="ci")
     return out
 

@@ -347,8 +347,8 @@ def test_a_damaged_line_of_results(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [half, empty, another])
-def test_a_damaged_list_of_networks(finished: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = finished / "plan" / "networks.json"
+def test_a_damaged_assembly(finished: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = finished / "plan" / "assembly.json"
     path.write_bytes(damage(path.read_bytes()))
     (finished / "table.json").unlink()
-    refused("profile", RECIPE, match=r"networks\.json is not the list of networks of (its|a) plan")
+    refused("profile", RECIPE, match=r"assembly\.json is not .*(its|a|another) plan")

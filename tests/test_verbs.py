@@ -33,7 +33,7 @@ from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, hwnas,
 MADE = [
     "run.json",
     "plan/plan.json",
-    "plan/networks.json",
+    "plan/assembly.json",
     "results.jsonl",
     "table.json",
     "alphas.json",
@@ -65,7 +65,7 @@ def check_job(folder: Path, name: str) -> None:
     planned = {p for p in everything if re.fullmatch(r"(plan|derived/\w{12})/(ops|nets)/\w{16}\.onnx", p)}
     derived = {p for p in everything - planned if p.startswith("derived/")}
     assert everything - planned - derived == {*MADE, ".lock"}  # and no temporary file
-    assert {p.split("/")[2] for p in derived} == {"plan.json", "networks.json", "results.jsonl"}
+    assert {p.split("/")[2] for p in derived} == {"plan.json", "assembly.json", "results.jsonl"}
     assert len({p.split("/")[1] for p in derived}) == 1
     for file in run.rglob("*.json"):
         read_json(file, "an output")  # strict: no NaN

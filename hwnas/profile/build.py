@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hwnas.errors import HwnasError
-from hwnas.files import read_json
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
 from hwnas.latency.validation import calibrate
 from hwnas.ops.registry import OpSpec
-from hwnas.profile.context import Context, context_of, needed_entries, price
-from hwnas.profile.plan import NETWORKS_FILE
+from hwnas.profile.assembly import Assembly, Price
+from hwnas.profile.context import price
 from hwnas.runtime.measure import Measurement
-from hwnas.runtime.plan import Call, Entry, Plan, load_plan
+from hwnas.runtime.plan import Entry, Plan, load_plan
 from hwnas.runtime.results import Row, collect, conditions
 
 SKIPPED = "time was up"
@@ -33,14 +32,11 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
     plan = load_plan(folder)
     where, found = collect(results, plan)
     rows = {r.key: r for r in found}
-    ops = _op_rows(plan.entries, rows)
-    networks = read_json(folder / NETWORKS_FILE, "the list of networks of a plan")
-    try:
-        uses = {e.key: str(networks[e.key]["use"]) for e in plan.entries if e.role == "net"}
-    except (KeyError, TypeError) as e:
-        path = folder / NETWORKS_FILE
-        raise HwnasError(f"{path} is not the list of networks of its plan; remove the folder to write it anew") from e
-    nets = [net_row(e, rows.get(e.key), ops, uses[e.key]) for e in plan.entries if e.role == "net"]
+    made = Assembly.load(folder, plan.id)
+    op_of = {op.entry: key for key, op in made.ops.items()}
+    keys = [op_of[e.key] for e in plan.entries if e.role == "context"]
+    ops = {key: _op_row(key, made.ops[key], rows) for key in keys}
+    nets = [net_row(e, rows.get(e.key), ops, made.networks[e.key].use) for e in plan.entries if e.role == "net"]
     if all(row.status in UNMEASURED for row in ops.values()):
         first = next((row for row in ops.values() if row.status != "skipped"), None)
         if first is None:
@@ -60,41 +56,20 @@ def note_left_out(table: LatencyTable, plan: Plan, rows: Mapping[str, Row]) -> N
         table.report = {**table.report, "left_out": [*table.report.get("left_out", ()), *keys]}
 
 
-def _op_rows(entries: tuple[Entry, ...], rows: Mapping[str, Row]) -> dict[str, OpRow]:
-    """Return the row of each op: its price in context, and what it takes alone if that was measured."""
-    out = {}
-    for entry in entries:
-        if entry.role == "context":
-            context, call = _context(entry)
-            out[context.spec.key] = _op_row(context, call, rows)
-    return out
-
-
-def _context(entry: Entry) -> tuple[Context, Call]:
-    """Return the op that a context entry is about."""
-    context = context_of([(_spec(c), c.out_shape) for c in entry.calls], entry.key)
-    return context, next(c for c in reversed(entry.calls) if _spec(c) == context.spec)
-
-
-def _spec(call: Call) -> OpSpec:
-    return OpSpec(call.op, tuple(sorted(call.attrs.items())), call.in_shapes)
-
-
-def _op_row(context: Context, call: Call, rows: Mapping[str, Row]) -> OpRow:
-    needed = needed_entries(context)
-    key = context.spec.key
+def _op_row(key: str, op: Price, rows: Mapping[str, Row]) -> OpRow:
+    """Return the row of an op: its price in context, and what it takes alone if that was measured."""
     measured: dict[str, Measurement] = {}
-    for name in needed:
+    for name in sorted(op.weights, key=lambda name: name != op.entry):  # a reason of its own comes first
         row = rows.get(name)
         if row is None:
-            return OpRow(key, 0.0, macs=call.macs, bytes=call.bytes, status="skipped", reason=SKIPPED)
+            return OpRow(key, 0.0, macs=op.macs, bytes=op.bytes, status="skipped", reason=SKIPPED)
         if row.measurement is None:
-            reason = row.reason if name == context.key else f"{name}: {row.reason}"
-            return OpRow(key, 0.0, macs=call.macs, bytes=call.bytes, status=row.status, reason=reason)
+            reason = row.reason if name == op.entry else f"{name}: {row.reason}"
+            return OpRow(key, 0.0, macs=op.macs, bytes=op.bytes, status=row.status, reason=reason)
         measured[name] = row.measurement
     took = {name: (m.latency_ms, (m.ci_ms[1] - m.ci_ms[0]) / 2) for name, m in measured.items()}
-    latency_ms, half_ms = price(context, took)
-    own = measured[context.key]
+    latency_ms, half_ms = price(op.weights, took)
+    own = measured[op.entry]
     doubtful = [name for name, m in measured.items() if m.doubtful]
     alone = rows.get(key)
     return OpRow(
@@ -102,8 +77,8 @@ def _op_row(context: Context, call: Call, rows: Mapping[str, Row]) -> OpRow:
         latency_ms=latency_ms,
         ci_ms=(max(0.0, latency_ms - half_ms), latency_ms + half_ms),
         isolated_ms=alone.measurement.latency_ms if alone is not None and alone.measurement else None,
-        macs=call.macs,
-        bytes=call.bytes,
+        macs=op.macs,
+        bytes=op.bytes,
         spread=own.spread,
         n=own.n,
         visits=own.visits,
@@ -119,7 +94,7 @@ def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -
         return None
     counts: dict[str, int] = {}
     for c in entry.calls:
-        key = _spec(c).key
+        key = OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes).key
         counts[key] = counts.get(key, 0) + 1
     if any(key not in ops or ops[key].status in UNMEASURED for key in counts):  # its sum would count that op as free
         return None

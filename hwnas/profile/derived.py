@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwnas.files import canonical_json, sha256, write_atomic
+from hwnas.files import sha256
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.validation import report_derived
 from hwnas.profile.build import net_row, note_left_out
-from hwnas.profile.plan import NETWORKS_FILE, PlanWriter
+from hwnas.profile.plan import PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
 from hwnas.search.derive import Solver
 from hwnas.search.widths import price, random_latencies_ms
-from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.spaces.base import Scale, SearchSpace
 from hwnas.ui import Update, ignore
 
 RANDOM = 50  # networks that tell which budgets make sense
@@ -71,7 +71,7 @@ def _plan(
     rng = np.random.default_rng(0)
     models = price(space, scales, table)
     typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
-    derived = {}
+    writer, merge = PlanWriter(folder), bool(table.where["merges"])
     for i in range(n):
         index = i % len(scales)
         solver = Solver(space.groups, space.rules(), space.name, models[index])
@@ -84,15 +84,6 @@ def _plan(
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous
         budget_ms = fastest_ms + tightness * (float(np.median(typical_ms[index])) - fastest_ms)
         arch = solver.solve(probs, max(budget_ms, fastest_ms)).arch
-        derived[f"net/{arch.id}-c{scales[index].channels}"] = (index, arch)
+        writer.plan_network("derived", space.at(scales[index]), arch, merge)
         update(i + 1, arch.id, n)
-    writer = PlanWriter(folder, len(derived))
-    merge = bool(table.where["merges"])
-    for key, (index, arch) in derived.items():
-        writer.add("net", key, trace_space(space.at(scales[index]), arch, merge=merge))
-    networks = {
-        key: {"use": "derived", "scale": scales[index].to_json(), "architecture": arch.to_json()}
-        for key, (index, arch) in derived.items()
-    }
-    write_atomic(folder / NETWORKS_FILE, canonical_json(networks) + "\n")
-    writer.finish()
+    writer.write()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from hwnas.files import canonical_json, sha256, write_atomic
+from hwnas.arch import Architecture
+from hwnas.files import sha256, write_atomic
 from hwnas.gates import Marginals
-from hwnas.ops.onnx_graph import OpExporter
+from hwnas.ops.onnx_graph import OpExporter, output_names
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace
-from hwnas.profile.context import Context, boundary_key, boundary_trace, contexts
+from hwnas.profile.assembly import Assembly, Network, Price
+from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
-from hwnas.runtime.plan import Call, Entry, write_plan
+from hwnas.runtime.plan import Call, Entry, plan_id, write_plan
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
 from hwnas.ui import Update, ignore
 
-NETWORKS_FILE = "networks.json"
 OUTPUT = "output"
-Write = Callable[[str, str, Trace], Entry]
 
 
 def make_plan(
@@ -49,79 +49,110 @@ def make_plan(
     """
     mixed = [trace_space(space.at(s), merge=merge) for s in scales]
     chosen = choose_networks(space, mixed, calibration)
-    share = _shares(space, mixed)
-    ordered = sorted(contexts(mixed).values(), key=lambda c: (-share[c.spec], c.spec.key))
-    boundaries = list(dict.fromkeys(shape for c in ordered for shape, _ in c.borders))
-    writer = PlanWriter(folder, 2 * len(boundaries) + (1 + calibration.isolated) * len(ordered) + len(chosen), update)
-    for shape in boundaries:
-        for pairs in (1, 2):
-            writer.add("boundary", boundary_key(shape, pairs), boundary_trace(shape, pairs))
-    for context in ordered:
-        writer.add("context", context.key, context.trace())
-    networks = {}
+    chances = [likely(space, trace) for trace in mixed]
+    share = _shares(mixed, chances)
+    known = contexts(mixed, chances)
+    ordered = sorted(known.values(), key=lambda c: (-share[c.spec], c.spec.key))
+    writer = PlanWriter(folder, update)
+    writer.plan_ops(ordered, known)
     for use, index, arch in chosen:
-        key = f"net/{arch.id}-c{scales[index].channels}"
-        writer.add("net", key, trace_space(space.at(scales[index]), arch, merge=merge))
-        networks[key] = {"use": use, "scale": scales[index].to_json(), "architecture": arch.to_json()}
+        writer.plan_network(use, space.at(scales[index]), arch, merge)
     if calibration.isolated:
         for context in ordered:
             alone = Context(context.spec, context.out_shape, source=False, sink=False)
-            writer.add("op", context.spec.key, alone.trace())
-    write_atomic(folder / NETWORKS_FILE, canonical_json(networks) + "\n")
-    return writer.finish()
+            writer.plan("op", context.spec.key, alone.trace())
+    return writer.write()
 
 
 class PlanWriter:
-    """Writes the ONNX file of each entry as it comes, each unique op exported once."""
+    """Collects what a plan measures, then writes the ONNX file of each entry, each unique op exported once."""
 
-    def __init__(self, folder: Path, total: int, update: Update = ignore) -> None:
-        """Start a plan of `total` entries."""
-        self._folder, self._total, self._update = folder, total, update
-        self._exporter = OpExporter()
-        self._entries: list[Entry] = []
+    def __init__(self, folder: Path, update: Update = ignore) -> None:
+        """Start a plan without entries; `update` is told after each ONNX file."""
+        self._folder, self._update = folder, update
+        self._planned: dict[str, tuple[str, Trace]] = {}
+        self._ops: dict[str, Price] = {}
+        self._networks: dict[str, Network] = {}
 
-    def add(self, role: str, key: str, trace: Trace) -> None:
-        """Export what a trace lists and add it to the plan."""
-        content = self._exporter.network(trace).SerializeToString(deterministic=True)
-        digest = sha256(content)
-        name = f"{'nets' if role == 'net' else 'ops'}/{digest[:16]}.onnx"
-        if not (self._folder / name).exists():
-            write_atomic(self._folder / name, content)
-        self._entries.append(trace_entry(role, key, trace, name, digest))
-        self._update(len(self._entries), key, self._total)
+    def plan(self, role: str, key: str, trace: Trace) -> None:
+        """Add an entry."""
+        assert key not in self._planned, f"{key} is planned twice"
+        self._planned[key] = (role, trace)
 
-    def finish(self) -> int:
-        """Write the list of entries; return how many there are."""
-        assert len(self._entries) == self._total
-        write_plan(self._folder, self._entries)
-        return self._total
+    def plan_ops(self, chosen: Sequence[Context], known: Mapping[OpSpec, Context]) -> None:
+        """Add what the prices of some ops are made up from.
+
+        Args:
+            chosen: Contexts of the ops, and of the endings of any of them.
+            known: Contexts of all ops.
+        """
+        made = [(c, parts(c, known)) for c in chosen]
+        boundaries = dict.fromkeys(part for _, found in made for part in found if isinstance(part, Boundary))
+        for boundary in boundaries:
+            self.plan("boundary", boundary.key, boundary.trace())
+        for context, found in made:
+            trace = context.trace()
+            self.plan("context", context.key, trace)
+            cost = next(c.cost for c in reversed(trace.calls) if c.spec == context.spec)
+            weights = {part.key: weight for part, weight in found.items()}
+            self._ops[context.spec.key] = Price(context.key, weights, cost.macs, cost.bytes)
+
+    def plan_network(self, use: str, space: SearchSpace, arch: Architecture, merge: bool) -> None:
+        """Add a whole network at the scale of `space`, once."""
+        key = f"net/{arch.id}-c{space.scale.channels}"
+        if key not in self._planned:
+            self.plan("net", key, trace_space(space, arch, merge=merge))
+            self._networks[key] = Network(use, space.scale.to_json(), arch.to_json())
+
+    def write(self) -> int:
+        """Write all files; return how many entries there are."""
+        exporter = OpExporter()
+        entries = []
+        for key, (role, trace) in self._planned.items():
+            content = exporter.network(trace).SerializeToString(deterministic=True)
+            digest = sha256(content)
+            name = f"{'nets' if role == 'net' else 'ops'}/{digest[:16]}.onnx"
+            if not (self._folder / name).exists():
+                write_atomic(self._folder / name, content)
+            entries.append(trace_entry(role, key, trace, name, digest))
+            self._update(len(entries), key, len(self._planned))
+        # The plan comes last: where it is, everything is.
+        Assembly(self._ops, self._networks).save(self._folder, plan_id(entries))
+        write_plan(self._folder, entries)
+        return len(entries)
 
 
 def trace_entry(role: str, key: str, trace: Trace, onnx: str | None, digest: str | None, output: str = OUTPUT) -> Entry:
-    """Return the plan entry of what a trace lists, whose result is called `output`."""
+    """Return the plan entry of what a trace lists, whose results are called as `output_names` says."""
+    results = output_names(trace, output)
     calls = tuple(
         Call(
             c.spec.kind,
             dict(c.spec.attrs),
             c.spec.in_shapes,
-            c.inputs,
-            output if c.output == trace.output else c.output,
+            tuple(results.get(name, name) for name in c.inputs),
+            results.get(c.output, c.output),
             c.out_shape,
             c.cost.macs,
             c.cost.bytes,
         )
         for c in trace.calls
     )
-    return Entry(key, role, onnx, digest, calls, dict(trace.inputs), (output,))
+    return Entry(key, role, onnx, digest, calls, dict(trace.inputs), tuple(results.values()))
 
 
-def _shares(space: SearchSpace, mixed: Sequence[Trace]) -> dict[OpSpec, float]:
+def likely(space: SearchSpace, trace: Trace) -> list[float]:
+    """Return the chance of each call to be in a network about which nothing was decided."""
+    uniform = {g.name: torch.full(g.shape, 1 / g.shape[1]) for g in space.groups}
+    marginals = Marginals(space.groups, space.rules(), [c.gate for c in trace.calls])
+    chances: list[float] = marginals.gate_probs(marginals.literal_probs(uniform)).tolist()
+    return chances
+
+
+def _shares(mixed: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dict[OpSpec, float]:
     """Return the milliseconds that each op is expected to take in a network about which nothing was decided."""
     out: dict[OpSpec, float] = {}
-    uniform = {g.name: torch.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    for trace in mixed:
-        marginals = Marginals(space.groups, space.rules(), [c.gate for c in trace.calls])
-        present = marginals.gate_probs(marginals.literal_probs(uniform)).tolist()
+    for trace, present in zip(mixed, chances, strict=True):
         for call, p in zip(trace.calls, present, strict=True):
             out[call.spec] = out.get(call.spec, 0.0) + p * estimate_ms(call.cost.macs, call.cost.bytes)
     return out

@@ -11,7 +11,7 @@ from typing import Any
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
 
-SCHEMA = 1
+SCHEMA = 2
 PLAN_FILE = "plan.json"
 ROLES = ("op", "context", "boundary", "net")
 Shape = tuple[int, ...]
@@ -82,6 +82,11 @@ class Plan:
 
     id: str
     entries: tuple[Entry, ...]
+
+
+def plan_id(entries: Sequence[Entry]) -> str:
+    """Return the id of a plan of these entries."""
+    return sha256(canonical_json([asdict(entry) for entry in entries]))
 
 
 def write_plan(folder: Path, entries: Sequence[Entry]) -> Plan:

@@ -12,13 +12,11 @@ from typing import Any, Literal
 
 from hwnas import recipes
 from hwnas.errors import HwnasError, ProvenanceError, unknown
-from hwnas.files import canonical_json, read_json, write_atomic
+from hwnas.files import canonical_json, read_json
 from hwnas.latency.diff import CLOSE, RowDiff, by_kind, changes, diff_tables, flatten, median_ratio
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
 from hwnas.ops.trace import Trace
-from hwnas.profile import Context, PlanWriter, build_table, contexts
-from hwnas.profile.context import boundary_key, boundary_trace
-from hwnas.profile.plan import NETWORKS_FILE
+from hwnas.profile import PlanWriter, build_table, contexts, likely
 from hwnas.recipes import Recipe
 from hwnas.resources import profiles_dir
 from hwnas.run import RUNS, Run
@@ -284,12 +282,15 @@ def _traces(recipe: Recipe, made: LatencyTable) -> list[Trace]:
 
 def _measure_again(made: LatencyTable, recipe: Recipe, n: int) -> tuple[bool, str]:
     """Measure the n dearest ops of a recipe again; return whether the device is another than it was, and how far."""
-    known = contexts(_traces(recipe, made))
+    traces = _traces(recipe, made)
+    known = contexts(traces, [likely(recipe.space, trace) for trace in traces])
     chosen = sorted(known.values(), key=lambda c: (-made.rows[c.spec.key].latency_ms, c.spec.key))[:n]
     chosen = list(dict.fromkeys([*chosen, *(known[c.ending] for c in chosen if c.ending is not None)]))
     engine = made.where["engine"]
     with tempfile.TemporaryDirectory() as folder, bar("measure again", None) as update:
-        _write_plan(chosen, Path(folder))
+        writer = PlanWriter(Path(folder))
+        writer.plan_ops(chosen, known)
+        writer.write()
         results = supervise(
             Path(folder),
             str(engine["name"]),
@@ -305,19 +306,6 @@ def _measure_again(made: LatencyTable, recipe: Recipe, n: int) -> tuple[bool, st
     moved = abs(times - 1) > MOVED
     than = "more" if moved else "no more"
     return moved, f"{len(rows)} ops take {times:.3f} of what they did, {than} than {MOVED:.0%} apart"
-
-
-def _write_plan(chosen: Sequence[Context], folder: Path) -> None:
-    """Write a plan of some ops in context and what it takes to price them."""
-    boundaries = list(dict.fromkeys(shape for c in chosen for shape, _ in c.borders))
-    writer = PlanWriter(folder, 2 * len(boundaries) + len(chosen))
-    for shape in boundaries:
-        for pairs in (1, 2):
-            writer.add("boundary", boundary_key(shape, pairs), boundary_trace(shape, pairs))
-    for context in chosen:
-        writer.add("context", context.key, context.trace())
-    write_atomic(folder / NETWORKS_FILE, "{}\n")
-    writer.finish()
 
 
 def _warn(text: str) -> None:
