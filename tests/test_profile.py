@@ -34,7 +34,7 @@ from hwnas.profile import (
 )
 from hwnas.profile.assembly import ASSEMBLY_FILE, Assembly
 from hwnas.profile.context import price
-from hwnas.profile.derived import RANDOM
+from hwnas.profile.derived import ANCHORS, RANDOM
 from hwnas.profile.networks import estimate_ms, spread
 from hwnas.profile.plan import trace_entry
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, PEAK_MACS_PER_MS, RUN_MS, SAVING_MS, modelled_ms
@@ -540,6 +540,10 @@ class TestDerived:
     def table(self, plan: Path) -> LatencyTable:
         return build_table(plan, plan / "results.jsonl")
 
+    @pytest.fixture(autouse=True)
+    def _plan(self, plan: Path) -> None:
+        self.plan = plan
+
     def add(self, table: LatencyTable, folder: Path, told: list[object] | None = None) -> Path:
         """Add derived networks; return the folder that was measured."""
         seen = []
@@ -549,7 +553,7 @@ class TestDerived:
             measure_plan(where, "fake", stop=STOP, results=results)
 
         update = (lambda *a, **k: told.append(a)) if told is not None else (lambda *a, **k: None)
-        add_derived(table, SPACE, SCALES, folder, self.N, measure, update)
+        add_derived(table, SPACE, SCALES, self.plan, folder, self.N, measure, update)
         return seen[0]
 
     def test_they_are_marked_and_reported_apart(self, table: LatencyTable, tmp_path: Path) -> None:
@@ -561,8 +565,38 @@ class TestDerived:
         assert 1 < len(new) <= self.N
         assert table.report.pop("derived")["n"] == len(new)
         assert (table.correction, dict(table.report)) == before
-        assert {net.key for net in new} == set(keys_of(where, "net"))
+        uses = {key: network.use for key, network in assembly(where).networks.items()}
+        assert uses.keys() == set(keys_of(where, "net"))
+        assert {net.key for net in new} == {key for key, use in uses.items() if use == "derived"}
         assert np.abs([predict_ms(table, net) / net.latency_ms - 1 for net in new]).max() < 0.06
+
+    def test_the_error_is_relative_to_networks_of_the_table(
+        self, table: LatencyTable, plan: Path, tmp_path: Path
+    ) -> None:
+        """A machine that has become 3 % slower is not an error of the table."""
+
+        def slower(r: dict[str, Any]) -> dict[str, Any]:
+            return {**r, **{k: [1.03 * v for v in r[k]] for k in ("latency_ms", "wall_ms")}}
+
+        def measure(where: Path, results: Path) -> None:
+            measure_plan(where, "fake", stop=STOP, results=results)
+            rewritten(where, where / "slower", slower).replace(results)
+
+        same = replace(table)
+        where = self.add(same, tmp_path / "a")
+        known = {n.key: n for n in table.nets}
+        anchors = [key for key, network in assembly(where).networks.items() if network.use == "anchor"]
+        assert len(anchors) == len(set(anchors)) == ANCHORS
+        found_ms = sorted(known[key].latency_ms for key in anchors)
+        every_ms = [n.latency_ms for n in table.nets]
+        assert (found_ms[0], found_ms[-1]) == (min(every_ms), max(every_ms))
+        add_derived(table, SPACE, SCALES, plan, tmp_path / "b", self.N, measure)
+        expected, found = same.report["derived"], table.report["derived"]
+        assert len(expected["again"]) == len(found["again"]) == ANCHORS
+        assert (expected["level"], found["level"]) == (pytest.approx(1.0, abs=2e-3), pytest.approx(1.03, abs=2e-3))
+        assert found["bias"] == pytest.approx(expected["bias"], abs=2e-3)
+        before_ms, after_ms = ([n.latency_ms for n in t.nets if n.use == "derived"] for t in (same, table))
+        assert np.divide(after_ms, before_ms) == pytest.approx(1.03, abs=4e-3)  # rows say what was measured
 
     def test_budgets_from_tight_to_generous_are_met_by_prediction(
         self, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -608,7 +642,7 @@ class TestDerived:
             measure_plan(where, "fake", stop=STOP, results=results, minutes=0.0)
 
         n = len(table.nets)
-        add_derived(table, SPACE, SCALES, tmp_path, self.N, measure)
+        add_derived(table, SPACE, SCALES, plan, tmp_path, self.N, measure)
         assert len(table.nets) == n
         assert "derived" not in table.report
         assert len(table.unsettled) > 1

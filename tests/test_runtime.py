@@ -386,6 +386,8 @@ def test_noise_that_has_stabilised_is_enough() -> None:
     assert rule.reached(times[:39]) is None
     assert rule.reached(times) == "stable"
     assert rule.reached([*[1.0, 1.2] * 2, *[1.2] * 36]) is None  # only even visits saw the quiet machine
+    strict = replace(rule, net_stable=False)
+    assert [strict.reached(times, net=net) for net in (False, True)] == ["stable", None]
     assert interval(times)[1] == 1.2
 
 

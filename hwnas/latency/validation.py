@@ -77,13 +77,22 @@ def calibrate(table: LatencyTable) -> None:
                 name: errors([predictor(n) for n in tested], measured) for name, predictor in predictors(table).items()
             },
         }
+    again = table.report.get("derived", {}).get("again", ())
     table.report = report
-    report_derived(table)
+    report_derived(table, again)
 
 
-def report_derived(table: LatencyTable) -> None:
-    """Report the error on networks that were derived with the table: these were chosen for being predicted fast."""
+def report_derived(table: LatencyTable, again: Sequence[float]) -> None:
+    """Report the error on networks that were derived with the table: these were chosen for being predicted fast.
+
+    Args:
+        table: Has them among its networks, if there are any.
+        again: What networks of the table took when these were measured, over what they took before; the error is
+            relative to the median.
+    """
     derived = [n for n in table.nets if n.use == "derived"]
     if derived:
-        found: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], [n.latency_ms for n in derived])
-        table.report = {**table.report, "derived": found}
+        level = float(np.median(again)) if again else 1.0
+        measured = [n.latency_ms / level for n in derived]
+        found: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], measured)
+        table.report = {**table.report, "derived": {**found, "level": level, "again": list(again)}}

@@ -35,7 +35,7 @@ class Network:
     """One whole network.
 
     Attributes:
-        use: ``"fit"``, ``"test"`` or ``"derived"``.
+        use: ``"fit"``, ``"test"`` or ``"derived"``; ``"anchor"`` for one of the table that is measured again.
         scale: What `Scale.to_json` gives.
         architecture: What `Architecture.to_json` gives.
     """

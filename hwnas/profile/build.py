@@ -51,7 +51,8 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
 
 def note_left_out(table: LatencyTable, plan: Plan, rows: Mapping[str, Row]) -> None:
     """Add to the report which networks and ops alone were not reached when time was up; ops in context are rows."""
-    keys = [e.key for e in plan.entries if e.role in ("net", "op") and e.key not in rows]
+    reached = {*rows, *(net.key for net in table.nets)}
+    keys = [e.key for e in plan.entries if e.role in ("net", "op") and e.key not in reached]
     if keys:
         table.report = {**table.report, "left_out": [*table.report.get("left_out", ()), *keys]}
 

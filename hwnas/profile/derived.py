@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hwnas.arch import Architecture
 from hwnas.files import sha256
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.validation import report_derived
+from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
+from hwnas.profile.networks import spread
 from hwnas.profile.plan import PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
@@ -21,6 +24,7 @@ from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
 from hwnas.ui import Update, ignore
 
+ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks that tell which budgets make sense
 LOGITS = 1.0  # standard deviation of the made-up alphas
 
@@ -31,6 +35,7 @@ def add_derived(
     table: LatencyTable,
     space: SearchSpace,
     scales: Sequence[Scale],
+    plan: Path,
     folder: Path,
     n: int,
     measure: Measure,
@@ -38,12 +43,15 @@ def add_derived(
 ) -> None:
     """Derive networks from random alphas under budgets with a table, measure them, and report its error on them.
 
-    A solver prefers what a table has too cheap, so this error is another one than on random networks.
+    A solver prefers what a table has too cheap, so this error is another one than on random networks. It is not to
+    contain that the machine is faster or slower than when the table was measured, so some networks of the table are
+    measured again beside them, and the error is taken relative to these.
 
     Args:
         table: Finished; gets the networks and the report.
         space: Any scale.
         scales: The deployment scales.
+        plan: The folder of the plan that the table was made of.
         folder: Plans and results are kept in a folder under it that belongs to this very table.
         n: How many, each of another scale, alphas and budget in turn.
         measure: Measures a plan folder into a results file.
@@ -51,27 +59,42 @@ def add_derived(
     """
     folder = folder / sha256(table.text())[:12]
     if not (folder / PLAN_FILE).exists():
-        _plan(table, space, scales, folder, n, update)
+        writer = PlanWriter(folder)
+        _plan_anchors(writer, table, space, plan)
+        _plan_derived(writer, table, space, scales, n, update)
+        writer.write()
     results = folder / "results.jsonl"
     measure(folder, results)
-    plan = load_plan(folder)
-    _, found = collect(results, plan)
+    measured = load_plan(folder)
+    _, found = collect(results, measured)
     rows = {r.key: r for r in found}
-    nets = [net_row(e, rows.get(e.key), table.rows, "derived") for e in plan.entries]
-    known = {net.key for net in table.nets}
+    uses = {key: network.use for key, network in Assembly.load(folder, measured.id).networks.items()}
+    nets = [net_row(e, rows.get(e.key), table.rows, uses[e.key]) for e in measured.entries]
+    known = {net.key: net for net in table.nets}
+    again = [net.latency_ms / known[net.key].latency_ms for net in nets if net is not None and net.use == "anchor"]
     table.nets = [*table.nets, *(net for net in nets if net is not None and net.key not in known)]
-    note_left_out(table, plan, rows)
-    report_derived(table)
+    note_left_out(table, measured, rows)
+    report_derived(table, again)
 
 
-def _plan(
-    table: LatencyTable, space: SearchSpace, scales: Sequence[Scale], folder: Path, n: int, update: Update
+def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, plan: Path) -> None:
+    """Plan some networks of the table, from the fastest to the slowest."""
+    networks = Assembly.load(plan, load_plan(plan).id).networks
+    settled = [net for net in table.nets if net.status == "ok"]
+    if settled:
+        for i in spread(np.log([net.latency_ms for net in settled]), min(ANCHORS, len(settled))):
+            network = networks[settled[i].key]
+            arch = Architecture.from_json(network.architecture)
+            writer.plan_network("anchor", space.at(Scale(**network.scale)), arch, bool(table.where["merges"]))
+
+
+def _plan_derived(
+    writer: PlanWriter, table: LatencyTable, space: SearchSpace, scales: Sequence[Scale], n: int, update: Update
 ) -> None:
-    """Write the plan of n derived networks, fewer if some come out the same."""
+    """Plan n derived networks, fewer if some come out the same."""
     rng = np.random.default_rng(0)
     models = price(space, scales, table)
     typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
-    writer, merge = PlanWriter(folder), bool(table.where["merges"])
     for i in range(n):
         index = i % len(scales)
         solver = Solver(space.groups, space.rules(), space.name, models[index])
@@ -84,6 +107,5 @@ def _plan(
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous
         budget_ms = fastest_ms + tightness * (float(np.median(typical_ms[index])) - fastest_ms)
         arch = solver.solve(probs, max(budget_ms, fastest_ms)).arch
-        writer.plan_network("derived", space.at(scales[index]), arch, merge)
+        writer.plan_network("derived", space.at(scales[index]), arch, bool(table.where["merges"]))
         update(i + 1, arch.id, n)
-    writer.write()

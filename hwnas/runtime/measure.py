@@ -66,6 +66,7 @@ class StopRule:
         min_s: Wall time that the visits are spread over, however quiet: slow spells may last that long.
         relative_ci: Half-width of the interval of the latency, relative to it, that is narrow enough.
         net_relative_ci: The same for whole networks.
+        net_stable: Whether noise that has stabilised is enough for whole networks; else only the interval is.
     """
 
     min_visits: int = 30
@@ -73,6 +74,7 @@ class StopRule:
     min_s: float = 45.0
     relative_ci: float = 0.01
     net_relative_ci: float = 0.005
+    net_stable: bool = True
 
     def __post_init__(self) -> None:
         """Raise HwnasError for values that cannot work."""
@@ -97,7 +99,7 @@ class StopRule:
         wide = self.net_relative_ci if net else self.relative_ci
         if n > 1 and (high_ms - low_ms) / 2 <= wide * low_ms:  # the interval of one visit has no width
             return "ci"
-        if n >= 2 * self.min_visits and abs(halves_apart(medians_ms)) <= STABLE:
+        if n >= 2 * self.min_visits and (self.net_stable or not net) and abs(halves_apart(medians_ms)) <= STABLE:
             return "stable"
         return "timeout" if n >= self.max_visits else None
 

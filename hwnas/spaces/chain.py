@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
+from hwnas.errors import HwnasError
 from hwnas.gates import TopK
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
@@ -57,6 +58,10 @@ class ChainSpace:
     keep: int = 2
     head_channels: int = 64
     name: str = "chain"
+
+    def __post_init__(self) -> None:
+        if self.scale.channels < 2:  # strided stems begin with half of them
+            raise HwnasError(f"a network needs 2 channels or more, got {self.scale.channels}")
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -181,11 +181,8 @@ def price_network(network: Network, made: LatencyTable) -> Price:
     """Price a network op by op.
 
     Raises:
-        HwnasError: If it is narrower than a network can be.
         MissingOp: If the table lacks one of its ops.
     """
-    if network.scale.channels < 2:
-        raise HwnasError(f"{network.name}: a network needs 2 channels or more, got {network.scale.channels}")
     space = network.recipe.space.at(network.scale)
     # The trace of all alternatives tells what is there whatever was decided; that of the network alone would not.
     mixed = trace_space(space, merge=bool(made.where["merges"]))

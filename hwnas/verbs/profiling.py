@@ -127,6 +127,7 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
                 made,
                 recipe.space,
                 recipe.scales(),
+                folder,
                 run.folder / "derived",
                 recipe.calibration.derived,
                 lambda where, into: measure(where, into, "measure derived networks", brief, 1.0),
@@ -179,6 +180,10 @@ def _show_table(made: LatencyTable, following: str, state: str | None = None) ->
         facts["noise floor"] = f"{made.report['noise_floor']:.1%}"
         interval = made.correction.interval
         facts["a prediction holds"] = "" if interval is None else f"within {interval:.1%}, with 95 % confidence"
+    derived = made.report.get("derived", {})
+    if derived.get("again"):
+        times = f"{derived['level']:.3f} of what they took"
+        facts["derived networks"] = f"measured beside {len(derived['again'])} of the others, which took {times}"
     machine = made.report.get("conditions")
     if machine and machine["visits"]:
         facts["machine"] = f"slow {machine['slow_share']:.0%} of the time, drift {machine['drift']:+.1%}"

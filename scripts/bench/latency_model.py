@@ -35,7 +35,7 @@ from hwnas.ui import bar, console, table
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
 FIT = 12
 # Networks until their own interval is within 0.5 %, ops within 1 %.
-STOP = StopRule(min_visits=40, max_visits=120, min_s=90.0, relative_ci=0.01, net_relative_ci=0.005)
+STOP = StopRule(min_visits=40, max_visits=240, min_s=90.0, relative_ci=0.01, net_relative_ci=0.005, net_stable=False)
 NAMES = {
     "flops": "FLOPs, affine",
     "params": "parameters, affine",
@@ -67,7 +67,9 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[LatencyTable, float
     made = build_table(plan, results)
     brief = replace(STOP, min_s=STOP.min_s / 3)
     derived = folder / "derived"
-    add_derived(made, recipe.space, recipe.scales(), derived, args.derived, lambda where, into: run(where, into, brief))
+    add_derived(
+        made, recipe.space, recipe.scales(), plan, derived, args.derived, lambda where, into: run(where, into, brief)
+    )
     return made, (time.perf_counter() - start_s) / 60
 
 

@@ -50,6 +50,7 @@ def ours(recipe: recipes.Recipe, engine: str, folder: Path) -> tuple[LatencyTabl
         made,
         recipe.space,
         recipe.scales(),
+        plan,
         folder / "derived",
         recipe.calibration.derived,
         lambda where, into: run(where, into, recipe.stop),
