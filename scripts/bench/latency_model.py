@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[LatencyTable, float
 
     run(plan, results)
     made = build_table(plan, results)
-    brief = replace(STOP, min_s=STOP.min_s / 3)
+    brief = replace(STOP, min_s=STOP.min_s / 2)
     derived = folder / "derived"
     add_derived(
         made, recipe.space, recipe.scales(), plan, derived, args.derived, lambda where, into: run(where, into, brief)
