@@ -29,7 +29,17 @@ EXTRAS = {
     "cuda": ["cuda-core[cu12]>=1.0"],
     "pycuda": ["pycuda>=2022.2"],
     "report": ["matplotlib>=3.8", "jinja2>=3.1"],
-    "dev": ["hypothesis", "mypy", "pre-commit", "pytest>=8", "pytest-cov>=7", "pytest-xdist", "ruff", "setuptools>=77"],
+    "dev": [
+        "hypothesis",
+        "mypy",
+        "nvidia-cuda-nvrtc>=13",  # compiles the kernels, without a GPU
+        "pre-commit",
+        "pytest>=8",
+        "pytest-cov>=7",
+        "pytest-xdist",
+        "ruff",
+        "setuptools>=77",
+    ],
 }
 
 
@@ -57,7 +67,10 @@ setup(
     extras_require=EXTRAS,
     packages=[*find_packages(include=["hwnas", "hwnas.*"]), *SHARED],
     package_dir=SHARED,
-    package_data={"hwnas._share.kernels": ["**/*.cu", "**/*.md"], "hwnas._share.profiles": ["**/*.json", "**/*.md"]},
+    package_data={
+        "hwnas._share.kernels": ["**/*.cu", "**/*.cuh", "**/*.md"],
+        "hwnas._share.profiles": ["**/*.json", "**/*.md"],
+    },
     include_package_data=False,
     zip_safe=False,
     entry_points={"console_scripts": ["hwnas = hwnas.__main__:main"]},
