@@ -26,6 +26,10 @@ class BudgetError(HwnasError):
     """No architecture of the space meets the budget."""
 
 
+class BuildError(HwnasError):
+    """An engine's builder refused a model, crashed, hung or took too much memory."""
+
+
 class DataError(HwnasError):
     """A dataset folder, image or label that cannot be used."""
 

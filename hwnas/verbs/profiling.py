@@ -182,7 +182,7 @@ def _show_table(made: LatencyTable, following: str, state: str | None = None) ->
         facts["a prediction holds"] = "" if interval is None else f"within {interval:.1%}, with 95 % confidence"
     derived = made.report.get("derived", {})
     if derived.get("again"):
-        times = f"{derived['level']:.3f} of what they took"
+        times = f"{derived['level']:.3f} of what they had taken"
         facts["derived networks"] = f"measured beside {len(derived['again'])} of the others, which took {times}"
     machine = made.report.get("conditions")
     if machine and machine["visits"]:

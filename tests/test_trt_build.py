@@ -1,0 +1,152 @@
+"""Building engines: for GPUs that are not here, with errors that say which op it was, in a child that may die."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from hwnas.errors import BuildError, HwnasError, MissingExtra
+from hwnas.ops.onnx_graph import IR_VERSION, OPSET, OpExporter
+from hwnas.ops.precision import to_half
+from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.trt_build import BuildOptions, build_engine
+from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+
+TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
+SPACES = {
+    "segmentation": ChainSpace(Scale(16, 6, (96, 128)), 11),
+    "cifar": ChainSpace(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
+    "imagenet": ChainSpace(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
+}
+
+
+def network(space: ChainSpace, seed: int = 0) -> ModelProto:
+    return OpExporter().network(trace_space(space, sample(space, np.random.default_rng(seed))))
+
+
+def saved(model: ModelProto, path: Path) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("name", SPACES)
+def test_derived_networks_build_for_each_gpu(name: str, half: bool, target: tuple[int, int], tmp_path: Path) -> None:
+    model = network(SPACES[name])
+    path, options = saved(to_half(model) if half else model, tmp_path / "m.onnx"), BuildOptions(targets=(target,))
+    out, told = tmp_path / "e.engine", []
+    if SPACES[name].head == "classification" and not half and target == (7, 5):
+        with pytest.raises(BuildError, match=r"head\.linear#\d+/Gemm_0.* FP32 GEMM is not supported"):
+            build_engine(path, out, options)  # what TensorRT-RTX cannot do for Turing
+        return
+    build_engine(path, out, options, lambda phase, done, total: told.append((phase, done, total)))
+    assert out.stat().st_size > 100_000
+    assert all(0 <= done <= total for _, done, total in told)
+
+
+class TestHalf:
+    @pytest.mark.parametrize("name", SPACES)
+    def test_computes_what_the_model_does(self, name: str) -> None:
+        space = SPACES[name]
+        traced = trace_space(space, sample(space, np.random.default_rng(1)), labels=False)
+        model = OpExporter().network(traced)
+        image = np.random.default_rng(0).standard_normal(traced.input_shape).astype(np.float32)
+        outputs = []
+        for m in (model, to_half(model)):
+            with open_onnx(m.SerializeToString()) as runner:
+                (out,) = runner.run({"image": image}).values()
+            outputs.append(out)
+        expected, got = outputs
+        assert got.dtype == expected.dtype == np.float32
+        assert 0 < np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+
+    def test_inputs_outputs_and_names_stay(self) -> None:
+        model = network(SPACES["segmentation"])
+        half = to_half(model)
+        assert half.graph.input == model.graph.input
+        assert half.graph.output == model.graph.output
+        assert {n.name for n in model.graph.node} < {n.name for n in half.graph.node}
+        kinds = {t.data_type for t in half.graph.initializer if len(t.dims) > 1}
+        assert kinds == {TensorProto.FLOAT16}
+        assert len(half.SerializeToString()) < 0.6 * len(model.SerializeToString())
+        assert model == network(SPACES["segmentation"])  # the one that was given is not changed
+
+    def test_a_weight_that_does_not_fit_is_refused(self) -> None:
+        model = network(SPACES["cifar"])
+        kernel = next(t for t in model.graph.initializer if len(t.dims) > 1)
+        values = onnx.numpy_helper.to_array(kernel).copy()
+        values.flat[0] = 1e5
+        kernel.CopyFrom(onnx.numpy_helper.from_array(values, kernel.name))
+        with pytest.raises(HwnasError, match=re.escape(kernel.name) + " has the weight 1e\\+05, float16 ends at 65504"):
+            to_half(model)
+
+
+class TestRefused:
+    def refuse(
+        self, model: Path, folder: Path, match: str, kind: type[HwnasError] = BuildError, **more: object
+    ) -> None:
+        out = folder / "e.engine"
+        with pytest.raises(kind, match=match):
+            build_engine(model, out, BuildOptions(**{"targets": ((8, 9),), **more}))  # type: ignore[arg-type]
+        assert not out.exists()
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        return saved(network(SPACES["cifar"]), tmp_path / "m.onnx")
+
+    def test_an_op_the_engine_does_not_know_is_named_with_ours(self, tmp_path: Path) -> None:
+        node = helper.make_node("Det", ["x"], ["y"], name="cells.1.edges.0-2.ops.odd#7/Det_0")
+        x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 4, 8, 8]), ("y", [1, 4])))
+        graph = helper.make_graph([node], "g", [x], [y])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        match = r"cannot read .*m\.onnx: node cells.1.edges.0-2.ops.odd#7/Det_0 \(Det\) of cells.1.edges.0-2.ops.odd: "
+        self.refuse(saved(model, tmp_path / "m.onnx"), tmp_path, match)
+
+    def test_what_is_no_model(self, tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").write_text("no model")
+        self.refuse(tmp_path / "m.onnx", tmp_path, r"tensorrt_rtx \d.* cannot read .*: .*[Ff]ailed to parse")
+        self.refuse(tmp_path / "none.onnx", tmp_path, "there is no model .*none.onnx", HwnasError)
+
+    def test_a_gpu_it_does_not_build_for(self, model: Path, tmp_path: Path) -> None:
+        match = "tensorrt_rtx builds for SM120, .*SM89, got SM61"
+        self.refuse(model, tmp_path, match, HwnasError, targets=((8, 9), (6, 1)))
+
+    def test_a_package_that_is_not_there(self, model: Path, tmp_path: Path) -> None:
+        self.refuse(model, tmp_path, r"pip install 'hwnas\[tensorrt\]'", MissingExtra, flavour="tensorrt")
+
+    def test_a_builder_that_hangs(self, model: Path, tmp_path: Path) -> None:
+        self.refuse(model, tmp_path, r"did not build .*m.onnx in 0\.05 s; it was ended", timeout_s=0.05)
+
+    @pytest.mark.parametrize(
+        ("does", "match"),
+        [
+            ("import os; os.abort()", r"died while it built .*m\.onnx \(signal 6\)"),
+            ("import os; os._exit(3)", r"\(exit code 3\)"),
+            ("print('words'); raise SystemExit(4)", r"\(exit code 4\); it was given 500 MiB; its last words: words"),
+            ("x = bytearray(1 << 30)", "takes more than 500 MiB to build"),
+        ],
+    )
+    def test_a_builder_that_dies(
+        self, does: str, match: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "fakes").mkdir()
+        (tmp_path / "fakes" / "tensorrt.py").write_text(does)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fakes"))
+        self.refuse(model, tmp_path, match, flavour="tensorrt", memory_mib=500)
+
+    @pytest.mark.parametrize(
+        ("more", "match"),
+        [
+            ({"flavour": "tensorflow"}, "expected one of tensorrt, tensorrt_rtx"),
+            ({"timeout_s": 0.0}, "must be positive"),
+        ],
+    )
+    def test_options_that_cannot_work(self, more: dict[str, object], match: str) -> None:
+        with pytest.raises(HwnasError, match=match):
+            BuildOptions(**more)  # type: ignore[arg-type]
