@@ -46,6 +46,7 @@ from hwnas.search.derive import Solver
 from hwnas.search.widths import price as latency_models
 from hwnas.search.widths import random_latencies_ms
 from hwnas.spaces import ChainSpace, Scale, check, sample, trace_space
+from hwnas.verbs.profiling import forecast_minutes
 
 SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))
@@ -393,6 +394,17 @@ class TestPlan:
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         make_plan(space, [SPACE.scale], tmp_path, calibration)
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+class TestForecast:
+    def test_counts_rounds_and_the_networks_derived_afterwards(self, plan: Path) -> None:
+        loaded, rule = load_plan(plan), StopRule(min_visits=30, max_visits=100, min_s=0)
+        brief, longer = (forecast_minutes(loaded, replace(rule, min_visits=n)) for n in (30, 90))
+        assert 0 < brief < longer < 3 * brief  # loading is once
+        assert forecast_minutes(loaded, rule, derived=12) > brief
+        slow = replace(rule, min_s=600)
+        assert 10 < forecast_minutes(loaded, slow) < 11
+        assert 15 < forecast_minutes(loaded, slow, derived=12) < 16
 
 
 class TestBuild:

@@ -90,4 +90,4 @@ def _estimates(trace: Trace, kinds: Sequence[str]) -> dict[Gate, np.ndarray]:
 
 def estimate_ms(macs: int, nbytes: int) -> float:
     """Return rough milliseconds of an op on one core: for proportions and forecasts, never for a table."""
-    return macs / 30e6 + nbytes / 10e6 + 0.002
+    return macs / 75e6 + nbytes / 25e6 + 0.0008

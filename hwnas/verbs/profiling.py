@@ -12,13 +12,14 @@ import torch
 from hwnas.errors import HwnasError
 from hwnas.latency.table import UNMEASURED, LatencyTable
 from hwnas.profile import add_derived, build_table, make_plan
+from hwnas.profile.derived import ANCHORS
 from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, StopRule
-from hwnas.runtime.plan import Plan, load_plan
+from hwnas.runtime.plan import Entry, Plan, load_plan
 from hwnas.runtime.supervise import supervise
 from hwnas.ui import bar, console, summary, table
 
@@ -98,7 +99,7 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     run.commit()
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
     plan = _plan(recipe, folder, opened.merges)
-    forecast = forecast_minutes(plan, stop) if opened.clock != "model" else 0.0
+    forecast = forecast_minutes(plan, stop, recipe.calibration.derived) if opened.clock != "model" else 0.0
     bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
     console.print(f"{len(plan.entries)} entries on {engine}, some {forecast:.1f} minutes{bound}")
 
@@ -136,13 +137,25 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     return made
 
 
-def forecast_minutes(plan: Plan, stop: StopRule) -> float:
-    """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet."""
-    round_s = 0.0
-    for entry in plan.entries:
-        run_s = sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
-        round_s += max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * run_s)
-    return (LOAD_S * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * round_s)) / 60
+def forecast_minutes(plan: Plan, stop: StopRule, derived: int = 0) -> float:
+    """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
+
+    Args:
+        plan: What to measure.
+        stop: When an entry has been visited often enough.
+        derived: Networks that are derived and measured afterwards, for half the time at least.
+    """
+    visit_s = {e.key: max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * _run_s(e)) for e in plan.entries}
+    nets_s = [visit_s[e.key] for e in plan.entries if e.role == "net"]
+    total_s = LOAD_S * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
+    if derived and nets_s:
+        round_s = (derived + ANCHORS) * sum(nets_s) / len(nets_s)
+        total_s += max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)
+    return total_s / 60
+
+
+def _run_s(entry: Entry) -> float:
+    return sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
 
 
 def _longer(results: Path, stop: StopRule) -> StopRule:
