@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import hwnas
 from hwnas import errors
 from hwnas.errors import HwnasError
+from hwnas.runtime.child import environment, last_words
 from hwnas.runtime.device import malloc_tunables
 from hwnas.runtime.journal import Journal
 from hwnas.runtime.measure import DEFAULT_STOP, StopRule
@@ -103,20 +103,18 @@ def _run_child(
     command: Sequence[str], timeout_s: float, on_progress: Callable[[Progress], None] | None
 ) -> Death | None:
     """Return None if the child finished, else why it did not."""
-    paths = [str(Path(hwnas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    tunables = malloc_tunables()
+    surroundings, tunables = environment(), malloc_tunables()
     if tunables is not None:
-        environment["GLIBC_TUNABLES"] = tunables
+        surroundings["GLIBC_TUNABLES"] = tunables
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=surroundings) as child,
     ):
         try:
             death = _follow(child, timeout_s, on_progress)
         finally:
             child.kill()
-        return None if death is None else death._replace(reason=death.reason + _last_words(log))
+        return None if death is None else death._replace(reason=death.reason + last_words(log))
 
 
 def _follow(
@@ -159,13 +157,6 @@ def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[bytes |
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     yield None
-
-
-def _last_words(log: IO[bytes]) -> str:
-    log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-    lines = log.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"; its last words: {last[:300]}" if last else ""
 
 
 def _written(path: Path) -> int:

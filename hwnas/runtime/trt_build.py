@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import hwnas
 from hwnas import errors
 from hwnas.errors import BuildError, HwnasError
 from hwnas.files import write_atomic
 from hwnas.optional import require
+from hwnas.runtime.child import environment, last_words
 
 # Extra of each flavour, which is its package with a dash.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -79,8 +79,6 @@ def build_engine(
     if not model.is_file():
         raise HwnasError(f"there is no model {model} to build an engine of; export one first")
     request = {"model": str(model), "out": str(out), "options": asdict(options)}
-    paths = [str(Path(hwnas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     command = [sys.executable, "-m", "hwnas.runtime.trt_build", json.dumps(request)]
     ended = threading.Event()
 
@@ -90,7 +88,7 @@ def build_engine(
 
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment(), text=True) as child,
     ):
         timer = threading.Timer(options.timeout_s, end)
         timer.start()
@@ -106,7 +104,7 @@ def build_engine(
         if not finished:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             bound = "" if options.memory_mib is None else f"; it was given {options.memory_mib} MiB"
-            raise BuildError(f"{options.flavour} died while it built {model} ({how}){bound}{_last_words(log)}")
+            raise BuildError(f"{options.flavour} died while it built {model} ({how}){bound}{last_words(log)}")
 
 
 def _told(message: dict[str, Any], update: Update) -> bool:
@@ -117,12 +115,6 @@ def _told(message: dict[str, Any], update: Update) -> bool:
     if "phase" in message:
         update(message["phase"], message["done"], message["total"])
     return "finished" in message
-
-
-def _last_words(log: IO[bytes]) -> str:
-    log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-    lines = [line.strip() for line in log.read().decode(errors="replace").split("\n") if line.strip()]
-    return f"; its last words: {lines[-1][:300]}" if lines else ""
 
 
 def _build(model: bytes, name: str, options: BuildOptions, update: Update) -> bytes:

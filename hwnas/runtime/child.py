@@ -1,0 +1,23 @@
+"""What all child processes of ours have in common."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+import hwnas
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which a child finds this very package, installed or not."""
+    paths = [str(Path(hwnas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+def last_words(log: IO[bytes]) -> str:
+    """Return the last line that a child wrote to a file, as the end of a message; empty if there is none."""
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+    lines = log.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; its last words: {last[:300]}" if last else ""
