@@ -19,6 +19,7 @@ from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms
 from hwnas.ops import OpSpec, make_op
+from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.trace import Trace, trace_calls
 from hwnas.profile import (
     Boundary,
@@ -38,6 +39,7 @@ from hwnas.profile.derived import ANCHORS, RANDOM
 from hwnas.profile.networks import estimate_ms, spread
 from hwnas.profile.plan import trace_entry
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, PEAK_MACS_PER_MS, RUN_MS, SAVING_MS, modelled_ms
+from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.journal import Journal, read_journal
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
@@ -238,6 +240,18 @@ class TestShared:
             assert len(again.outputs) == 1 + shared
             reads = [c.spec.kind for c in again.calls if again.calls[0].output in c.inputs]
             assert reads == ["relu"] + ["conv_bn"] * shared
+
+    def test_two_results_are_two_outputs_that_an_engine_computes_apart(self) -> None:
+        """Sinks of equal weights would be computed once, and a second reader would seem to be free."""
+        for part in (Boundary(X16, "fork"), Context(RELU, X16, True, True, shared=True)):
+            trace = part.trace()
+            assert len(trace.outputs) == 2
+            entry = trace_entry("context", "k", trace, None, None)
+            assert entry.output_shapes() == {"output": (1, 16), "output1": (1, 16)}
+            with open_onnx(OpExporter().network(trace).SerializeToString()) as runner:
+                found = runner.run({"x0": np.random.default_rng(0).standard_normal(X16).astype(np.float32)})
+            assert list(found) == ["output", "output1"]
+            assert np.abs(found["output"] - found["output1"]).max() > 1e-4
 
     def test_activations_in_a_cell_are(self) -> None:
         """Nodes and preprocessed inputs are read by several edges; a sum reads what one edge made."""
