@@ -244,14 +244,17 @@ class TestValidation:
         same = {"relative_error": None, "interval": None}
         assert replace(plain.correction, **same) == replace(other.correction, **same)
 
-    def test_derived_networks_are_judged_apart(self) -> None:
+    @pytest.mark.parametrize(("again", "level"), [((), 1.0), ((1.1, 1.25, 3.0), 1.25)])
+    def test_derived_networks_are_judged_apart(self, again: tuple[float, ...], level: float) -> None:
         table = made_up(12, 4)
         calibrate(table)
         before = dict(table.report), table.correction
         ours = predict_ms(table, table.nets[0])
-        table.nets = [*table.nets, replace(table.nets[0], key="net/d", use="derived", latency_ms=ours / 0.8)]
-        report_derived(table)
-        assert table.report.pop("derived") == pytest.approx(
+        table.nets = [*table.nets, replace(table.nets[0], key="net/d", use="derived", latency_ms=level * ours / 0.8)]
+        report_derived(table, again)
+        found = table.report.pop("derived")
+        assert (found.pop("level"), found.pop("again")) == (level, list(again))
+        assert found == pytest.approx(
             {"mape": 0.2, "bias": -0.2, "within_5": 0.0, "within_10": 0.0, "tau": 0.0, "n": 1}
         )
         assert (dict(table.report), table.correction) == before

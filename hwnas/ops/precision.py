@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import MutableSequence
 from typing import Literal
 
 import numpy as np
@@ -67,8 +67,8 @@ def _is_float(kind: int) -> bool:
     return kind == TensorProto.FLOAT
 
 
-def _rename(names: Iterable[str], new: dict[str, str]) -> None:
-    names[:] = [new.get(name, name) for name in names]  # type: ignore[index] # a repeated field
+def _rename(names: MutableSequence[str], new: dict[str, str]) -> None:
+    names[:] = [new.get(name, name) for name in names]
 
 
 def _cast(source: str, target: str, kind: int) -> NodeProto:
