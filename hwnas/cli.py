@@ -69,7 +69,10 @@ class Profile:
     data: DataFolder = None
     engine: Annotated[
         str | None,
-        arg(help="onnxruntime, openvino, torch, fake, or module:class (default: the run's, else onnxruntime)"),
+        arg(help="a name that hwnas doctor lists, or module:class (default: the run's, else onnxruntime)"),
+    ] = None
+    precision: Annotated[
+        str | None, arg(help="fp32, tf32 or fp16, as the engine can (default: the run's, else fp32)")
     ] = None
     threads: Annotated[int | None, arg(help="threads of the engine (default: the run's, else 1)")] = None
     plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
@@ -84,11 +87,11 @@ class Profile:
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine)
+            profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine, self.precision)
             return 0
         run = _begin(self.recipe, self.run, self.data)
         with run.locked():
-            made = profiling.profile(run, self.engine, self.threads, self.results, self.minutes)
+            made = profiling.profile(run, self.engine, self.threads, self.results, self.minutes, self.precision)
             good = self.require_mape is None or profiling.require_mape(made, self.require_mape)
         return 0 if good else 1
 
@@ -155,26 +158,38 @@ class Train:
 
 @dataclass(frozen=True)
 class Export:
-    """Export the trained network to ONNX (opset 17), compared with the network it came from.
+    """Export the trained network to a folder to deploy: ONNX (opset 17), compared with the network it came from.
 
     Example: hwnas export darts-quick
+
+    To run it on a picture: python -m hwnas.runtime run runs/darts-quick/deploy street.jpg
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a trained network")]
     logits: Annotated[bool, arg(help="end in class scores instead of labels")] = False
+    scores: Annotated[bool, arg(help="end in class scores before they are upsampled")] = False
+    engine: Annotated[
+        str | None, arg(help="what it is to run on, see hwnas doctor (default: that of the run's table)")
+    ] = None
+    precision: Annotated[
+        str | None, arg(help="fp32, tf32 or fp16, as the engine can (default: the table's if its engine is, else fp32)")
+    ] = None
 
     def __call__(self) -> int:
         """Run the verb."""
+        if self.logits and self.scores:
+            raise HwnasError("--logits and --scores are two endings of one file; give one of them")
         run = Run(self.run)
         run.require("arch.json", "search")
+        kind = "logits" if self.logits else "scores" if self.scores else "labels"
         with run.locked():
-            shipping.run_export(run, self.logits)
+            shipping.run_export(run, kind, self.engine, self.precision)
         return 0
 
 
 @dataclass(frozen=True)
 class Validate:
-    """Measure latency, fps and mIoU of the exported file, and hold them against prediction and budget.
+    """Measure latency, fps and mIoU of the exported file, and hold them against prediction, budget and network.
 
     Example: hwnas validate darts-quick
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,12 +16,20 @@ from hwnas.data.augment import normalise
 from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
+from hwnas.ops.layers import Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
-from hwnas.ops.trace import Trace, trace
+from hwnas.ops.precision import to_half
+from hwnas.ops.trace import INPUT, Trace, trace
+from hwnas.runtime.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.engines.scopes import to_labels
 from hwnas.spaces.base import SearchSpace
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 SCORE_TOLERANCE = 1e-4  # relative to the largest score
+HALF_TOLERANCE = 0.01  # share of the pixels that may get another label in float16
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
@@ -42,17 +50,32 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
         ) from e
 
 
+def ending(traced: Trace, kind: str) -> Trace:
+    """Return the part of a network's trace that a file of a kind holds.
+
+    Args:
+        traced: Of the network, which ends in labels for the kind ``"labels"``, else in scores at full size.
+        kind: One of `hwnas.runtime.bundle.KINDS`.
+    """
+    assert kind in KINDS
+    if kind != "scores":
+        return traced
+    assert traced.calls[-1].spec.kind == Resize.kind, "scores are brought to full size at the end"
+    return traced.before_last()
+
+
 def export(
     space: SearchSpace,
     arch: Architecture,
     weights: Path,
     data: SegmentationData,
     path: Path,
-    labels: bool,
+    kind: str = "labels",
+    precision: str = "fp32",
 ) -> tuple[Trace, dict[str, Any]]:
-    """Write ``path``: image (1, 3, H, W) float32, normalised, to ``labels`` (1, H, W) uint8 or ``logits``.
+    """Write ``path``: image (1, 3, H, W) float32, normalised, to what `kind` says.
 
-    The file passed onnx.checker, and its scores and labels were compared with the network's on a real image.
+    The file passed onnx.checker, and what it gives was compared with the network on a real image, in ONNX Runtime.
 
     Args:
         space: At the deployment scale.
@@ -60,10 +83,13 @@ def export(
         weights: Made by training.
         data: A split whose first image is used for the comparison; class names, mean and std go into the file.
         path: The file.
-        labels: Whether upsampled scores end in argmax inside the file.
+        kind: ``"labels"`` (1, H, W) uint8, ``"logits"`` (1, K, H, W) float32, or ``"scores"``, the same before they are
+            upsampled: (1, K, h, w). The output is called so too.
+        precision: What the file computes in: float16 for ``"fp16"``, else float32. Its input is float32 always.
 
     Returns:
-        The trace of what was exported, and the facts of the comparison.
+        The trace of what was exported, and the facts: ``opset``, ``shape`` and ``dtype`` of the output, ``sha256`` and
+        ``bytes`` of the file, and ``parity``.
 
     Raises:
         HwnasError: If the file does not compute what the network does.
@@ -71,7 +97,6 @@ def export(
     network = space.build(arch, form="deploy", labels=False)
     load_weights(network, weights)
     network.eval()
-    shape = (1, 3, *space.scale.size)
     meta = {
         "hwnas.architecture": json.dumps(arch.to_json(), sort_keys=True),
         "hwnas.classes": json.dumps(data.classes.names),
@@ -80,30 +105,56 @@ def export(
         "hwnas.std": json.dumps(data.std),
     }
     image = normalise(data[0].image, data.mean, data.std)[None]
-    with torch.no_grad():
-        expected = network(torch.from_numpy(image)).numpy()
-    scored = trace(network, shape)
-    model = export_network(scored, "logits", meta)
-    facts: dict[str, Any] = {
-        "opset": OPSET,
-        "labels": labels,
-        **_compare_scores(model.SerializeToString(), image, expected),
-    }
-    traced = scored
-    if labels:
-        ending = space.build(arch, form="deploy", labels=True)
-        ending.load_state_dict(network.state_dict())
-        traced = trace(ending.eval(), shape)
-        model = export_network(traced, "labels", meta)
-        facts |= _compare_labels(model.SerializeToString(), image, expected)
+    scores, logits = _scores_and_logits(network, image)
+    traced = trace(network, (1, 3, *space.scale.size))
+    model = export_network(traced, "logits", meta)
+    out = _run(model, image)
+    parity = _compare_scores(out, logits)
+    if kind != "logits":
+        if kind == "labels":
+            whole = space.build(arch, form="deploy", labels=True)
+            whole.load_state_dict(network.state_dict())
+            traced = trace(whole.eval(), traced.input_shape)
+        traced = ending(traced, kind)
+        model = export_network(traced, kind, meta)
+        out = _run(model, image)
+        parity |= _compare_scores(out, scores) if kind == "scores" else {}
+        parity |= _compare_labels(to_labels(out, space.scale.size), logits)
+    if precision == "fp16":
+        model = to_half(model)
+        out = _run(model, image)
+        parity = _compare_half(to_labels(out, space.scale.size), logits)
     content = model.SerializeToString(deterministic=True)
     write_atomic(path, content)
+    facts = {"opset": OPSET, "shape": out.shape, "dtype": str(out.dtype), "parity": parity}
     return traced, facts | {"sha256": sha256(content), "bytes": len(content)}
 
 
-def _compare_scores(model: bytes, image: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    with open_onnx(model) as runner:
-        got = runner.run({"image": image})["logits"]
+def _scores_and_logits(network: torch.nn.Module, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the last resize of a network reads, (1, K, h, w), and its result, (1, K, H, W)."""
+    read: list[torch.Tensor] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, Resize):
+            read.append(inputs[0])
+
+    # The op is made in the forward pass, so there is no module of the network to ask.
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        with torch.no_grad():
+            logits = network(torch.from_numpy(image)).numpy()
+    finally:
+        hook.remove()
+    return read[-1].numpy(), logits
+
+
+def _run(model: ModelProto, image: np.ndarray) -> np.ndarray:
+    with open_onnx(model.SerializeToString()) as runner:
+        (out,) = runner.run({INPUT: image}).values()
+    return out
+
+
+def _compare_scores(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     error = float(np.abs(got - expected).max() / np.abs(expected).max())
     if not error <= SCORE_TOLERANCE:  # also where it is NaN
         raise HwnasError(
@@ -112,12 +163,20 @@ def _compare_scores(model: bytes, image: np.ndarray, expected: np.ndarray) -> di
     return {"score_error": error}
 
 
-def _compare_labels(model: bytes, image: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    with open_onnx(model) as runner:
-        got = runner.run({"image": image})["labels"]
-    top = np.sort(expected, axis=1)
-    sure = top[:, -1] - top[:, -2] > SCORE_TOLERANCE * np.abs(expected).max()
-    wrong = int((got != expected.argmax(1))[sure].sum())
+def _compare_labels(got: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    top = np.sort(logits, axis=1)
+    sure = top[:, -1] - top[:, -2] > SCORE_TOLERANCE * np.abs(logits).max()
+    wrong = int((got != logits.argmax(1))[sure].sum())
     if wrong:
         raise HwnasError(f"ONNX Runtime's labels differ from the network's in {wrong} pixels; do not use it")
     return {"label_ties": int((~sure).sum())}
+
+
+def _compare_half(got: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    share = float((got != logits.argmax(1)).mean())
+    if share > HALF_TOLERANCE:
+        raise HwnasError(
+            f"in float16 {share:.1%} of the labels differ from the network's, more than {HALF_TOLERANCE:.0%}; "
+            "export it with --precision fp32"
+        )
+    return {"label_difference": share}

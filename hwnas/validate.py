@@ -1,4 +1,4 @@
-"""Proof on the device: latency and fps of the exported file, its accuracy, and predicted against measured."""
+"""Proof on the device: latencies and fps of a bundle, its accuracy, and predicted against measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.data.augment import normalise
+from hwnas.arch import Architecture
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError
@@ -19,17 +19,27 @@ from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
 from hwnas.profile import trace_entry
+from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
+from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measure import Measurement, StopRule
 from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
-from hwnas.runtime.results import collect
+from hwnas.runtime.results import Row, collect
 from hwnas.runtime.supervise import supervise
+from hwnas.spaces.base import SearchSpace, trace_space
 from hwnas.ui import Update, ignore
 
 PICTURES = 4
 REFERENCES = 2
 CLOSE = 0.03  # the references may be so much slower than in the table before the machine counts as slow
 STOP = StopRule(min_visits=30, max_visits=100, min_s=6.0)
+SCOPES = {"network": "net", "with_copies": "copies", "application": "application"}  # and their roles in a plan
+IN_FILE = {
+    "labels": "network with upsampling and argmax",
+    "logits": "network with upsampling, without argmax",
+    "scores": "network without upsampling and argmax",
+}
+MIOU_LOSS = 0.005  # what the file may be worse than the network it was exported from
 PATIENCE_S = 60.0  # slow spells of a shared machine were seen to last from seconds to half a minute
 
 
@@ -69,8 +79,8 @@ def measure_network(
     engine: Mapping[str, Any],
     beside: Sequence[Reference] = (),
     update: Update = ignore,
-) -> tuple[dict[str, Any], Measurement, float | None]:
-    """Measure an exported file in a process of its own, under the conditions of a table.
+) -> tuple[dict[str, Any], dict[str, Measurement], float | None]:
+    """Measure an exported file in a process of its own: the network, with its copies, and as an application.
 
     Where the machine is slower than it was for the table, which the references tell, it is measured again for up to
     `PATIENCE_S`: its quiet level counts.
@@ -79,13 +89,13 @@ def measure_network(
         model: The ONNX file, in a folder that may be written to.
         trace: Of the network in it.
         output: Name of its output.
-        engine: The table's ``where["engine"]``.
-        beside: Networks of the table.
+        engine: ``name``, ``threads`` and ``precision``.
+        beside: Networks of a table of this engine.
         update: Told after each measurement.
 
     Returns:
-        Provenance of the measurement, the measurement, and how much slower than in the table the references were
-        (1.0 is as fast; None without references).
+        Provenance of the measurement, the measurement of each of `SCOPES`, and how much slower than in the table the
+        references were (1.0 is as fast; None without references).
 
     Raises:
         HwnasError: If the engine could not run it.
@@ -93,13 +103,14 @@ def measure_network(
     folder = model.parent
     results = folder / "validate.jsonl"
     results.unlink(missing_ok=True)  # a measurement is of now
-    key = f"net/{model.name}"
-    entries = [trace_entry("net", key, trace, model.name, sha256(model.read_bytes()), output)]
+    keys = {scope: f"{role}/{model.name}" for scope, role in SCOPES.items()}
+    digest = sha256(model.read_bytes())
+    entries = [trace_entry(role, keys[s], trace, model.name, digest, output) for s, role in SCOPES.items()]
     for n, r in enumerate(beside):
         name = f"reference-{n}.onnx"
         write_atomic(folder / name, r.content)
         entries.append(replace(r.entry, onnx=name))
-    plan = write_plan(folder, entries)
+    plan = write_plan(folder, entries, str(engine["precision"]))
     start_s, stop = time.monotonic(), STOP
     while True:
         supervise(
@@ -112,65 +123,132 @@ def measure_network(
         )
         where, rows = collect(results, plan)
         by_key = {r.key: r for r in rows}
-        measured = by_key[key].measurement
-        if measured is None:
-            raise HwnasError(f"{engine['name']} could not run {model}: {by_key[key].reason}")
+        measured = {scope: _measured(by_key[key], engine, model) for scope, key in keys.items()}
         found = [(r, by_key[r.entry.key].measurement) for r in beside]
         ratios = [m.latency_ms / r.latency_ms for r, m in found if m is not None]
         slowdown = float(np.median(ratios)) if ratios else None
-        quiet = not measured.doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
+        doubtful = any(m.doubtful for m in measured.values())
+        quiet = not doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
         if quiet or where["clock"] == "model" or time.monotonic() - start_s > PATIENCE_S:
             return where, measured, slowdown
         # What was measured so far stays in the results; as many visits again go on top.
-        more = max(m.visits for m in (measured, *(m for _, m in found if m is not None)))
+        more = max(m.visits for m in (*measured.values(), *(m for _, m in found if m is not None)))
         stop = replace(STOP, min_visits=more + STOP.min_visits, max_visits=more + STOP.max_visits)
 
 
-def score(model: Path, data: SegmentationData, pictures: Path, update: Update = ignore) -> ConfusionMatrix:
-    """Run an exported file over a whole split with ONNX Runtime, and draw some predictions beside their labels.
+def _measured(row: Row, engine: Mapping[str, Any], model: Path) -> Measurement:
+    if row.measurement is None:
+        raise HwnasError(f"{engine['name']} could not run {model}: {row.reason}")
+    return row.measurement
+
+
+def application_of(bundle: Bundle) -> tuple[Application, str]:
+    """Return the application that a bundle's accuracy is taken with, and the engine in it.
+
+    That is the bundle's own engine, unless it is one that computes no file: then ONNX Runtime.
+    """
+    own = find_application(bundle)
+    if own is not None:
+        return own, bundle.engine
+    return HostApplication(bundle, open_onnx(bundle.path, bundle.threads)), "onnxruntime"
+
+
+def score(
+    application: Application, kind: str, data: SegmentationData, pictures: Path, update: Update = ignore
+) -> ConfusionMatrix:
+    """Run an application over a whole split, and draw some predictions beside their labels.
 
     Args:
-        model: Gives ``labels`` or ``logits``.
-        data: The split, at the file's size.
+        application: Entered.
+        kind: What its network gives, one of `hwnas.runtime.bundle.KINDS`.
+        data: The split, at the bundle's size.
         pictures: The PNG to write: image, label, prediction.
         update: Told after each image.
+
+    Raises:
+        HwnasError: If a score is not finite, or a label is no class.
     """
     confusion = ConfusionMatrix(len(data.classes.names))
     shown = set(np.linspace(0, len(data) - 1, min(PICTURES, len(data))).astype(int).tolist())
     rows = []
-    with open_onnx(model) as runner:
-        for i in range(len(data)):
-            image, label, _ = data[i]
-            out = runner.run({"image": normalise(image, data.mean, data.std)[None]})
-            predicted = (out["labels"] if "labels" in out else out["logits"].argmax(1))[0]
-            confusion.update(predicted, label)
-            if i in shown:
-                rows.append((image, colourise(label, data.classes), colourise(predicted, data.classes)))
-            update(i + 1)
+    for i in range(len(data)):
+        image, label, name = data[i]
+        if kind != "labels":
+            _refuse_infinite(application.output(image), kind, name)
+        predicted = application.labels(image)
+        if int(predicted.max()) >= len(data.classes):
+            raise HwnasError(
+                f"label {int(predicted.max())} came out for the image {name}, expected 0 to {len(data.classes) - 1}; "
+                "do not use it, export it again"
+            )
+        confusion.update(predicted, label)
+        if i in shown:
+            rows.append((image, colourise(label, data.classes), colourise(predicted, data.classes)))
+        update(i + 1)
     save_panel(pictures, rows, ("image", "label", "prediction"))
     return confusion
 
 
+def _refuse_infinite(scores: Array, kind: str, name: str) -> None:
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise HwnasError(
+            f"{bad} of {scores.size} {kind} for the image {name} are not finite; export it in fp32, or train it again"
+        )
+
+
+def left_out_ms(space: SearchSpace, arch: Architecture, exported: Trace, latency: LatencyTable) -> float:
+    """Return what a table says that the ops take which a network ends with and its exported part has not."""
+    left = trace_space(space, arch).calls[len(exported.calls) :]
+    return sum(latency.correction.factor(c.spec.kind) * latency[c.spec] for c in left)
+
+
 def verdict(
-    measured: Measurement, where: Mapping[str, Any], predicted_ms: float, budget_ms: float, slowdown: float | None
+    measured: Mapping[str, Measurement],
+    where: Mapping[str, Any],
+    predicted_ms: float,
+    budget_ms: float,
+    slowdown: float | None,
+    kind: str = "labels",
 ) -> dict[str, Any]:
-    """Return predicted against measured, and the budget: all that a report says about speed."""
+    """Return predicted against measured, and the budget: all that a report says about speed.
+
+    Args:
+        measured: Of each of `SCOPES`; prediction and budget are held against the network.
+        where: Provenance of the measurement.
+        predicted_ms: Of the network as it is in the file.
+        budget_ms: What it may take.
+        slowdown: See `measure_network`.
+        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+    """
+    network = measured["network"]
     return {
         "predicted_ms": predicted_ms,
-        "measured_ms": measured.latency_ms,
-        "p50_ms": measured.p50_ms,
-        "p90_ms": measured.p90_ms,
-        "p99_ms": measured.p99_ms,
-        "wall_ms": measured.wall_ms,
-        "fps": 1000 / measured.latency_ms,
-        "error": predicted_ms / measured.latency_ms - 1,
+        "measured_ms": network.latency_ms,
+        "p50_ms": network.p50_ms,
+        "p90_ms": network.p90_ms,
+        "p99_ms": network.p99_ms,
+        "wall_ms": network.wall_ms,
+        "fps": 1000 / network.latency_ms,
+        "error": predicted_ms / network.latency_ms - 1,
         "budget_ms": budget_ms,
         "budget_fps": 1000 / budget_ms,
-        "met": measured.latency_ms <= budget_ms,
-        "doubtful": measured.doubtful,
+        "met": network.latency_ms <= budget_ms,
+        "doubtful": network.doubtful,
         "slowdown": slowdown,
         "clock": where["clock"],
         "threads": where["engine"]["threads"],
         "batch": where["batch"],
-        "scope": "network with upsampling and argmax",
+        "scope": IN_FILE[kind],
+        "latencies": {
+            scope: {
+                "quiet_ms": m.latency_ms,
+                "p50_ms": m.p50_ms,
+                "p90_ms": m.p90_ms,
+                "p99_ms": m.p99_ms,
+                "wall_ms": m.wall_ms,
+                "doubtful": m.doubtful,
+            }
+            for scope, m in measured.items()
+        },
     }

@@ -38,7 +38,10 @@ from hwnas.ops.onnx_graph import (
 )
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace, trace
+from hwnas.runtime.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.engines.scopes import to_labels
+from hwnas.runtime.kernels import upsample, upsample_argmax
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 
 EVEN, ODD = (32, 48), (37, 51)
@@ -186,18 +189,18 @@ def weights(tmp_path: Path) -> Path:
 
 class TestExport:
     @pytest.mark.parametrize("size", [EVEN, ODD])
-    @pytest.mark.parametrize("labels", [True, False])
-    def test_the_file_computes_what_the_network_does(self, tmp_path: Path, size: tuple[int, int], labels: bool) -> None:
+    @pytest.mark.parametrize("kind", ["labels", "logits"])
+    def test_the_file_computes_what_the_network_does(self, tmp_path: Path, size: tuple[int, int], kind: str) -> None:
         space, images = space_at(size), Synthetic("val", size, length=2)
         network = trained(space, ARCHS[1])
         save_file(network.state_dict(), tmp_path / "w.safetensors")
         path = tmp_path / "deploy" / "model.onnx"
-        traced, facts = export(space, ARCHS[1], tmp_path / "w.safetensors", images, path, labels)
+        traced, facts = export(space, ARCHS[1], tmp_path / "w.safetensors", images, path, kind)
         image = normalise(images[1].image, images.mean, images.std)[None]  # not the one it was compared on
         with torch.no_grad():
             scores = network(torch.from_numpy(image)).numpy()
         got = run(path, image)
-        if labels:
+        if kind == "labels":
             assert got.dtype == np.uint8
             assert got.shape == (1, *size)
             top = np.sort(scores, axis=1)
@@ -205,24 +208,72 @@ class TestExport:
             assert sure.mean() > 0.95
             assert np.array_equal(got[sure], scores.argmax(1)[sure])
             assert len(np.unique(got)) > 1
-            assert facts["label_ties"] <= 0.05 * got.size
+            assert facts["parity"]["label_ties"] <= 0.05 * got.size
         else:
             assert got.dtype == np.float32
             assert got.shape == (1, 11, *size)
             np.testing.assert_allclose(got, scores, atol=1e-4 * np.abs(scores).max())
-            assert "label_ties" not in facts
-        assert traced.calls[-1].spec.kind == ("argmax" if labels else "resize")
-        assert facts["labels"] is labels
-        assert 0 <= facts["score_error"] <= 1e-4
+            assert "label_ties" not in facts["parity"]
+        assert traced.calls[-1].spec.kind == ("argmax" if kind == "labels" else "resize")
+        assert (facts["shape"], facts["dtype"]) == (got.shape, str(got.dtype))
+        assert 0 <= facts["parity"]["score_error"] <= 1e-4
         content = path.read_bytes()
         assert (facts["bytes"], facts["sha256"]) == (len(content), sha256(content))
 
-    @pytest.mark.parametrize(("labels", "output"), [(True, "labels"), (False, "logits")])
-    def test_the_file_says_what_it_is(
-        self, data: SegmentationData, weights: Path, tmp_path: Path, labels: bool, output: str
+    @pytest.mark.parametrize("size", [EVEN, ODD])
+    def test_scores_are_those_before_the_network_upsamples_them(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        space, images = space_at(size), Synthetic("val", size, length=2)
+        network = trained(space, ARCHS[1])
+        save_file(network.state_dict(), tmp_path / "w.safetensors")
+        path = tmp_path / "model.onnx"
+        traced, facts = export(space, ARCHS[1], tmp_path / "w.safetensors", images, path, "scores")
+        image = normalise(images[1].image, images.mean, images.std)[None]
+        with torch.no_grad():
+            logits = network(torch.from_numpy(image)).numpy()
+        got = run(path, image)
+        reduced = (1, 11, *(-(-n // 8) for n in size))
+        assert facts["shape"] == got.shape == reduced
+        np.testing.assert_allclose(upsample(got, size), logits, atol=1e-4 * np.abs(logits).max())
+        top = np.sort(logits, axis=1)
+        sure = top[:, -1] - top[:, -2] > 1e-4 * np.abs(logits).max()
+        assert np.array_equal(upsample_argmax(got, size)[sure], logits.argmax(1)[sure])
+        assert traced.calls[-1].spec.kind == "add"
+        assert facts["parity"].keys() == {"score_error", "label_ties"}
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_in_float16_labels_are_almost_those_of_the_network(
+        self, data: SegmentationData, weights: Path, tmp_path: Path, kind: str
     ) -> None:
         path = tmp_path / "model.onnx"
-        _, facts = export(space_at(EVEN), ARCHS[0], weights, data, path, labels)
+        _, facts = export(space_at(EVEN), ARCHS[0], weights, data, path, kind, "fp16")
+        model = onnx.load(path)
+        assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.FLOAT16}
+        assert "hwnas.classes" in {p.key for p in model.metadata_props}
+        assert [o.name for o in model.graph.output] == [kind]
+        assert facts["dtype"] == ("uint8" if kind == "labels" else "float32")
+        image = normalise(data[0].image, data.mean, data.std)[None]
+        with torch.no_grad():
+            expected = trained(space_at(EVEN), ARCHS[0])(torch.from_numpy(image)).numpy().argmax(1)
+        assert facts["parity"] == {"label_difference": (to_labels(run(path, image), EVEN) != expected).mean()}
+        assert facts["parity"]["label_difference"] <= 0.01
+
+    def test_float16_that_changes_labels_is_refused(
+        self, data: SegmentationData, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def other(model: ModelProto) -> ModelProto:
+            stranger = space_at(EVEN).build(ARCHS[0], form="deploy", labels=True)
+            stranger.load_state_dict(trained(space_at(EVEN), ARCHS[0], seed=1).state_dict())
+            return export_network(trace(stranger.eval(), (1, 3, *EVEN)), "labels", {})
+
+        monkeypatch.setattr(hwnas.export, "to_half", other)
+        with pytest.raises(HwnasError, match=r"in float16 \d.*% of the labels differ .* more than 1%; export .* fp32"):
+            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx", "labels", "fp16")
+        assert not (tmp_path / "model.onnx").exists()
+
+    @pytest.mark.parametrize("output", KINDS)
+    def test_the_file_says_what_it_is(self, data: SegmentationData, weights: Path, tmp_path: Path, output: str) -> None:
+        path = tmp_path / "model.onnx"
+        _, facts = export(space_at(EVEN), ARCHS[0], weights, data, path, output)
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
         said = {p.key: json.loads(p.value) for p in model.metadata_props}
@@ -238,12 +289,12 @@ class TestExport:
 
     def test_the_same_weights_give_the_same_bytes(self, data: SegmentationData, weights: Path, tmp_path: Path) -> None:
         for name in ("a.onnx", "b.onnx"):
-            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / name, labels=False)
+            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / name, "logits")
         assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
-    @pytest.mark.parametrize("labels", [True, False])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_a_file_that_computes_other_scores_is_refused(
-        self, data: SegmentationData, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: bool
+        self, data: SegmentationData, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         def other(traced: Trace, output: str, metadata: Mapping[str, str]) -> ModelProto:
             stranger = trained(space_at(EVEN), ARCHS[0], seed=1)
@@ -251,7 +302,7 @@ class TestExport:
 
         monkeypatch.setattr(hwnas.export, "export_network", other)
         with pytest.raises(HwnasError, match=r"scores differ from the network's by .* of the largest; do not use it"):
-            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx", labels)
+            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx", kind)
         assert not (tmp_path / "model.onnx").exists()
 
     def test_a_file_that_computes_other_labels_is_refused(
@@ -268,7 +319,32 @@ class TestExport:
 
         monkeypatch.setattr(hwnas.export, "export_network", other)
         with pytest.raises(HwnasError, match=r"labels differ from the network's in \d+ pixels; do not use it"):
-            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx", labels=True)
+            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx")
+        assert not (tmp_path / "model.onnx").exists()
+
+    @pytest.mark.parametrize(("seed", "match"), [(1, "scores differ"), (None, r"labels differ .* in \d+ pixels")])
+    def test_low_scores_of_another_network_are_refused(
+        self,
+        data: SegmentationData,
+        weights: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        seed: int | None,
+        match: str,
+    ) -> None:
+        """The logits are right; the scores before them are another network's, or are not what is upsampled."""
+
+        def other(traced: Trace, output: str, metadata: Mapping[str, str]) -> ModelProto:
+            if output == "scores" and seed is not None:
+                stranger = trained(space_at(EVEN), ARCHS[0], seed=seed)
+                traced = trace(stranger, traced.input_shape).before_last()
+            return export_network(traced, output, metadata)
+
+        monkeypatch.setattr(hwnas.export, "export_network", other)
+        if seed is None:
+            monkeypatch.setattr(hwnas.export, "to_labels", lambda out, size: 0 * to_labels(out, size) + 200)
+        with pytest.raises(HwnasError, match=match):
+            export(space_at(EVEN), ARCHS[0], weights, data, tmp_path / "model.onnx", "scores")
         assert not (tmp_path / "model.onnx").exists()
 
     def test_a_network_of_nan_is_refused(self, data: SegmentationData, tmp_path: Path) -> None:
@@ -277,12 +353,12 @@ class TestExport:
             next(network.parameters()).fill_(float("nan"))
         save_file(network.state_dict(), tmp_path / "w.safetensors")
         with pytest.raises(HwnasError, match="scores differ from the network's by nan"):
-            export(space_at(EVEN), ARCHS[0], tmp_path / "w.safetensors", data, tmp_path / "model.onnx", labels=True)
+            export(space_at(EVEN), ARCHS[0], tmp_path / "w.safetensors", data, tmp_path / "model.onnx")
 
     def test_images_of_another_size_are_refused(self, weights: Path, tmp_path: Path) -> None:
         images = Synthetic("val", ODD, length=1)
         with pytest.raises(HwnasError, match="takes the inputs"):
-            export(space_at(EVEN), ARCHS[0], weights, images, tmp_path / "model.onnx", labels=True)
+            export(space_at(EVEN), ARCHS[0], weights, images, tmp_path / "model.onnx")
 
 
 class TestWeights:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from hwnas.data import Synthetic
 from hwnas.latency import LatencyTable
 from hwnas.profile import build_table
 from hwnas.run import Run
+from hwnas.runtime.bundle import Bundle, open_application
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.plan import load_plan
 from tests.conftest import run
@@ -96,6 +101,28 @@ def test_a_box_with_onnxruntime_and_the_whole_job_after_it(
     report = json.loads(Path(f"runs/{RECIPE}/report.json").read_text())
     assert report["where"]["engine"] == table.where["engine"]
     assert report["predicted_ms"] == Run(RECIPE).derived().predicted_ms
+
+    # The bundle alone is carried to the box and looks at a picture there.
+    box = tmp_path / "box"
+    (box / "deploy").mkdir()
+    for name in ("engine.json", "model.onnx"):
+        shutil.copy(Path(f"runs/{RECIPE}/deploy") / name, box / "deploy" / name)
+    bundle = Bundle.load(box / "deploy")
+    test = Synthetic("test", bundle.input.size, length=1)
+    Image.fromarray(test[0].image).save(box / "street.png")
+    said = run(onnxruntime_venv, "-m", "hwnas.runtime", "run", "deploy", "street.png", cwd=box)
+    assert "ms from picture in memory to labels" in said
+    with Image.open(box / "street-labels.png") as drawn, open_application(bundle) as application:
+        colours = np.asarray(drawn)[:, -bundle.input.size[1] :]
+        expected = np.asarray(bundle.palette, np.uint8)[application.labels(test[0].image)]
+        assert (colours == expected).all(axis=2).mean() > 0.999
+
+
+def test_a_box_without_the_packages_says_what_to_install(finished: Path, bare_venv: Path) -> None:
+    command = [bare_venv, "-m", "hwnas.runtime", "run", "deploy", "street.png"]
+    ended = subprocess.run(command, cwd=finished, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "PIL.Image is not installed; run: pip install 'hwnas[image]'" in ended.stderr
 
 
 def test_results_of_another_plan_are_refused(finished: Path) -> None:

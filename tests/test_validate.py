@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from hwnas import validate
+from hwnas.data import Synthetic
+from hwnas.data.base import IGNORE_LABEL
 from hwnas.errors import HwnasError
+from hwnas.export import ending
 from hwnas.files import write_atomic
-from hwnas.latency import LatencyTable
+from hwnas.latency import LatencyModel, LatencyTable
+from hwnas.metrics import ConfusionMatrix
 from hwnas.ops import Trace
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.profile import Calibration, build_table, make_plan
@@ -25,9 +29,10 @@ from hwnas.runtime.plan import Plan, load_plan
 from hwnas.runtime.results import Row
 from hwnas.runtime.work import measure_plan
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, trace_space
+from tests.test_bundle import expected, make, photo
 
 SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, head_channels=8)
-ENGINE = {"name": "fake", "threads": 1}
+ENGINE = {"name": "fake", "threads": 1, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +71,25 @@ def test_a_damaged_plan_is_not_taken_for_no_plan(plan: Path, table: LatencyTable
 def test_on_a_quiet_machine_it_is_measured_once(
     plan: Path, table: LatencyTable, model: tuple[Path, Trace], runs: list[StopRule]
 ) -> None:
-    where, row, slowdown = validate.measure_network(*model, "labels", ENGINE, validate.references(plan, table))
+    where, found, slowdown = validate.measure_network(*model, "labels", ENGINE, validate.references(plan, table))
     assert where["engine"]["name"] == "fake"
     assert slowdown == pytest.approx(1.0, rel=0.002)
-    assert (len(runs), row.visits) == (1, validate.STOP.min_visits)
-    assert row.latency_ms == pytest.approx(modelled_ms(load_plan(model[0].parent).entries[0]), rel=0.003)
+    assert list(found) == ["network", "with_copies", "application"]
+    entries = load_plan(model[0].parent).entries
+    assert [e.role for e in entries] == ["net", "copies", "application", "net", "net"]
+    for entry, row in zip(entries, found.values(), strict=False):
+        assert (len(runs), row.visits) == (1, validate.STOP.min_visits)
+        assert row.latency_ms == pytest.approx(modelled_ms(entry), rel=0.003)
+    assert found["network"].latency_ms < found["with_copies"].latency_ms
+    assert found["network"].latency_ms < found["application"].latency_ms
     _, alone, nothing = validate.measure_network(*model, "labels", ENGINE)
     assert nothing is None
-    assert alone == row
+    assert alone == found
+
+
+def test_the_precision_of_the_engine_is_that_of_the_plan(model: tuple[Path, Trace], runs: list[StopRule]) -> None:
+    where, _, _ = validate.measure_network(*model, "labels", ENGINE | {"precision": "fp16"})
+    assert where["engine"]["precision"] == load_plan(model[0].parent).precision == "fp16"
 
 
 @pytest.fixture
@@ -115,7 +131,8 @@ def test_a_machine_slower_than_the_table_is_waited_for_and_told(
     """The table says that its networks took two thirds of what they take now."""
     ticking(monkeypatch, patience_s)
     rows = [replace(r, latency_ms=r.latency_ms / 1.5) for r in validate.references(plan, table)]
-    _, row, slowdown = validate.measure_network(*model, "labels", ENGINE, rows)
+    _, found, slowdown = validate.measure_network(*model, "labels", ENGINE, rows)
+    row = found["network"]
     assert slowdown == pytest.approx(1.5, rel=0.002)
     assert len(runs) == tries
     assert row.visits == tries * validate.STOP.min_visits  # what was measured before still counts
@@ -131,44 +148,129 @@ def test_a_slow_model_clock_is_not_waited_for(
 ) -> None:
     ticking(monkeypatch, 1e9)
     rows = [replace(r, latency_ms=r.latency_ms / 2) for r in validate.references(plan, table)]
-    _, row, slowdown = validate.measure_network(*model, "labels", ENGINE, rows)
+    _, found, slowdown = validate.measure_network(*model, "labels", ENGINE, rows)
+    row = found["network"]
     assert slowdown == pytest.approx(2, rel=0.002)
     assert row.visits == validate.STOP.min_visits
 
 
+@pytest.mark.parametrize("scope", ["net", "copies", "application"])
 def test_a_doubtful_measurement_is_made_longer(
-    model: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch, runs: list[StopRule]
+    model: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch, runs: list[StopRule], scope: str
 ) -> None:
     ticking(monkeypatch, 2.5)
     collect = validate.collect
 
     def doubtful(results: Path, plan: Plan) -> tuple[dict[str, Any], list[Row]]:
         where, rows = collect(results, plan)
-        return where, [replace(r, measurement=replace(r.measurement, doubtful=True)) for r in rows if r.measurement]
+        found = ((r.key.startswith(f"{scope}/"), r.measurement) for r in rows)
+        changed = [replace(m, doubtful=bad) for bad, m in found if m is not None]
+        return where, [replace(r, measurement=m) for r, m in zip(rows, changed, strict=True)]
 
     monkeypatch.setattr(validate, "collect", doubtful)
-    _, row, slowdown = validate.measure_network(*model, "labels", ENGINE)
-    assert (row.doubtful, slowdown) == (True, None)
+    _, measured, slowdown = validate.measure_network(*model, "labels", ENGINE)
+    assert slowdown is None
+    assert {validate.SCOPES[name] for name, m in measured.items() if m.doubtful} == {scope}
     first, second = runs
     assert (second.min_visits, second.max_visits) == (2 * first.min_visits, first.min_visits + first.max_visits)
 
 
 def test_measuring_again_is_of_now(model: tuple[Path, Trace], runs: list[StopRule]) -> None:
     for _ in range(2):
-        _, row, _ = validate.measure_network(*model, "labels", ENGINE)
-        assert row.visits == validate.STOP.min_visits
+        _, found, _ = validate.measure_network(*model, "labels", ENGINE)
+        assert {m.visits for m in found.values()} == {validate.STOP.min_visits}
 
 
-def test_a_network_the_engine_cannot_run(model: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scope", ["net", "copies", "application"])
+def test_a_network_the_engine_cannot_run(
+    model: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
     collect = validate.collect
 
     def failed(results: Path, plan: Plan) -> tuple[dict[str, Any], list[Row]]:
         where, rows = collect(results, plan)
-        return where, [Row(r.key, "failed", "for the test") for r in rows]
+        return where, [Row(r.key, "failed", "for the test") if r.key.startswith(scope) else r for r in rows]
 
     monkeypatch.setattr(validate, "collect", failed)
     with pytest.raises(HwnasError, match=r"fake could not run .*model\.onnx: for the test"):
         validate.measure_network(*model, "labels", ENGINE)
+
+
+class Given:
+    """An application that gives what it is given, image by image."""
+
+    def __init__(self, labels: np.ndarray, outputs: np.ndarray) -> None:
+        self._labels, self._outputs = iter(labels), iter(outputs)
+
+    def __enter__(self) -> Given:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        return next(self._labels)
+
+    def output(self, image: np.ndarray) -> np.ndarray:
+        return next(self._outputs)
+
+
+class TestScore:
+    DATA = Synthetic("test", (48, 64), length=3)
+
+    def score(self, folder: Path, labels: np.ndarray, scores: np.ndarray | None = None) -> ConfusionMatrix:
+        given = Given(labels, np.zeros((3, 1, 11, 6, 8), np.float32) if scores is None else scores)
+        return validate.score(given, "labels" if scores is None else "scores", self.DATA, folder / "p.png")
+
+    def truth(self) -> np.ndarray:
+        labels = np.stack([self.DATA[i].label for i in range(3)])
+        return np.where(labels == IGNORE_LABEL, 0, labels).astype(np.uint8)
+
+    def test_the_application_is_held_against_the_labels(self, tmp_path: Path) -> None:
+        assert self.score(tmp_path, self.truth()).miou() == 1.0
+        wrong = self.truth()
+        wrong[1] = 10 - wrong[1]
+        confusion = ConfusionMatrix(11)
+        for i in range(3):
+            confusion.update(wrong[i], self.DATA[i].label)
+        found = self.score(tmp_path, wrong, np.zeros((3, 1, 11, 6, 8), np.float32))
+        np.testing.assert_array_equal(found.counts, confusion.counts)
+        assert (tmp_path / "p.png").exists()
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_scores_that_are_not_finite_are_refused(self, tmp_path: Path, bad: float) -> None:
+        scores = np.zeros((3, 1, 11, 6, 8), np.float32)
+        scores[1, 0, 2, 3:5, 1:3] = bad
+        name = self.DATA[1].name
+        with pytest.raises(HwnasError, match=rf"^4 of 528 scores for the image {name} are not finite; export it in"):
+            self.score(tmp_path, self.truth(), scores)
+        assert not (tmp_path / "p.png").exists()
+
+    def test_labels_that_are_no_class_are_refused(self, tmp_path: Path) -> None:
+        labels = self.truth()
+        labels[2, 5, 5] = 11
+        name = self.DATA[2].name
+        with pytest.raises(HwnasError, match=f"label 11 came out for the image {name}, expected 0 to 10; do not use"):
+            self.score(tmp_path, labels)
+        assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize(("engine", "scored_with"), [("openvino", "openvino"), ("fake", "onnxruntime")])
+def test_what_an_engine_computes_is_scored_with_it(tmp_path: Path, engine: str, scored_with: str) -> None:
+    application, name = validate.application_of(make(tmp_path, engine=engine))
+    assert name == scored_with
+    with application:
+        assert (application.labels(photo()) == expected("scores", photo())[1]).mean() > 0.999
+
+
+@pytest.mark.parametrize(("kind", "left"), [("labels", []), ("logits", ["argmax"]), ("scores", ["resize", "argmax"])])
+def test_what_a_file_leaves_out_is_not_predicted(table: LatencyTable, kind: str, left: list[str]) -> None:
+    arch = SPACE.architecture(DARTS_V2)
+    whole = trace_space(SPACE, arch)
+    part = ending(trace_space(SPACE, arch, labels=kind == "labels"), kind)
+    assert [c.spec.kind for c in whole.calls[len(part.calls) :]] == left
+    both_ms = [LatencyModel(t.terms(), table, SPACE.groups, SPACE.rules()).predict_ms(arch) for t in (whole, part)]
+    assert validate.left_out_ms(SPACE, arch, part, table) == pytest.approx(both_ms[0] - both_ms[1], abs=1e-12)
 
 
 @pytest.mark.parametrize(("budget_ms", "met"), [(2.0, True), (1.999, False), (4.0, True)])
@@ -176,8 +278,10 @@ def test_verdict_by_hand(budget_ms: float, met: bool) -> None:
     """Twenty quiet visits and twenty slow ones, each with an outlier: the budget is held against the quiet level."""
     visits = [Samples(np.array([ms, ms, 9.0]), np.array([ms, ms, ms]) + 1) for ms in [2.0] * 20 + [3.0] * 20]
     measured = summarise(visits, "ci", "wall")
+    slower = replace(measured, latency_ms=4.0, doubtful=True)
     where = {"clock": "wall", "engine": {"threads": 2}, "batch": 1}
-    found = validate.verdict(measured, where, 2.5, budget_ms, 1.01)
+    scopes = {"network": measured, "with_copies": measured, "application": slower}
+    found = validate.verdict(scopes, where, 2.5, budget_ms, 1.01)
     assert (found["measured_ms"], found["wall_ms"], found["fps"]) == (2.0, 3.0, 500.0)
     times = np.concatenate([v.latency_ms for v in visits])
     assert [found[f"p{q}_ms"] for q in (50, 90, 99)] == pytest.approx(np.percentile(times, [50, 90, 99]).tolist())
@@ -185,6 +289,12 @@ def test_verdict_by_hand(budget_ms: float, met: bool) -> None:
     assert found["error"] == pytest.approx(0.25)
     assert (found["met"], found["budget_fps"], found["slowdown"]) == (met, 1000 / budget_ms, 1.01)
     assert (found["doubtful"], found["threads"], found["clock"]) == (False, 2, "wall")
+    assert found["scope"] == "network with upsampling and argmax"
+    assert validate.verdict(scopes, where, 2.5, 2.0, None, "scores")["scope"] == "network without upsampling and argmax"
+    times_ms = found["latencies"]
+    assert list(times_ms) == ["network", "with_copies", "application"]
+    assert [times_ms["network"][f"p{q}_ms"] for q in (50, 90, 99)] == [found[f"p{q}_ms"] for q in (50, 90, 99)]
+    assert [(t["quiet_ms"], t["doubtful"]) for t in times_ms.values()] == [(2.0, False), (2.0, False), (4.0, True)]
 
 
 def test_a_reference_that_fails_says_nothing_about_speed(

@@ -91,7 +91,7 @@ def test_a_table_without_an_op(profiled: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("profile", "darts-tny"), "unknown recipe 'darts-tny'; did you mean 'darts-tiny'.*darts-camvid, darts-quick"),
+        (("profile", "darts-tny"), "unknown recipe 'darts-tny'; did you mean 'darts-tiny'.*darts-camvid, darts-gpu, darts-quick"),
         (("search", "zzz"), "unknown recipe 'zzz'; known: darts-camvid"),
         (("train", RECIPE), r"there is no run 'darts-tiny' here \(runs: none\); make one with: hwnas profile"),
         (("export", RECIPE), "there is no run"),
@@ -128,7 +128,7 @@ def test_verbs_out_of_order_name_the_one_to_run(profiled: Path) -> None:
 
 def test_later_verbs_out_of_order_name_the_one_to_run(finished: Path) -> None:
     shutil.rmtree(finished / "deploy")
-    refused("validate", RECIPE, match=r"model\.onnx is not there yet; run first: hwnas export darts-tiny$")
+    refused("validate", RECIPE, match=r"engine\.json is not there yet; run first: hwnas export darts-tiny$")
     shutil.rmtree(finished / "train")
     refused("export", RECIPE, match=r"model\.safetensors is not there yet; run first: hwnas train darts-tiny$")
 
@@ -143,7 +143,10 @@ def test_later_verbs_out_of_order_name_the_one_to_run(finished: Path) -> None:
         (("profile", RECIPE, "--threads", "2"), "was made with threads 1, not 2"),
         (("profile", "darts-quick", "--run", RECIPE), "was made with recipe 'darts-tiny', not 'darts-quick'"),
         (("search", "darts-quick", "--run", RECIPE), "was made with recipe 'darts-tiny', not 'darts-quick'"),
-        (("export", RECIPE, "--logits"), "is another export of this run; remove the folder runs/darts-tiny/deploy"),
+        (("export", RECIPE, "--logits"), "runs/darts-tiny/deploy is another export of this run; remove the folder"),
+        (("export", RECIPE, "--scores"), "runs/darts-tiny/deploy is another export of this run; remove the folder"),
+        (("export", RECIPE, "--precision", "fp16"), "is another export of this run; remove the folder"),
+        (("export", RECIPE, "--engine", "onnxruntime"), "is another export of this run; remove the folder"),
         (("derive", RECIPE, "--fps", "3000", "--to", RECIPE), "was made with budget_ms"),
         (("profile", RECIPE, "--plan-only", "pictures"), "pictures is not empty; name a new folder"),
     ],
@@ -151,6 +154,27 @@ def test_later_verbs_out_of_order_name_the_one_to_run(finished: Path) -> None:
 def test_a_run_made_with_other_settings(finished: Path, args: tuple[str, ...], match: str) -> None:
     camvid_folder(Path("pictures"))
     refused(*args, match=match)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (("--logits", "--scores"), "--logits and --scores are two endings of one file; give one of them"),
+        (("--engine", "fke"), "unknown engine 'fke'; did you mean 'fake'"),
+        (("--precision", "int8"), "engine 'fake' computes in fp32, tf32, fp16, got 'int8'"),
+        (("--engine", "openvino", "--precision", "fp16"), "engine 'openvino' computes in fp32, got 'fp16'"),
+    ],
+)
+def test_an_export_that_cannot_be(finished: Path, options: tuple[str, ...], match: str) -> None:
+    shutil.rmtree(finished / "deploy")
+    refused("export", RECIPE, *options, match=match)
+
+
+def test_weights_of_another_training_than_the_export(finished: Path) -> None:
+    path = finished / "train" / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    refused("validate", RECIPE, "--again", match="was exported from other weights than .*; remove it and export again")
+    refused("export", RECIPE, match="is another export of this run")
 
 
 def test_a_search_goes_on_with_its_own_settings_only(finished: Path) -> None:
@@ -291,8 +315,8 @@ def test_a_damaged_file_with_a_checksum(
         ("arch.json", ("export", RECIPE)),
         ("arch.json", ("validate", RECIPE)),
         ("alphas.json", ("derive", RECIPE, "--fps", "3000")),
-        ("deploy/export.json", ("export", RECIPE)),
-        ("deploy/export.json", ("validate", RECIPE)),
+        ("deploy/engine.json", ("export", RECIPE)),
+        ("deploy/engine.json", ("validate", RECIPE)),
         ("run.json", ("search", RECIPE)),
         ("run.json", ("train", RECIPE)),
         ("run.json", ("ls",)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,12 @@ class Trace:
     def input_shape(self) -> Shape:
         """(N, C, H, W) of a network's image."""
         return self.inputs[INPUT]
+
+    def before_last(self) -> Trace:
+        """Return the same network without its last call; its result is what that call read."""
+        *calls, last = self.calls
+        assert (last.output,) == self.outputs, "the last call makes the one result"
+        return replace(self, calls=tuple(calls), outputs=last.inputs)
 
     def terms(self) -> list[Term]:
         """Return what `hwnas.latency` prices."""

@@ -1,9 +1,8 @@
-"""Measure a plan folder where only numpy and an engine are installed: `python -m hwnas.runtime measure DIR`."""
+"""Measure a plan, or run a bundle, where only numpy and an engine are installed: `python -m hwnas.runtime`."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import resource
@@ -16,25 +15,24 @@ from pathlib import Path
 from statistics import median
 from typing import NoReturn
 
-from hwnas.errors import HwnasError
+from hwnas.errors import DeviceLost, HwnasError
+from hwnas.runtime.child import die_with_parent
 from hwnas.runtime.device import device_name
 from hwnas.runtime.measure import StopRule
+from hwnas.runtime.picture import run_on_picture
 from hwnas.runtime.plan import load_plan
 from hwnas.runtime.results import collect, conditions
 from hwnas.runtime.supervise import supervise
 from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 
 LINE_S = 10.0  # between progress lines where the output is not a terminal
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a mistake that can be mended, 130 if interrupted."""
     args = _parser().parse_args(argv)
     try:
-        if args.json_progress:
-            return _work(args)
-        return _measure(args)
+        return int(args.verb(args))
     except HwnasError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -45,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hwnas.runtime", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="measure")
+    verbs = parser.add_subparsers(required=True, metavar="measure | run")
+    _add_measure(verbs)
+    _add_run(verbs)
+    return parser
+
+
+def _add_measure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser(
         "measure",
         help="measure every entry of a plan folder on this machine",
@@ -72,13 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--json-progress", action="store_true", help="measure in this very process and print JSON lines, for programs"
     )
-    return parser
+    verb.set_defaults(verb=lambda args: _work(args) if args.json_progress else _measure(args))
+
+
+def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "run",
+        help="run an exported network on a picture",
+        description="Run the network of a bundle, as hwnas export makes it, on a picture; write picture and labels "
+        "side by side.",
+        epilog="example: python -m hwnas.runtime run runs/darts-quick/deploy street.jpg",
+    )
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with engine.json")
+    verb.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
+    verb.add_argument(
+        "--out", type=Path, metavar="PNG", help="what to write (the picture's name with -labels.png, here)"
+    )
+    verb.add_argument("--overlay", action="store_true", help="lay the colours over the picture")
+    verb.add_argument("--force", action="store_true", help="write over what is there")
+    verb.set_defaults(verb=_run)
 
 
 def _work(args: argparse.Namespace) -> int:
     """Measure in this process and tell the parent by lines of JSON."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt, so not the fault of an entry
-    _die_with_parent()
+    die_with_parent()  # so that the next one can go on
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
@@ -96,19 +118,13 @@ def _work(args: argparse.Namespace) -> int:
                 args.minutes,
             )
             print(json.dumps({"finished": True}), file=out)
+        except DeviceLost as e:
+            print(e, file=sys.stderr)  # its last words
+            return 1
         except HwnasError as e:
             print(json.dumps({"error": type(e).__name__, "message": str(e)}), file=out)
             return 2
     return 0
-
-
-def _die_with_parent() -> None:
-    """End this process when its parent is killed, so that the next one can go on; without Linux it ends a visit later.
-
-    Then its next line of progress meets a closed pipe.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _rule(args: argparse.Namespace) -> StopRule:
@@ -160,6 +176,14 @@ def _measure(args: argparse.Namespace) -> int:
         print(f"{len(plan.entries) - len(rows)} entries are left; next: the same command again")
     else:
         print(f"next: hwnas profile RECIPE --results {path}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a bundle on a picture and tell a person."""
+    out = args.out or Path(f"{args.image.stem}-labels.png")
+    for line in run_on_picture(args.bundle, args.image, out, args.overlay, args.force):
+        print(line)
     return 0
 
 

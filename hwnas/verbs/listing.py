@@ -13,7 +13,7 @@ def show_runs() -> None:
     """List the runs here and how far each is."""
     rows = []
     for run in (Run(p.parent.name) for p in sorted(RUNS.glob("*/run.json"))):
-        stages = ("table.json", "arch.json", "train/model.safetensors", "deploy/model.onnx", "report.json")
+        stages = ("table.json", "arch.json", "train/model.safetensors", "deploy/engine.json", "report.json")
         done = [verb for stage, verb in zip(stages, STAGES, strict=True) if (run.folder / stage).exists()]
         made = run.folder / "table.json"
         device = LatencyTable.load(made).name if made.exists() else ""

@@ -11,16 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from hwnas import __version__
 from hwnas.arch import Architecture
+from hwnas.data import SegmentationData
 from hwnas.errors import HwnasError
-from hwnas.export import export
-from hwnas.files import canonical_json, read_json, sha256, write_atomic
-from hwnas.ops.trace import trace
-from hwnas.run import Run
+from hwnas.export import ending, export, load_weights
+from hwnas.files import read_json, sha256, write_atomic
+from hwnas.latency.table import LatencyTable
+from hwnas.ops.trace import INPUT
+from hwnas.run import Derived, Run
+from hwnas.runtime.bundle import BUNDLE_FILE, BuildsBundles, Bundle, Input, Output
+from hwnas.runtime.device import provenance
+from hwnas.runtime.engines import using_engine
+from hwnas.spaces.base import trace_space
 from hwnas.steplog import StepLog
-from hwnas.train import Training, train
-from hwnas.ui import bar, console, summary
-from hwnas.validate import measure_network, references, score, verdict
+from hwnas.train import Training, evaluate, train
+from hwnas.ui import bar, console, summary, table
+from hwnas.validate import MIOU_LOSS, application_of, left_out_ms, measure_network, references, score, verdict
 from hwnas.verbs.common import open_table, read_split
 
 
@@ -41,74 +48,168 @@ def run_train(run: Run) -> None:
     summary({"weights": model, "best val mIoU": f"{best:.2%}"}, f"hwnas export {run.name}")
 
 
-def run_export(run: Run, logits: bool) -> None:
-    """Export the trained network to ONNX."""
-    path = run.folder / "deploy" / "model.onnx"
-    derived = run.derived()
+def run_export(run: Run, kind: str, engine: str | None = None, precision: str | None = None) -> None:
+    """Export the trained network into a bundle.
+
+    Args:
+        run: A run with a trained network.
+        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        engine: What it is to run on; None for the engine of the run's table, else ONNX Runtime.
+        precision: What that is to compute in; None for that of the table if the engine is, else float32.
+    """
+    folder, derived = run.folder / "deploy", run.derived()
     weights = run.require("train/model.safetensors", "train")
-    facts_path = run.folder / "deploy" / "export.json"
     digest = sha256(weights.read_bytes())
-    if path.exists() and facts_path.exists():
-        known = _export_facts(facts_path)
-        if known["weights_sha256"] == digest and known["labels"] == (not logits):
-            summary({"onnx": path, "state": "complete, nothing to do"}, f"hwnas validate {run.name}")
-            return
-        raise HwnasError(f"{path} is another export of this run; remove the folder {path.parent} to write it anew")
-    _, facts = export(run.space(derived), derived.arch, weights, run.data("val"), path, labels=not logits)
-    write_atomic(facts_path, canonical_json(facts | {"weights_sha256": digest}) + "\n")
+    target = name, _, precision = _target(run, engine, precision)
+    if (folder / BUNDLE_FILE).exists():
+        there = Bundle.load(folder)
+        said = (there.weights_sha256, there.output.kind, (there.engine, there.threads, there.precision))
+        if said != (digest, kind, target):
+            raise HwnasError(f"{folder} is another export of this run; remove the folder to write it anew")
+        summary({"bundle": folder, "state": "complete, nothing to do"}, f"hwnas validate {run.name}")
+        return
+    data, path = run.data("val"), folder / "model.onnx"
+    with using_engine(*target) as opened:  # one that is not here is refused before anything is written
+        _, facts = export(run.space(derived), derived.arch, weights, data, path, kind, precision)
+        bundle = _describe(path, derived, data, kind, target, provenance(opened), facts | {"weights_sha256": digest})
+        if isinstance(opened, BuildsBundles):
+            with bar("build", None) as update:
+                built = opened.build_bundle(path, folder, lambda phase, done, total: update(done, phase, total))
+            bundle = replace(bundle, built=built)
+    bundle.save()
     shown: dict[str, object] = {
-        "onnx": path,
-        "output": "logits" if logits else "labels",
+        "bundle": folder,
+        "for": f"{name} in {precision}",
+        "output": kind,
         "size": f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}",
-        "parity": f"scores within {facts['score_error']:.1e} of the largest, in ONNX Runtime",
+        "parity": _parity(facts["parity"]),
     }
     summary(shown, f"hwnas validate {run.name}")
 
 
-def _export_facts(path: Path) -> dict[str, Any]:
-    """Read what an export said about itself."""
-    facts = read_json(path, "the facts of an export")
-    if not isinstance(facts, dict) or not {"sha256", "weights_sha256", "labels"} <= facts.keys():
-        raise HwnasError(f"{path} is not the facts of an export; remove the folder {path.parent} and export again")
-    return facts
+def _describe(
+    path: Path,
+    derived: Derived,
+    data: SegmentationData,
+    kind: str,
+    target: tuple[str, int, str],
+    where: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> Bundle:
+    """Return the bundle of an exported file, without what an engine may build of it."""
+    engine, threads, precision = target
+    size = derived.scale.size
+    return Bundle(
+        folder=path.parent,
+        onnx=path.name,
+        onnx_sha256=facts["sha256"],
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        versions={"hwnas": __version__, "opset": facts["opset"], "engine": where["engine"]["version"]},
+        device=where,
+        input=Input(INPUT, (1, 3, *size), data.mean, data.std, size),
+        output=Output(kind, kind, facts["shape"], facts["dtype"]),
+        classes=data.classes.names,
+        palette=data.classes.palette,
+        architecture=derived.arch.id,
+        scale=derived.scale.to_json(),
+        predicted_ms=derived.predicted_ms,
+        budget_ms=derived.budget_ms,
+        weights_sha256=facts["weights_sha256"],
+        parity=facts["parity"],
+    )
+
+
+def _target(run: Run, engine: str | None, precision: str | None) -> tuple[str, int, str]:
+    """Return engine, threads and precision of an export: what was asked for, else those of the run's table."""
+    path = run.folder / "table.json"
+    known = LatencyTable.load(path).where["engine"] if path.exists() else {}
+    name = engine or str(known.get("name", "onnxruntime"))
+    own = known.get("precision", "fp32") if name == known.get("name") else "fp32"
+    return name, int(known.get("threads", 1)), precision or str(own)
+
+
+def _parity(facts: Mapping[str, float]) -> str:
+    if "label_difference" in facts:
+        return f"{facts['label_difference']:.2%} of the labels differ from the network's, in ONNX Runtime"
+    return f"scores within {facts['score_error']:.1e} of the largest, in ONNX Runtime"
 
 
 def run_validate(run: Run, table_path: Path | None, foreign: bool, again: bool) -> bool:
     """Measure speed and accuracy of the exported file; return whether the budget was met.
 
     A report that is there is shown again; `again` measures anew and keeps the earlier one under a number.
+
+    Raises:
+        HwnasError: If the file is worse than the network it was exported from; the report is written before.
     """
     derived = run.derived()
     path = run.folder / "report.json"
-    model = run.require("deploy/model.onnx", "export")
-    facts = _export_facts(run.require("deploy/export.json", "export"))
-    if sha256(model.read_bytes()) != facts["sha256"]:
-        raise HwnasError(f"{model} is not what was exported; remove the folder {model.parent} and export again")
+    bundle = Bundle.load(run.require(f"deploy/{BUNDLE_FILE}", "export").parent)
     if path.exists() and not again:
         report = read_json(path, "a report")
-        if report.get("model_sha256") == facts["sha256"]:
+        if report.get("bundle_sha256") == bundle.digest:
             console.print("measured before, nothing to do; --again measures anew")
-            _show_verdict(run, report, derived.arch)
-            return bool(report["met"])
+            return _judge(run, report, derived.arch)
     latency = open_table(run, table_path, foreign)
     test = read_split(run, "test")
-    space = run.space(derived)
-    network = space.build(derived.arch, form="deploy", labels=facts["labels"])
-    traced = trace(network.eval(), (1, 3, *derived.scale.size))
-    output = "labels" if facts["labels"] else "logits"
-    beside = references(run.folder / "plan", latency)
-    with bar("measure", None) as update:
-        where, measured, slowdown = measure_network(model, traced, output, latency.where["engine"], beside, update)
-    with bar("test", len(test)) as update:
-        confusion = score(model, test, run.folder / "predictions.png", update)
-    report = verdict(measured, where, derived.predicted_ms, derived.budget_ms, slowdown)
-    ious = dict(zip(test.classes.names, (None if np.isnan(v) else float(v) for v in confusion.iou()), strict=True))
-    report |= {"test_miou": confusion.miou(), "pixel_accuracy": confusion.pixel_accuracy(), "iou": ious, "where": where}
-    report["model_sha256"] = facts["sha256"]
+    weights = run.require("train/model.safetensors", "train")
+    if sha256(weights.read_bytes()) != bundle.weights_sha256:
+        raise HwnasError(f"{bundle.folder} was exported from other weights than {weights}; remove it and export again")
+    report = _prove(run, bundle, latency, test, weights)
     if path.exists():
         path.rename(next(p for n in itertools.count(1) if not (p := path.with_name(f"report-{n}.json")).exists()))
     write_atomic(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    _show_verdict(run, report, derived.arch)
+    return _judge(run, report, derived.arch)
+
+
+def _prove(run: Run, bundle: Bundle, latency: LatencyTable, test: SegmentationData, weights: Path) -> dict[str, Any]:
+    """Measure a bundle and score it beside its network in torch; return the report."""
+    derived, kind = run.derived(), bundle.output.kind
+    space = run.space(derived)
+    exported = ending(trace_space(space, derived.arch, labels=kind == "labels"), kind)
+    engine = {"name": bundle.engine, "threads": latency.where["engine"]["threads"], "precision": bundle.precision}
+    same = all(latency.where["engine"][key] == value for key, value in engine.items())
+    beside = references(run.folder / "plan", latency) if same else []
+    with bar("measure", None) as update:
+        where, measured, slowdown = measure_network(bundle.path, exported, bundle.output.name, engine, beside, update)
+    network = space.build(derived.arch, form="deploy")
+    load_weights(network, weights)
+    with bar("test the network", len(test)) as update:
+        torch_miou = evaluate(network.eval(), test, update).miou()
+    application, scored_with = application_of(bundle)
+    with bar("test the file", len(test)) as update, application:
+        confusion = score(application, kind, test, run.folder / "predictions.png", update)
+    predicted_ms = derived.predicted_ms - left_out_ms(space, derived.arch, exported, latency)
+    miou, ious = confusion.miou(), [None if np.isnan(v) else float(v) for v in confusion.iou()]
+    return {
+        **verdict(measured, where, predicted_ms, derived.budget_ms, slowdown, kind),
+        "test_miou": miou,
+        "torch_miou": torch_miou,
+        "accepted": miou >= torch_miou - MIOU_LOSS,
+        "scored_with": scored_with,
+        "pixel_accuracy": confusion.pixel_accuracy(),
+        "iou": dict(zip(test.classes.names, ious, strict=True)),
+        "where": where,
+        "table": latency.name,
+        "model_sha256": bundle.onnx_sha256,
+        "bundle_sha256": bundle.digest,
+    }
+
+
+def _judge(run: Run, report: Mapping[str, Any], arch: Architecture) -> bool:
+    """Show a report; return whether the budget was met.
+
+    Raises:
+        HwnasError: If the file is worse than the network.
+    """
+    _show_verdict(run, report, arch)
+    if not report["accepted"]:
+        raise HwnasError(
+            f"the file's test mIoU is {report['test_miou']:.2%}, its network's {report['torch_miou']:.2%}: more than "
+            f"{100 * MIOU_LOSS:g} points lower; do not use it, export it in fp32 or for another engine"
+        )
     return bool(report["met"])
 
 
@@ -120,13 +221,18 @@ def _show_verdict(run: Run, report: Mapping[str, Any], arch: Architecture) -> No
         f"{report['p50_ms']:.4g}, p90 {report['p90_ms']:.4g}, p99 {report['p99_ms']:.4g} ms by "
         f"{report['clock']}, wall {report['wall_ms']:.4g} ms; {report['threads']} thread(s), batch {report['batch']}, "
         f"{report['scope']}{'; doubtful: the machine was busy' if report['doubtful'] else ''}",
-        "machine": "no reference networks: the plan of the table is not here"
+        "machine": "no reference networks: the plan of the table is not here, or it is of another engine"
         if report["slowdown"] is None
         else f"networks of the table took {report['slowdown']:.3f} of what they took when it was made",
         "test mIoU": f"{report['test_miou']:.2%} (pixels {report['pixel_accuracy']:.2%})",
+        "in torch": f"{report['torch_miou']:.2%}; the file was computed by {report['scored_with']}",
         "pictures": run.folder / "predictions.png",
         "report": run.folder / "report.json",
     }
+    times = report["latencies"]
+    quantiles = ("quiet_ms", "p50_ms", "p90_ms", "p99_ms")
+    rows = [[scope.replace("_", " "), *(f"{times[scope][q]:.4g}" for q in quantiles)] for scope in times]
+    table("milliseconds", ("", "quiet", "p50", "p90", "p99"), rows, numbers=True)
     summary(facts, None)
     console.print(
         f"predicted {report['predicted_ms']:.4g} ms, measured {report['measured_ms']:.4g} ms, fps {report['fps']:.1f}, "

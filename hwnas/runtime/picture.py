@@ -1,0 +1,98 @@
+"""A bundle on one picture: read it, run it, draw what came out."""
+
+from __future__ import annotations
+
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import HwnasError
+from hwnas.files import write_atomic
+from hwnas.optional import require
+from hwnas.runtime.bundle import Bundle, open_application
+from hwnas.runtime.measure import timed
+
+RUNS = 10  # after a first one, which loads caches
+GAP = 4  # pixels between picture and labels
+# What Pillow raises on damaged files; its own error is an OSError, and broken PNG chunks are SyntaxErrors.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+
+Picture = NDArray[np.uint8]  # RGB (height, width, 3)
+
+
+def run_on_picture(folder: Path, image: Path, out: Path, overlay: bool = False, force: bool = False) -> list[str]:
+    """Run a bundle on a picture, and write a PNG of the picture, at the size of the network, beside its labels.
+
+    Args:
+        folder: A bundle.
+        image: A picture that Pillow reads.
+        out: The PNG.
+        overlay: Whether the colours are laid over the picture, half and half.
+        force: Whether `out` may be there already.
+
+    Returns:
+        What there is to say, in lines: how long it took, and the share of each class.
+
+    Raises:
+        HwnasError: If the bundle or the picture cannot be used, or `out` is there already.
+        MissingExtra: If Pillow or the engine is not installed.
+    """
+    if out.suffix.lower() != ".png":
+        raise HwnasError(f"expected a file name that ends in .png, got {out}; rename it")
+    if out.exists() and not force:
+        raise HwnasError(f"{out} is there already; name another file with --out, or write over it with --force")
+    bundle = Bundle.load(folder)
+    picture, said = read_picture(image, bundle.input.size)
+    with open_application(bundle) as application:
+        labels = application.labels(picture)
+        took_ms = timed(lambda: application.labels(picture), RUNS, time.perf_counter_ns).wall_ms
+    drawn = np.asarray(bundle.palette, np.uint8)[labels]
+    if overlay:
+        drawn = (picture // 2 + drawn // 2).astype(np.uint8)
+    _write(np.hstack([picture, np.full((len(picture), GAP, 3), 255, np.uint8), drawn]), out)
+    counts = np.bincount(labels.reshape(-1), minlength=len(bundle.classes))
+    width = max(map(len, bundle.classes))
+    shares = [f"{name:<{width}}  {n / labels.size:6.1%}" for name, n in zip(bundle.classes, counts, strict=True)]
+    speed = f"{np.median(took_ms):.4g} ms from picture in memory to labels, median of {RUNS} by the wall clock"
+    return [*said, *shares, f"{speed}, with {bundle.engine} in {bundle.precision}", f"wrote {out}"]
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> tuple[Picture, list[str]]:
+    """Return a picture at `size` (height, width), and a note if it had another.
+
+    Raises:
+        HwnasError: If it cannot be read.
+        MissingExtra: If Pillow is not installed.
+    """
+    pil = _pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pil.DecompressionBombWarning)  # too large is an error, not a warning
+            with pil.open(path) as file:
+                picture = file.convert("RGB")
+    except (pil.DecompressionBombWarning, pil.DecompressionBombError) as e:
+        raise HwnasError(f"{path} is too large to be decoded; scale it down") from e
+    except DAMAGE as e:
+        why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        raise HwnasError(f"cannot read a picture at {path}: {why}; name another file") from e
+    height, width = size
+    said = []
+    if picture.size != (width, height):
+        said.append(f"note: {path} is {picture.height}x{picture.width} (height x width), resized to {height}x{width}")
+        picture = picture.resize((width, height), pil.Resampling.BILINEAR)
+    return np.array(picture), said
+
+
+def _write(picture: Picture, path: Path) -> None:
+    drawn = _pillow().fromarray(picture)
+    write_atomic(path, lambda f: drawn.save(f, format="PNG"))
+
+
+def _pillow() -> Any:
+    return require("PIL.Image", extra="image")
