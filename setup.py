@@ -19,20 +19,24 @@ EXTRAS = {
         "rich>=13.7",
         "pillow>=10.3",
     ],
+    "image": ["pillow>=10.3"],  # python -m hwnas.runtime run reads and writes pictures
     # onnxruntime and onnxruntime-gpu install the same files over each other: choose one of `cpu` and `gpu`.
     "cpu": ["onnxruntime>=1.20"],
     "gpu": ["onnxruntime-gpu>=1.20"],
     "openvino": ["openvino>=2024.6"],
     "tensorrt": ["tensorrt>=8.6"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.4"],
-    # cu12 runs on drivers from 525 on, newer ones included, and still knows Pascal; cu13 dropped both.
-    "cuda": ["cuda-core[cu12]>=1.0"],
-    "pycuda": ["pycuda>=2022.2"],
+    # CUDA 12 runs on drivers from 525 on, newer ones included, and still knows Pascal; 13 dropped both. PyCUDA, which
+    # needs a CUDA toolkit to install, is for older drivers.
+    "cuda": ["cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
+    "pycuda": ["pycuda>=2022.2", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
     "report": ["matplotlib>=3.8", "jinja2>=3.1"],
     "dev": [
+        "cuda-bindings>=12.9,<13",  # imports without a driver; tests give it one of their own
         "hypothesis",
         "mypy",
         "nvidia-cuda-nvrtc>=13",  # compiles the kernels, without a GPU
+        "nvidia-ml-py>=12.560",
         "pre-commit",
         "pytest>=8",
         "pytest-cov>=7",

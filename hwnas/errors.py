@@ -30,6 +30,10 @@ class BuildError(HwnasError):
     """An engine's builder refused a model, crashed, hung or took too much memory."""
 
 
+class DeviceLost(HwnasError):
+    """A GPU's context is of no more use to this process: every call would fail, whatever it is for."""
+
+
 class DataError(HwnasError):
     """A dataset folder, image or label that cannot be used."""
 

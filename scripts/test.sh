@@ -30,6 +30,7 @@ phase format "$python" -m ruff format --check
 phase types "$python" -m mypy
 # The part for deployment boxes runs on Python 3.10 too: this finds calls into a newer standard library.
 phase types310 "$python" -m mypy --python-version 3.10 hwnas/runtime
+phase pycuda bash scripts/build_pycuda.sh # by hand: it has no wheels
 phase tests "$python" -m pytest -q -n 2 -m "$markers" --cov --cov-report=term
 
 printf '\n%s' "$summary"

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.fake_gpu.fixtures import gpu, gpu_folder, tensorrt  # noqa: F401 # fixtures
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("hwnas", "kernels", "profiles", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
@@ -93,8 +95,8 @@ def bare_venv(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def onnxruntime_venv(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The interpreter of a deployment box: the wheel, numpy and ONNX Runtime."""
-    return _environment(_once_for_all_workers(tmp_path_factory), "onnxruntime", f"{wheel}[cpu]")
+    """The interpreter of a deployment box: the wheel, numpy, ONNX Runtime and Pillow."""
+    return _environment(_once_for_all_workers(tmp_path_factory), "onnxruntime", f"{wheel}[cpu,image]")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from hwnas.gates import Literals, Marginals
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.onnx_graph import export_network
+from hwnas.runtime.bundle import OpensModels
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
@@ -291,10 +292,19 @@ class SpaceContract:
         assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
 
 
+# From an image to labels, to scores at full size, and to scores that are to be upsampled.
+ENDINGS = {
+    "labels": OpSpec("argmax", (), ((1, 3, 32, 48),)),
+    "logits": OpSpec("conv_bn", (("c_in", 3), ("c_out", 5)), ((1, 3, 32, 48),)),
+    "scores": OpSpec("conv_bn", (("c_in", 3), ("c_out", 5), ("stride", 2)), ((1, 3, 32, 48),)),
+}
+
+
 class EngineContract:
-    """What holds for every engine. Give it an ``engine`` fixture and say whether it computes."""
+    """What holds for every engine. Give it an ``engine`` fixture and say whether it computes, and times scopes."""
 
     COMPUTES = True
+    SCOPES: tuple[str, ...] = ("copies", "application")
     SHAPE = (1, 8, 13, 18)
 
     def entry(self, engine: Engine, spec: OpSpec, folder: Path) -> tuple[Entry, nn.Module]:
@@ -359,6 +369,62 @@ class EngineContract:
             got = runner.run({"x0": x})["y"]
         assert abs(got.mean()) > 1  # batch statistics would have centred it
 
+    @pytest.mark.parametrize("ending", ENDINGS)
+    @pytest.mark.parametrize("scope", ["copies", "application"])
+    def test_a_scope_is_timed_and_computes_what_the_network_does(
+        self, engine: Engine, tmp_path: Path, scope: str, ending: str
+    ) -> None:
+        if scope not in self.SCOPES:
+            pytest.skip("does not time this scope")
+        net, op = self.entry(engine, ENDINGS[ending], tmp_path)
+        entry = replace(net, key=scope, role=scope)
+        x = np.random.default_rng(0).standard_normal((1, 3, 32, 48)).astype(np.float32)
+        runner = engine.load(entry, tmp_path)
+        with pytest.raises(HwnasError):
+            runner.time(1)
+        with engine.load(replace(net, role="net"), tmp_path) as alone, runner, torch.no_grad():
+            got, expected = runner.run({"x0": x})["y"], op(torch.from_numpy(x)).numpy()
+            least_ms = [min(r.time(50).latency_ms) for r in (alone, runner)]
+            for n in (1, 7):
+                samples = runner.time(n, visit=n)
+                assert samples.latency_ms.shape == samples.wall_ms.shape == (n,)
+                assert (samples.latency_ms > 0).all()
+            with pytest.raises(HwnasError):
+                runner.__enter__()
+        assert got.shape == expected.shape
+        if self.COMPUTES:
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert scope == "copies" or least_ms[0] < least_ms[1]
+        with pytest.raises(HwnasError):
+            runner.time(1)
+
+    def test_an_application_without_an_image_is_refused(self, engine: Engine, tmp_path: Path) -> None:
+        if "application" not in self.SCOPES:
+            pytest.skip("does not time this scope")
+        for spec in (
+            OpSpec("relu", (), (self.SHAPE,)),
+            OpSpec("add", (), ((1, 3, 8, 8), (1, 3, 8, 8))),
+            OpSpec("global_pool", (), ((1, 3, 8, 8),)),
+        ):
+            entry, _ = self.entry(engine, spec, tmp_path)
+            with pytest.raises(HwnasError, match="an application needs") as refusal:
+                engine.load(replace(entry, role="application"), tmp_path).__enter__()
+            assert "\n" not in str(refusal.value)
+
+    def test_a_model_outside_a_plan_computes_the_same(self, engine: Engine, tmp_path: Path) -> None:
+        if not isinstance(engine, OpensModels):
+            pytest.skip("runs no files")
+        entry, op = self.entry(engine, ENDINGS["scores"], tmp_path)
+        x = np.random.default_rng(0).standard_normal((1, 3, 32, 48)).astype(np.float32)
+        with engine.open_model(tmp_path / str(entry.onnx)) as runner, torch.no_grad():
+            got = runner.run({"x0": x})
+            np.testing.assert_allclose(got["y"], op(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+            with pytest.raises(HwnasError, match="takes the inputs"):
+                runner.run({"x0": x[:, :, 1:]})
+        assert got.keys() == {"y"}
+        with pytest.raises(HwnasError, match="none.onnx"):
+            engine.open_model(tmp_path / "none.onnx").__enter__()
+
     def test_provenance_is_json_and_says_what_matters(self, engine: Engine) -> None:
         where = provenance(engine)
         assert json.loads(json.dumps(where)) == where
@@ -418,10 +484,10 @@ class TableContract:
         path = tmp_path / "t.json"
         table.save(path)
         text = path.read_text()
-        for schema in ("99", "1", "2.5", '"2"', "null"):
-            path.write_text(text.replace('"schema": 2', f'"schema": {schema}'))
+        for schema in ("99", "2", "3.5", '"3"', "null"):
+            path.write_text(text.replace('"schema": 3', f'"schema": {schema}'))
             got = re.escape(repr(json.loads(schema)))
-            with pytest.raises(HwnasError, match=rf"t\.json: .* schema 2 was expected, got {got}; measure"):
+            with pytest.raises(HwnasError, match=rf"t\.json: .* schema 3 was expected, got {got}; measure"):
                 LatencyTable.load(path)
 
 

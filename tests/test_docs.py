@@ -16,17 +16,19 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from hwnas import cli, recipes
+from hwnas import cli, recipes, validate
 from hwnas.data import CAMVID_CLASSES, Synthetic
 from hwnas.export import export
 from hwnas.latency import Correction, NetRow, OpRow
 from hwnas.recipes import base
 from hwnas.runtime import __main__ as runtime
+from hwnas.runtime.bundle import KINDS, Bundle, Input, Output
 from hwnas.runtime.engines import ENGINES
 from hwnas.seeding import seeded
 from hwnas.spaces import sample
 from hwnas.spaces.base import trace_space
 from tests.conftest import ROOT
+from tests.test_bundle import make
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "bench" / "README.md"]
@@ -64,7 +66,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Put a command through the parser it is for, without running it; return the verbs it named."""
     if words[:3] == RUNTIME:
         runtime._parser().parse_args(words[3:])
-        return ["measure"]
+        return [words[3]]
     named: list[str] = []
     for verb, kind in cli.VERBS.items():
         monkeypatch.setattr(kind, "__call__", lambda self, verb=verb: named.append(verb) or 0)
@@ -90,7 +92,7 @@ def test_a_wrong_command_would_be_found(line: str, monkeypatch: pytest.MonkeyPat
 def test_there_are_commands_to_check() -> None:
     found = [words for path in PAGES for words in commands(path)]
     assert {w[1] for w in found if w[0] == "hwnas"} >= cli.VERBS.keys() - {"ls"}
-    assert any(w[:3] == RUNTIME for w in found)
+    assert {w[3] for w in found if w[:3] == RUNTIME} == {"measure", "run"}
 
 
 def test_the_commands_of_the_benchmark_parse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,11 @@ def test_commands_in_the_text_name_verbs_and_flags_that_exist(path: Path) -> Non
         assert verb in cli.VERBS, f"{name(path)}: `{span}`"
         own = {f"--{f.name.replace('_', '-')}" for f in fields(cli.VERBS[verb])}
         assert {w for w in rest if w.startswith("--")} <= own, f"{name(path)}: `{span}`"
-    assert set(re.findall(r"`(--[a-z-]+)`", text)) <= flags | {"--visits", "--max-visits", "--spread"}
+    assert set(re.findall(r"`(--[a-z-]+)`", text)) <= flags | {"--visits", "--max-visits", "--spread"} | {
+        "--out",
+        "--overlay",
+        "--force",
+    }
 
 
 @pytest.mark.parametrize("path", ALL_PAGES, ids=name)
@@ -157,7 +163,7 @@ def test_the_onnx_code_of_the_documentation_works(
         network = space.build(arch, form="deploy")
     save_file(network.state_dict(), "untrained.safetensors")
     data = Synthetic("val", space.scale.size, length=1)
-    export(space, arch, Path("untrained.safetensors"), data, Path("model.onnx"), labels=True)
+    export(space, arch, Path("untrained.safetensors"), data, Path("model.onnx"))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)).save("street.jpg")
     (code,) = (c for c in python_blocks(ROOT / "docs" / "search.md") if "onnxruntime" in c)
     exec(compile(code, "onnx code", "exec", dont_inherit=True), {})
@@ -165,6 +171,22 @@ def test_the_onnx_code_of_the_documentation_works(
         assert (drawn.height, drawn.width) == space.scale.size
         assert {tuple(c) for c in np.asarray(drawn).reshape(-1, 3).tolist()} <= set(CAMVID_CLASSES.palette)
     assert "'bicyclist': " in capsys.readouterr().out
+
+
+def test_the_code_for_a_bundle_of_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = make(Path("deploy"))
+    (code,) = (c for c in python_blocks(ROOT / "docs" / "search.md") if "open_application" in c)
+    found: dict[str, np.ndarray] = {}
+    exec(compile(code, "bundle code", "exec", dont_inherit=True), found)
+    assert found["labels"].shape == bundle.input.size
+
+
+def test_every_field_of_a_bundle_and_every_latency_is_explained() -> None:
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    names = [f.name for kind in (Bundle, Input, Output) for f in fields(kind) if f.name != "folder"]
+    for explained in (*names, *KINDS, *validate.SCOPES):
+        assert f"`{explained}`" in page, f"{explained} is not explained"
 
 
 def templates(source: str) -> Iterator[str]:

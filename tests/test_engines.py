@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from onnx import TensorProto, helper
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
 from hwnas.ops import OpSpec, registered_ops
+from hwnas.ops.onnx_graph import OpExporter, has_weights
+from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.plan import Entry
+from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.conftest import run
 from tests.contracts import EngineContract
 
@@ -198,6 +202,22 @@ class TestTorch(EngineContract):
     @pytest.fixture
     def engine(self) -> Engine:
         return open_engine("torch")
+
+    def test_a_network_computes_what_its_file_does(self, engine: Engine, tmp_path: Path) -> None:
+        """Also where it calls the same op again, with other weights."""
+        space = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head="classification")
+        traced = trace_space(space, sample(space, np.random.default_rng(0)))
+        assert max(Counter(c.spec for c in traced.calls if has_weights(c.module)).values()) > 1
+        content = OpExporter().network(traced).SerializeToString()
+        (tmp_path / "net.onnx").write_bytes(content)
+        entry = trace_entry("net", "net", traced, "net.onnx", sha256(content))
+        inputs = {k: np.random.default_rng(0).standard_normal(s, np.float32) for k, s in entry.inputs.items()}
+        with engine.load(entry, tmp_path) as torch, open_engine("onnxruntime").load(entry, tmp_path) as ort:
+            got, expected = torch.run(inputs), ort.run(inputs)
+        assert got.keys() == expected.keys()
+        for name, scores in expected.items():
+            assert scores.dtype == np.float32
+            np.testing.assert_allclose(got[name], scores, rtol=1e-4, atol=1e-5)
 
 
 class TestFake(EngineContract):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +20,16 @@ from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.resources import kernels_dir
 from hwnas.runtime import nvrtc
-from hwnas.runtime.kernels import KERNELS, Kernel, preprocess, preprocess_grid, upsample_argmax, upsample_argmax_grid
+from hwnas.runtime.kernels import (
+    KERNELS,
+    copy_grid,
+    preprocess,
+    preprocess_grid,
+    upsample_argmax,
+    upsample_argmax_grid,
+)
 from hwnas.runtime.kernels import upsample as upsampled
+from tests.host_kernels import host_kernels
 
 TARGETS = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
 CTYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
@@ -32,41 +38,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Launch = Callable[..., None]
 
 
-def driver(kernel: Kernel) -> str:
-    """Return a function that runs every thread of a grid."""
-    parameters = ", ".join(f"{kind} a{i}" for i, kind in enumerate(kernel.parameters))
-    arguments = ", ".join(f"a{i}" for i in range(len(kernel.parameters)))
-    return f"""
-extern "C" void host_{kernel.name}(unsigned gx, unsigned gy, unsigned gz, unsigned threads, {parameters}) {{
-    gridDim = {{gx, gy, gz}};
-    blockDim = {{threads, 1, 1}};
-    for (blockIdx.z = 0; blockIdx.z < gz; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < gy; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < gx; blockIdx.x++)
-                for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) {kernel.name}({arguments});
-}}
-"""
-
-
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Return ``launch(name, grid, *arguments)`` on the host; arrays are passed by their address."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no g++ to compile the kernels for the host with")
-    folder = tmp_path_factory.mktemp("kernels")
-    files: dict[str, list[Kernel]] = {}
-    for kernel in KERNELS.values():
-        files.setdefault(kernel.file, []).append(kernel)
-    libraries = {}
-    for name, kernels in files.items():
-        path = folder / f"{name}.cpp"
-        path.write_text("#define HWNAS_HOST\n" + kernels[0].source() + "".join(driver(k) for k in kernels))
-        command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        # An address that is not aligned, or one outside of the arrays, ends the test.
-        command += ["-Wno-unused-function", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover"]
-        subprocess.run([*command, str(path), "-o", str(path.with_suffix(".so"))], check=True)
-        libraries[name] = ctypes.CDLL(str(path.with_suffix(".so")))
+    library = ctypes.CDLL(str(host_kernels(tmp_path_factory.mktemp("kernels"))))
 
     def run(name: str, grid: tuple[int, int, int], *arguments: NDArray[np.generic] | float) -> None:
         kernel = KERNELS[name]
@@ -77,7 +52,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
                 values.append(ctypes.c_void_p(given.ctypes.data))  # type: ignore[arg-type]
             else:
                 values.append(CTYPES[kind](given))  # type: ignore[arg-type]
-        libraries[kernel.file][f"host_{name}"](*values)
+        library[f"host_{name}"](*values)
 
     return run
 
@@ -181,6 +156,18 @@ def test_l2_flush_fills_a_buffer_and_nothing_else(launch: Launch) -> None:
     launch("l2_flush", (3, 1, 1), buffer, buffer.size, 0x12345678)
     assert (buffer == 0x12345678).all()
     assert untouched()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 1023, 1024, 10_007])
+@pytest.mark.parametrize("grid", [None, (3, 1, 1)])
+def test_copy_copies_a_buffer_and_nothing_else(launch: Launch, n: int, grid: tuple[int, int, int] | None) -> None:
+    there, unread = guarded((n,), np.uint32)
+    there[...] = np.random.default_rng(n).integers(0, 1 << 32, n)
+    back, untouched = guarded((n,), np.uint32)
+    launch("copy", grid or copy_grid(n), there, back, n)
+    np.testing.assert_array_equal(back, there)
+    assert untouched()
+    assert unread()
 
 
 class TestCompiled:

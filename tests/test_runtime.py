@@ -17,7 +17,7 @@ from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
 from hwnas.runtime.device import HUGE_PAGES, cpu_identity, device_name, malloc_tunables, provenance, same_device
 from hwnas.runtime.engines import ENGINES, open_engine
-from hwnas.runtime.engines.fake import LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
+from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measure import (
     CPU_CLOCKS,
@@ -34,7 +34,7 @@ from hwnas.runtime.measure import (
     timed,
     visit,
 )
-from hwnas.runtime.plan import Call, Entry, load_plan, write_plan
+from hwnas.runtime.plan import PRECISIONS, Call, Entry, load_plan, write_plan
 from tests.runtime_cases import OUT_SHAPE, SHAPE, Scripted, conv_entry, conv_relu, four_ops, spells
 
 
@@ -54,8 +54,21 @@ def test_plan_round_trip(tmp_path: Path) -> None:
     assert written.entries == tuple(entries)
     assert written.entries[0].output_shapes() == {"v1": OUT_SHAPE}
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["schema"] == 2
-    assert content["id"] == sha256(json.dumps(content["entries"], sort_keys=True, separators=(",", ":")))
+    assert content["schema"] == 3
+    told = {"entries": content["entries"], "precision": content["precision"]}
+    assert content["id"] == sha256(json.dumps(told, sort_keys=True, separators=(",", ":")))
+
+
+def test_a_plan_says_in_what_is_computed(tmp_path: Path) -> None:
+    ids = set()
+    for precision in PRECISIONS:
+        written = write_plan(tmp_path, [conv_entry("a")], precision)
+        assert load_plan(tmp_path) == written
+        assert written.precision == precision
+        ids.add(written.id)
+    assert len(ids) == len(PRECISIONS)
+    with pytest.raises(HwnasError, match="precision must be one of fp32, tf32, fp16, got 'int8'"):
+        write_plan(tmp_path, [conv_entry("a")], "int8")
 
 
 def test_plan_says_which_file_of_which_entry_is_wrong(tmp_path: Path) -> None:
@@ -74,13 +87,13 @@ def test_plan_says_which_file_of_which_entry_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.update(schema=1), "has schema 1, this version reads 2"),
+        (lambda p: p.update(schema=1), "has schema 1, this version reads 3"),
         (lambda p: p["entries"][0].update(key="zz"), "its id does not match its entries"),
         (lambda p: p["entries"][0]["calls"][0].update(macs=5), "its id does not match its entries"),
         (lambda p: p["entries"][0].update(key="op1"), "entry 'op1': the key occurs twice"),
         (
             lambda p: p["entries"][0].update(role="block"),
-            "entry 'op0': role must be one of op, context, boundary, net, got 'block'",
+            "entry 'op0': role must be one of op, context, boundary, net, copies, application, got 'block'",
         ),
         (lambda p: p["entries"][0].update(onnx="../a.onnx", sha256="0"), "must be a path inside the plan folder"),
         (lambda p: p["entries"][0].update(onnx="/a.onnx", sha256="0"), "must be a path inside the plan folder"),
@@ -89,6 +102,8 @@ def test_plan_says_which_file_of_which_entry_is_wrong(tmp_path: Path) -> None:
         (lambda p: p["entries"][0]["inputs"].update(x0=[1, 0]), "positive integers, got"),
         (lambda p: p["entries"][0]["calls"][0].update(bytes=-1), "bytes must be an integer and not negative, got -1"),
         (lambda p: p["entries"][0].pop("calls"), "entry 'op0': expected an object with calls, inputs"),
+        (lambda p: p.pop("precision"), "precision must be one of fp32, tf32, fp16, got None"),
+        (lambda p: p.update(precision="fp16"), "its id does not match its entries"),
         (lambda p: p.pop("id"), "expected an object with schema, id and entries"),
         (lambda p: p.update(entries={}), "entries must be a list, got dict"),
     ],
@@ -220,6 +235,17 @@ def test_fake_is_a_roofline_that_does_not_add_up() -> None:
         np.testing.assert_array_equal(runner.run({"x0": np.zeros(SHAPE, np.float32)})["v2"], np.zeros(OUT_SHAPE))
     assert np.abs(times / modelled_ms(net) - 1).max() <= 0.002
     assert len(set(times)) == 50
+
+
+def test_fake_scopes_cost_their_bytes() -> None:
+    """An image of 8x10: 240 bytes, 960 as float32; 80 bytes of labels, or 5 scores of 4x5 in 400 bytes."""
+    image = {"x": (1, 3, 8, 10)}
+    for out_shape, made, ending in (((1, 8, 10), 80, 0), ((1, 5, 4, 5), 400, 400 + 80)):
+        call = Call("net", {}, ((1, 3, 8, 10),), ("x",), "y", out_shape, 10**6, 1000)
+        net = Entry("n", "net", None, None, (call,), image, ("y",))
+        more_ms = {r: modelled_ms(replace(net, role=r)) - modelled_ms(net) for r in ("copies", "application")}
+        assert more_ms["copies"] == pytest.approx((960 + made) / BYTES_PER_MS)
+        assert more_ms["application"] == pytest.approx((240 + (240 + 960) + ending + 80) / BYTES_PER_MS)
 
 
 # --- device

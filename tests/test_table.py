@@ -118,10 +118,15 @@ def field(where: str, index: int, **values: Any) -> Callable[[dict[str, Any]], o
         (field("nets", 2, use="train"), "network 2 .*: use 'train' is none of fit, test, derived"),
         (lambda d: d["rows"].append(d["rows"][0]), r"row 5: add\(\)@1x4x8x8 has a row already"),
         (lambda d: d["nets"].append(d["nets"][1]), "network 3: net/b-c4 has a row already"),
-        (field("rows", 0, colour="red"), r"row 0: expected bytes, ci_ms, .*, got \['bytes', 'ci_ms', 'colour'"),
-        (lambda d: d["rows"][0].pop("key"), "row 0: expected bytes, ci_ms, .*, got "),
-        (lambda d: d["nets"][0].pop("use"), "network 0: expected ci_ms, .*, got "),
-        (lambda d: d["nets"].append(7), "network 3: expected ci_ms, .*, got int"),
+        (
+            field("rows", 0, colour="red"),
+            r"row 0: expected about, bytes, ci_ms, .*, got \['about', 'bytes', 'ci_ms', 'colour'",
+        ),
+        (lambda d: d["rows"][0].pop("key"), "row 0: expected about, bytes, ci_ms, .*, got "),
+        (lambda d: d["nets"][0].pop("use"), "network 0: expected about, ci_ms, .*, got "),
+        (lambda d: d["nets"].append(7), "network 3: expected about, ci_ms, .*, got int"),
+        (field("rows", 1, about=None), "row 1 .*: about must be an object, got None"),
+        (field("nets", 0, about={"cold_ms": NAN}), "is not a whole latency table: .*not JSON compliant"),
         (field("rows", 0, key=["a"]), "is not a whole latency table: unhashable"),
         (lambda d: d.pop("nets"), "is not a whole latency table: 'nets'"),
         (lambda d: d.pop("sha256"), "is not a whole latency table: 'sha256'"),
@@ -150,7 +155,7 @@ def test_a_bad_file_is_refused_by_name_and_row(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 2, "schema": 2}', '{"schema": 2}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 3, "schema": 3}', '{"schema": 3}', "\x00"])
 def test_what_is_no_table_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(HwnasError, match=r"bad\.json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +65,52 @@ def test_every_release_builds(trt: TrtDouble, fp16: bool) -> None:
     asked = [("set_flag", (trt.BuilderFlag.FP16,))] if fp16 and not strong else []
     assert trt.made("IBuilderConfig", "set_flag") == asked
     assert bool(trt.made("IBuilderConfig", "=progress_monitor")) == hasattr(trt, "IProgressMonitor")
-    assert not trt.made("IBuilderConfig", "create_timing_cache", "set_timing_cache", "=num_compute_capabilities")
+    assert not trt.made("IBuilderConfig", "create_timing_cache", "set_timing_cache")
+    aimed = trt.made("IBuilderConfig", "=num_compute_capabilities", "set_compute_capability")
+    if hasattr(trt, "ComputeCapability"):  # for the GPU that is here
+        assert aimed == [
+            ("=num_compute_capabilities", (1,)),
+            ("set_compute_capability", (trt.ComputeCapability.CURRENT, 0)),
+        ]
+    else:
+        assert not aimed
+
+
+@pytest.mark.parametrize("trt", RELEASES, indirect=True)
+def test_tf32_is_a_flag(trt: TrtDouble) -> None:
+    built(trt, tf32=True)
+    assert trt.made("IBuilderConfig", "set_flag", "clear_flag") == [("set_flag", (trt.BuilderFlag.TF32,))]
+
+
+@pytest.mark.parametrize("trt", RELEASES, indirect=True)
+def test_engines_for_other_releases_and_gpus(trt: TrtDouble) -> None:
+    built(trt, version_compatible=True, hardware_compatible="ampere_plus")
+    assert ("set_flag", (trt.BuilderFlag.VERSION_COMPATIBLE,)) in trt.made("IBuilderConfig")
+    level = ("=hardware_compatibility_level", (trt.HardwareCompatibilityLevel.AMPERE_PLUS,))
+    assert level in trt.made("IBuilderConfig")
+    if hasattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY"):
+        built(trt, hardware_compatible="same_compute_capability")
+    else:
+        with pytest.raises(HwnasError, match=r"has no HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY; leave that"):
+            built(trt, hardware_compatible="same_compute_capability")
+
+
+@pytest.mark.parametrize("trt", FULL, indirect=True)
+def test_the_timing_cache_is_read_and_written(trt: TrtDouble, tmp_path: Path) -> None:
+    file, cache = tmp_path / "t.cache", trt.ITimingCache()
+    trt.returns |= {
+        "IBuilderConfig.create_timing_cache": cache,
+        "IBuilderConfig.get_timing_cache": cache,
+        "ITimingCache.serialize": b"times",
+    }
+    for before in (b"", b"times"):
+        trt.calls.clear()
+        built(trt, timing_cache=str(file))
+        assert trt.made("IBuilderConfig", "create_timing_cache", "set_timing_cache") == [
+            ("create_timing_cache", (before,)),
+            ("set_timing_cache", (cache, False)),
+        ]
+        assert file.read_bytes() == b"times"
 
 
 @pytest.mark.parametrize("trt", ["tensorrt-8.6.1"], indirect=True)

@@ -11,23 +11,27 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 from PIL import Image
 
-from hwnas import recipes
+from hwnas import recipes, validate
 from hwnas.cli import VERBS, main
-from hwnas.files import read_json
+from hwnas.files import read_json, sha256
 from hwnas.latency import LatencyTable
 from hwnas.recipes import base
 from hwnas.run import Run
+from hwnas.runtime.bundle import Bundle
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
 from hwnas.steplog import StepLog
+from hwnas.verbs import shipping
+from tests.conftest import ROOT
 from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, hwnas, job, tree
 
 MADE = [
@@ -45,7 +49,7 @@ MADE = [
     "train/checkpoint.pt",
     "train/model.safetensors",
     "deploy/model.onnx",
-    "deploy/export.json",
+    "deploy/engine.json",
     "deploy/plan.json",
     "deploy/reference-0.onnx",
     "deploy/reference-1.onnx",
@@ -94,7 +98,22 @@ def check_job(folder: Path, name: str) -> None:
     assert report["fps"] == pytest.approx(1000 / report["measured_ms"])
     assert report["met"] == (report["measured_ms"] <= report["budget_ms"])
     assert report["where"]["engine"]["name"] == table.where["engine"]["name"]
-    said = VERDICT.search((folder / "validate.txt").read_text())
+    bundle = Bundle.load(run / "deploy")
+    assert (bundle.engine, bundle.precision) == (table.where["engine"]["name"], table.where["engine"]["precision"])
+    assert (bundle.predicted_ms, bundle.budget_ms) == (arch["predicted_ms"], arch["budget_ms"])
+    assert (bundle.output.kind, bundle.input.size) == ("labels", recipe.space.scale.size)
+    assert [o.name for o in model.graph.output] == [bundle.output.name]
+    assert list(report["latencies"]) == ["network", "with_copies", "application"]
+    for times in report["latencies"].values():
+        assert 0 < times["quiet_ms"] <= times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
+    assert report["latencies"]["network"]["quiet_ms"] == report["measured_ms"]
+    assert report["latencies"]["application"]["quiet_ms"] > report["measured_ms"]
+    assert report["accepted"]
+    assert report["test_miou"] == pytest.approx(report["torch_miou"], abs=0.005)
+    shown_ms = [f"{report['latencies'][scope]['p90_ms']:.4g}" for scope in report["latencies"]]
+    screen = (folder / "validate.txt").read_text()
+    assert re.findall(r"^(?:network|with copies|application) +\S+ +\S+ +(\S+) +\S+$", screen, re.MULTILINE) == shown_ms
+    said = VERDICT.search(screen)
     assert said is not None
     shown = [report["predicted_ms"], report["measured_ms"], report["fps"], report["budget_ms"], report["budget_fps"]]
     assert [float(x) for x in said.groups()[:5]] == pytest.approx(shown, rel=1e-3)
@@ -289,13 +308,101 @@ def test_a_search_on_a_folder_with_images(profiled: Path) -> None:
     assert [r["step"] for r in StepLog(Path("runs/own/train.jsonl")).read()] == list(range(6))
 
 
-def test_logits_instead_of_labels(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape", "scope"),
+    [
+        ("logits", [1, 11, 48, 64], "network with upsampling, without argmax"),
+        ("scores", [1, 11, 6, 8], "network without upsampling and argmax"),
+    ],
+)
+def test_scores_instead_of_labels(finished: Path, kind: str, shape: list[int], scope: str) -> None:
+    before = json.loads((finished / "report.json").read_text())
     shutil.rmtree(finished / "deploy")
-    (finished / "report.json").unlink()
-    done("export", RECIPE, "--logits")
+    said = done("export", RECIPE, f"--{kind}")
+    assert done("export", RECIPE, f"--{kind}").following == said.following == f"hwnas validate {RECIPE}"
     output = onnx.load(finished / "deploy" / "model.onnx").graph.output[0]
-    assert (output.name, [d.dim_value for d in output.type.tensor_type.shape.dim]) == ("logits", [1, 11, 48, 64])
+    assert (output.name, [d.dim_value for d in output.type.tensor_type.shape.dim]) == (kind, shape)
     assert VERDICT.search(done("validate", RECIPE).out)
+    report = json.loads((finished / "report.json").read_text())
+    assert report["scope"] == scope
+    assert report["test_miou"] == pytest.approx(before["test_miou"], abs=1e-4)
+    assert report["torch_miou"] == before["torch_miou"]
+    assert report["predicted_ms"] < before["predicted_ms"]  # what is not in the file is not predicted
+    assert report["error"] == pytest.approx(before["error"], abs=0.02)
+    assert json.loads((finished / "report-1.json").read_text()) == before
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let validation measure a real engine for a moment, however restless the machine is."""
+    monkeypatch.setattr(validate, "STOP", StopRule(3, 6, 0.0))
+    monkeypatch.setattr(validate, "PATIENCE_S", 0.0)
+
+
+@pytest.mark.usefixtures("briefly")
+def test_an_export_for_another_engine_and_precision(finished: Path) -> None:
+    shutil.rmtree(finished / "deploy")
+    said = done("export", RECIPE, "--precision", "fp16")
+    assert "of the labels differ from the network's" in said.out
+    bundle = Bundle.load(finished / "deploy")
+    assert (bundle.engine, bundle.precision, bundle.parity["label_difference"] <= 0.01) == ("fake", "fp16", True)
+    done("validate", RECIPE)
+    report = json.loads((finished / "report.json").read_text())
+    assert (report["where"]["engine"]["precision"], report["scored_with"]) == ("fp16", "onnxruntime")
+    assert report["slowdown"] is None  # networks of a table in float32 say nothing
+    shutil.rmtree(finished / "deploy")
+    done("export", RECIPE, "--engine", "openvino")
+    bundle = Bundle.load(finished / "deploy")
+    assert (bundle.engine, bundle.precision, bundle.threads) == ("openvino", "fp32", 1)
+    assert bundle.device == json.loads(json.dumps(provenance(open_engine("openvino"))))
+    assert bundle.versions["engine"] == bundle.device["engine"]["version"]
+    said = done("validate", RECIPE)
+    assert "no reference networks: the plan of the table is not here, or it is of another engine" in said.out
+    report = json.loads((finished / "report.json").read_text())
+    assert (report["where"]["engine"]["name"], report["scored_with"]) == ("openvino", "openvino")
+    assert report["table"].endswith("fake-fp32-b1")
+    assert report["accepted"]
+
+
+@pytest.mark.usefixtures("briefly")
+def test_the_same_file_for_another_engine_is_measured_anew(finished: Path) -> None:
+    """In float32 the ONNX file is the same to the byte."""
+    before = json.loads((finished / "report.json").read_text())
+    shutil.rmtree(finished / "deploy")
+    done("export", RECIPE, "--engine", "torch")
+    assert "nothing to do" not in done("validate", RECIPE).out
+    after = json.loads((finished / "report.json").read_text())
+    assert after["model_sha256"] == before["model_sha256"]
+    assert after["where"]["engine"]["name"] == "torch"
+
+
+def test_an_engine_that_builds_ships_what_it_built(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the process that measures
+    shutil.rmtree(finished / "deploy")
+    done("export", RECIPE, "--engine", "tests.test_bundle:Building")
+    bundle = Bundle.load(finished / "deploy")
+    assert bundle.built is not None
+    assert bundle.built["sha256"] == sha256((finished / "deploy" / str(bundle.built["file"])).read_bytes())
+    refused = hwnas("validate", RECIPE)  # its application says that all is of one class
+    assert refused.code == 2
+    report = json.loads((finished / "report.json").read_text())
+    assert report["scored_with"] == "tests.test_bundle:Building"
+    assert report["accepted"] is False
+    assert f"test mIoU is {report['test_miou']:.2%}, its network's {report['torch_miou']:.2%}: more" in refused.err
+
+
+def test_a_file_that_is_worse_than_its_network_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miou = json.loads((finished / "report.json").read_text())["torch_miou"]
+    for lost, accepted in ((0.004, True), (0.006, False)):
+        monkeypatch.setattr(shipping, "evaluate", lambda *args, lost=lost: SimpleNamespace(miou=lambda: miou + lost))
+        said = hwnas("validate", RECIPE, "--again")
+        assert said.code == (0 if accepted else 2)
+        report = json.loads((finished / "report.json").read_text())
+        assert (report["accepted"], report["torch_miou"]) == (accepted, miou + lost)
+    assert "more than 0.5 points lower; do not use it, export it in fp32 or for another engine" in said.err
+    again = hwnas("validate", RECIPE)
+    assert "nothing to do" in again.out
+    assert (again.code, again.err) == (said.code, said.err)
 
 
 def test_ls_of_nothing_names_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ class Drifting(Plain):
         super().__init__(threads)
         self.clock = "model"
     def change(self, key, visit, samples):
-        return Samples(*(x * (1 + 0.05 * visit * (key == "op1")) for x in samples))
+        return Samples(*(x * (1 + 0.05 * visit * (key == "op1")) for x in samples[:2]))
 
 class Crowded(Drifting):
     # another process has half of the core whenever op1 runs

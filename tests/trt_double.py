@@ -40,32 +40,50 @@ class TrtDouble(ModuleType):
     def _kind(self, name: str, api: dict[str, list[str]]) -> Any:
         if "value" in api["properties"]:
             return enum.IntEnum(name, [(member, i) for i, member in enumerate(api["members"])])
-        double, known = self, {*api["methods"], *api["properties"]}
+        return _class(self, name, api)
 
-        class Double:
-            def __init__(self, *arguments: object) -> None:
-                double.calls.append((name, "()", arguments))
 
-            def __getattr__(self, attribute: str) -> Callable[..., object]:
-                if attribute not in api["methods"]:
-                    raise AttributeError(f"{double.__version__}: {name} has no {attribute}")
+def _class(double: TrtDouble, name: str, api: dict[str, list[str]]) -> Any:
+    """Return a class with the methods and properties of an interface, and no others."""
+    known = {*api["methods"], *api["properties"]}
 
-                def method(*arguments: object) -> object:
-                    double.calls.append((name, attribute, arguments))
-                    value = double.returns.get(f"{name}.{attribute}")
-                    return value(*arguments) if callable(value) else value
+    class Double:
+        def __init__(self, *arguments: object) -> None:
+            double.calls.append((name, "()", arguments))
 
-                return method
+        def __getattr__(self, attribute: str) -> Callable[..., object]:
+            if attribute not in api["methods"]:
+                raise AttributeError(f"{double.__version__}: {name} has no {attribute}")
 
-            def __setattr__(self, attribute: str, value: object) -> None:
-                own = type(self).__init__ is not Double.__init__  # a subclass of ours has attributes of its own
-                if attribute not in api["properties"] and not own:
-                    raise AttributeError(f"{double.__version__}: {name} has no {attribute} to set")
-                double.calls.append((name, f"={attribute}", (value,)))
-                object.__setattr__(self, attribute, value)
+            def method(*arguments: object) -> object:
+                double.calls.append((name, attribute, arguments))
+                own = self.__dict__.get("returns_", {})
+                value = own.get(attribute, double.returns.get(f"{name}.{attribute}"))
+                return value(*arguments) if callable(value) else value
 
-        Double.__name__ = name
-        for attribute in api["properties"]:
-            setattr(Double, attribute, None)
-        assert known.isdisjoint(api["members"])
-        return Double
+            return method
+
+        def __setattr__(self, attribute: str, value: object) -> None:
+            own = type(self).__init__ is not Double.__init__  # a subclass of ours has attributes of its own
+            if attribute not in api["properties"] and not own:
+                raise AttributeError(f"{double.__version__}: {name} has no {attribute} to set")
+            double.calls.append((name, f"={attribute}", (value,)))
+            object.__setattr__(self, attribute, value)
+
+    Double.__name__ = name
+    Double.api_ = api  # type: ignore[attr-defined]
+    for attribute in api["properties"]:
+        setattr(Double, attribute, None)
+    assert known.isdisjoint(api["members"])
+    return Double
+
+
+def answers(double: Any, **returns: object) -> Any:
+    """Say what methods of one object of a double return, and what its properties are; return it."""
+    for attribute, value in returns.items():
+        if attribute in double.api_["properties"]:
+            object.__setattr__(double, attribute, value)
+        else:
+            assert attribute in double.api_["methods"], f"{type(double).__name__} has no {attribute}"
+            double.__dict__.setdefault("returns_", {})[attribute] = value
+    return double

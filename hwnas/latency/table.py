@@ -15,7 +15,7 @@ from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
 from hwnas.runtime.device import device_name, same_device
 
-SCHEMA = 2
+SCHEMA = 3
 UNMEASURED = ("failed", "crashed", "skipped")
 STATUS = ("ok", "doubtful", *UNMEASURED)
 STOPS = ("ci", "stable", "timeout", "")
@@ -41,6 +41,10 @@ class OpRow:
         status: ``"ok"``, ``"doubtful"`` (not precise enough), ``"failed"``, ``"crashed"``, or ``"skipped"`` (time was
             up before it was reached).
         reason: Why it is not ok.
+        about: What a device with a clock of its own told besides: ``enqueue_ms`` (launched one by one, without a graph)
+            and ``cold_ms`` (after the second-level cache was flushed), priced like `latency_ms`; and of the entry that
+            has the op in context ``sm_mhz``, ``dropped`` samples and ``throttled_visits``, ``builds`` and
+            ``build_spread`` (the slowest over the fastest build, less one).
     """
 
     key: str
@@ -55,6 +59,7 @@ class OpRow:
     stop: str = ""
     status: str = "ok"
     reason: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -72,7 +77,7 @@ class NetRow:
         latency_ms: Measured.
         use: ``"fit"`` if the correction was fitted on it, ``"test"`` if its error was measured on it, ``"derived"`` if
             it was derived with this table.
-        ci_ms: As in `OpRow`; so are `spread`, `n`, `visits`, `stop` and `status`.
+        ci_ms: As in `OpRow`; so are `spread`, `n`, `visits`, `stop`, `status` and `about`.
         repeatability: Relative difference between the latencies from odd and from even visits.
     """
 
@@ -87,6 +92,7 @@ class NetRow:
     visits: int = 0
     stop: str = ""
     status: str = "ok"
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -246,6 +252,8 @@ def _row(kind: type[RowType], data: Any, path: Path, index: int) -> RowType:
     for name in sorted(names & set(AMOUNTS)):
         if not _is_amount(data[name]):
             raise HwnasError(f"{at}: {name} must be a number and not negative, got {data[name]!r}; measure it anew")
+    if not isinstance(data["about"], dict):
+        raise HwnasError(f"{at}: about must be an object, got {data['about']!r}; measure it anew")
     for name, allowed in (("status", STATUS), ("stop", STOPS), ("use", USES)):
         if name in data and data[name] not in allowed:
             raise HwnasError(f"{at}: {name} {data[name]!r} is none of {', '.join(allowed)}; measure it anew")

@@ -48,14 +48,21 @@ def export_op(op: Op, in_shapes: tuple[Shape, ...]) -> ModelProto:
     return onnx.load_from_string(buffer.getvalue())
 
 
-def stand_in(spec: OpSpec) -> Op:
-    """Build an op with weights that are made up but always the same: time depends on shapes, not on values."""
+def stand_in(spec: OpSpec, repeat: int = 0) -> Op:
+    """Build an op with weights that are made up but always the same: time depends on shapes, not on values.
+
+    Args:
+        spec: Of the op.
+        repeat: How often a network called the same before; its kernels are multiplied by `factor` of that.
+    """
     op = make_op(spec.kind, dict(spec.attrs))
     rng = np.random.default_rng(int(sha256(spec.key)[:8], 16))
     with torch.no_grad():
         for p in op.parameters():
             fan_in = max(1, p[0].numel())
             p.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape)) / np.sqrt(fan_in)))
+            if p.dim() > 1:
+                p.mul_(factor(repeat))
     return op.eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hwnas.errors import HwnasError
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
@@ -86,7 +87,17 @@ def _op_row(key: str, op: Price, rows: Mapping[str, Row]) -> OpRow:
         stop=own.stop,
         status="doubtful" if doubtful else "ok",
         reason=f"{doubtful[0]} did not become precise enough" if doubtful else "",
+        about=_about(op, measured),
     )
+
+
+def _about(op: Price, measured: Mapping[str, Measurement]) -> dict[str, Any]:
+    """Return what the device told besides: other latencies made up as the price is, the rest of the op's own entry."""
+    out = dict(measured[op.entry].about)
+    for name in ("enqueue_ms", "cold_ms"):
+        if all(name in m.about for m in measured.values()):
+            out[name], _ = price(op.weights, {key: (float(m.about[name]), 0.0) for key, m in measured.items()})
+    return out
 
 
 def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -> NetRow | None:
@@ -112,4 +123,5 @@ def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -
         visits=m.visits,
         stop=m.stop,
         status="doubtful" if m.doubtful else "ok",
+        about=m.about,
     )

@@ -11,6 +11,7 @@ from hwnas.arch import Architecture
 from hwnas.files import sha256, write_atomic
 from hwnas.gates import Marginals
 from hwnas.ops.onnx_graph import OpExporter, output_names
+from hwnas.ops.precision import to_half
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace
 from hwnas.profile.assembly import Assembly, Network, Price
@@ -30,6 +31,7 @@ def make_plan(
     calibration: Calibration,
     merge: bool = True,
     update: Update = ignore,
+    precision: str = "fp32",
 ) -> int:
     """Write everything to measure for `space` at `scales` into a plan folder, what matters most first.
 
@@ -43,6 +45,7 @@ def make_plan(
         calibration: The whole networks beside the ops.
         merge: Whether the engine merges identical parameter-free ops.
         update: Told after each ONNX file.
+        precision: What engines are to compute in, one of `hwnas.runtime.plan.PRECISIONS`.
 
     Returns:
         The number of entries.
@@ -53,7 +56,7 @@ def make_plan(
     share = _shares(mixed, chances)
     known = contexts(mixed, chances)
     ordered = sorted(known.values(), key=lambda c: (-share[c.spec], c.spec.key))
-    writer = PlanWriter(folder, update)
+    writer = PlanWriter(folder, update, precision)
     writer.plan_ops(ordered, known)
     for use, index, arch in chosen:
         writer.plan_network(use, space.at(scales[index]), arch, merge)
@@ -67,9 +70,9 @@ def make_plan(
 class PlanWriter:
     """Collects what a plan measures, then writes the ONNX file of each entry, each unique op exported once."""
 
-    def __init__(self, folder: Path, update: Update = ignore) -> None:
+    def __init__(self, folder: Path, update: Update = ignore, precision: str = "fp32") -> None:
         """Start a plan without entries; `update` is told after each ONNX file."""
-        self._folder, self._update = folder, update
+        self._folder, self._update, self._precision = folder, update, precision
         self._planned: dict[str, tuple[str, Trace]] = {}
         self._ops: dict[str, Price] = {}
         self._networks: dict[str, Network] = {}
@@ -109,7 +112,10 @@ class PlanWriter:
         exporter = OpExporter()
         entries = []
         for key, (role, trace) in self._planned.items():
-            content = exporter.network(trace).SerializeToString(deterministic=True)
+            model = exporter.network(trace)
+            if self._precision == "fp16":
+                model = to_half(model)
+            content = model.SerializeToString(deterministic=True)
             digest = sha256(content)
             name = f"{'nets' if role == 'net' else 'ops'}/{digest[:16]}.onnx"
             if not (self._folder / name).exists():
@@ -117,8 +123,8 @@ class PlanWriter:
             entries.append(trace_entry(role, key, trace, name, digest))
             self._update(len(entries), key, len(self._planned))
         # The plan comes last: where it is, everything is.
-        Assembly(self._ops, self._networks).save(self._folder, plan_id(entries))
-        write_plan(self._folder, entries)
+        Assembly(self._ops, self._networks).save(self._folder, plan_id(entries, self._precision))
+        write_plan(self._folder, entries, self._precision)
         return len(entries)
 
 

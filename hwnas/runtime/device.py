@@ -79,10 +79,10 @@ def provenance(engine: Engine) -> dict[str, Any]:
 def malloc_tunables(root: Path = Path("/"), libc: tuple[str, str] | None = None) -> str | None:
     """Return the value of ``GLIBC_TUNABLES`` that a process should measure with; None for the system's own way.
 
-    With huge pages a network takes the same each time it is loaded; with small ones where its memory happens to lie
-    decides about some percent, for as long as it stays loaded. glibc can ask for huge pages since 2.35, where the
-    kernel gives them on request (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html).
-    What a user has set is left alone.
+    With small pages, where the memory of a network happens to lie may decide about some percent of what it takes, for
+    as long as it stays loaded; with huge ones the layout is the same each time. glibc can ask for them since 2.35,
+    where the kernel gives them on request; what a user has set is left alone. Source:
+    https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html.
 
     Args:
         root: Where ``sys`` is.

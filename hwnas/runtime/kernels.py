@@ -45,6 +45,7 @@ KERNELS = {
         Kernel("upsample_argmax_f32", "upsample_argmax.cu", ("const float *", "uint8_t *", *("int",) * 5)),
         Kernel("upsample_argmax_f16", "upsample_argmax.cu", ("const half_t *", "uint8_t *", *("int",) * 5)),
         Kernel("l2_flush", "l2_flush.cu", ("uint32_t *", "int64_t", "uint32_t"), threads=256),
+        Kernel("copy", "copy.cu", ("const uint32_t *", "uint32_t *", "int64_t"), threads=256),
     )
 }
 
@@ -59,6 +60,11 @@ def upsample_argmax_grid(n: int, size: tuple[int, int]) -> Grid:
     """Return the blocks that `upsample_argmax` takes for n label maps of `size` (height, width)."""
     height, width = size
     return math.ceil(width / (8 * KERNELS["upsample_argmax_f32"].threads)), height, n
+
+
+def copy_grid(n: int) -> Grid:
+    """Return the blocks with which `copy` is fastest for n words of 4 bytes."""
+    return math.ceil(n / (4 * KERNELS["copy"].threads)), 1, 1
 
 
 def preprocess(

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ WARMUP_S = 0.02  # of a runner that was just loaded
 REWARM_RUNS = 5
 VISIT_S = 0.003
 SAMPLES = (3, 25)  # least and most in a visit
+TIMES = ("latency_ms", "wall_ms")  # what a visit has a number of for each sample
 STABLE = 0.005  # how far the levels of both halves of the visits may be apart when noise has stabilised
 
 
@@ -43,10 +45,12 @@ class Samples(NamedTuple):
     Attributes:
         latency_ms: By the engine's clock, shape (n,).
         wall_ms: By the wall clock, shape (n,).
+        about: What the engine knows of this visit besides, JSON values; see `hwnas.runtime.cuda_timing`.
     """
 
     latency_ms: Floats
     wall_ms: Floats
+    about: Mapping[str, Any] = MappingProxyType({})
 
 
 class Timeable(Protocol):
@@ -179,7 +183,7 @@ def _warm_up(runner: Timeable, number: int, warmup_s: float) -> float:
 
 
 def _checked(samples: Samples, wanted: int) -> Samples:
-    for name, values in zip(Samples._fields, samples, strict=True):
+    for name, values in zip(TIMES, (samples.latency_ms, samples.wall_ms), strict=True):
         if len(values) != wanted:
             raise HwnasError(f"the engine gave {len(values)} {name} for {wanted} runs")
         bad = values[~(np.isfinite(values) & (values >= SHORTEST_MS))]
@@ -231,7 +235,8 @@ class Measurement:
         stop: ``"ci"`` if the interval became narrow enough, ``"stable"`` if noise has stabilised above that,
             ``"timeout"`` if neither.
         doubtful: Time was up, or the wall clock disagrees with the CPU clock by more than 1.2 times in the quiet
-            visits.
+            visits, or the device was throttled in most of them.
+        about: What the engine told of the visits besides, over all of them; empty for a CPU.
     """
 
     latency_ms: float
@@ -246,6 +251,7 @@ class Measurement:
     visits: int
     stop: str
     doubtful: bool
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def summarise(visits: Sequence[Samples], stop: str, clock: str) -> Measurement:
@@ -256,6 +262,8 @@ def summarise(visits: Sequence[Samples], stop: str, clock: str) -> Measurement:
         stop: Why there are no more.
         clock: The engine's clock.
     """
+    throttled = sum("throttled" in v.about for v in visits)
+    everything, visits = visits, [v for v in visits if "throttled" not in v.about] or visits
     medians = np.array([median(v.latency_ms.tolist()) for v in visits])  # numpy's takes ten times as long
     walls = np.array([median(v.wall_ms.tolist()) for v in visits])
     latency_ms = level(medians.tolist())
@@ -275,8 +283,32 @@ def summarise(visits: Sequence[Samples], stop: str, clock: str) -> Measurement:
         n=sum(len(v.latency_ms) for v in visits),
         visits=len(visits),
         stop=stop,
-        doubtful=contended or stop == "timeout",
+        doubtful=contended or throttled > len(everything) / 2 or stop == "timeout",
+        about=_about(everything, visits, throttled),
     )
+
+
+def _about(everything: Sequence[Samples], used: Sequence[Samples], throttled: int) -> dict[str, Any]:
+    """Return what a device told of its visits: levels of the other ways to run, its clock, and what was not counted."""
+    if not any(v.about for v in everything):
+        return {}
+    dropped = sum(int(v.about.get("dropped", 0)) for v in everything)
+    out: dict[str, Any] = {"dropped": dropped, "throttled_visits": throttled}
+    for name in ("enqueue_ms", "cold_ms"):
+        values = [float(v.about[name]) for v in used if name in v.about]
+        if values:
+            out[name] = level(values)
+    clocks = [float(v.about["sm_mhz"]) for v in used if v.about.get("sm_mhz")]
+    if clocks:
+        out["sm_mhz"] = median(clocks)
+    by_build: dict[int, list[float]] = {}
+    for v in used:
+        if "build" in v.about:
+            by_build.setdefault(int(v.about["build"]), []).append(median(v.latency_ms.tolist()))
+    if by_build:
+        levels = [level(values) for values in by_build.values()]
+        out |= {"builds": len(levels), "build_spread": max(levels) / min(levels) - 1}
+    return out
 
 
 def samples_from(record: Mapping[str, Any]) -> Samples:
@@ -285,8 +317,9 @@ def samples_from(record: Mapping[str, Any]) -> Samples:
     Raises:
         HwnasError: If they are missing or are not positive, finite numbers.
     """
-    lists = [record.get(name) for name in Samples._fields]
-    for name, values in zip(Samples._fields, lists, strict=True):
+    lists = [record.get(name) for name in TIMES]
+    for name, values in zip(TIMES, lists, strict=True):
         if not (isinstance(values, list) and values and all(type(v) in (int, float) for v in values)):
             raise HwnasError(f"{name} must be a list of numbers, got {values!r}")
-    return _checked(Samples(*(np.array(v, dtype=float) for v in lists)), len(lists[0] or []))
+    latency_ms, wall_ms = (np.array(v, dtype=float) for v in lists)
+    return _checked(Samples(latency_ms, wall_ms, record.get("about", {})), len(lists[0] or []))

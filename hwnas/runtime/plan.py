@@ -11,9 +11,10 @@ from typing import Any
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
 
-SCHEMA = 2
+SCHEMA = 3
 PLAN_FILE = "plan.json"
-ROLES = ("op", "context", "boundary", "net")
+ROLES = ("op", "context", "boundary", "net", "copies", "application")
+PRECISIONS = ("fp32", "tf32", "fp16")
 Shape = tuple[int, ...]
 
 
@@ -49,7 +50,8 @@ class Entry:
     Attributes:
         key: Unique in its plan.
         role: ``"op"``, an op alone; ``"context"``, an op between neighbours; ``"boundary"``, neighbours alone;
-            ``"net"``, a whole network.
+            ``"net"``, a whole network; ``"copies"``, the same with its input copied to the device and its output back;
+            ``"application"``, from a camera image in the host's memory to labels in the host's memory.
         onnx: Path of the ONNX file inside the plan folder; None for engines that need no file.
         sha256: Hex digest of that file.
         calls: The ops, in the order they run.
@@ -76,30 +78,34 @@ class Plan:
     """What to measure.
 
     Attributes:
-        id: SHA-256 of the canonical JSON of the entries.
+        id: SHA-256 of the canonical JSON of all this.
         entries: With unique keys, what matters most first.
+        precision: What engines compute in, one of `PRECISIONS`. Files have float16 inside where it is ``"fp16"``, and
+            float32 inputs and outputs always; ``"tf32"`` is float32 in the file.
     """
 
     id: str
     entries: tuple[Entry, ...]
+    precision: str = "fp32"
 
 
-def plan_id(entries: Sequence[Entry]) -> str:
+def plan_id(entries: Sequence[Entry], precision: str = "fp32") -> str:
     """Return the id of a plan of these entries."""
-    return sha256(canonical_json([asdict(entry) for entry in entries]))
+    return _id([asdict(entry) for entry in entries], precision)
 
 
-def write_plan(folder: Path, entries: Sequence[Entry]) -> Plan:
+def write_plan(folder: Path, entries: Sequence[Entry], precision: str = "fp32") -> Plan:
     """Write `plan.json` into `folder`, beside ONNX files that are already there.
 
     Raises:
         HwnasError: If an entry is not valid, or its ONNX file is missing or has another checksum.
     """
     rows = [asdict(entry) for entry in entries]
-    plan = _parse(json.loads(canonical_json(rows)), folder / PLAN_FILE)
+    plan = _parse(json.loads(canonical_json(rows)), precision, folder / PLAN_FILE)
     _check_files(folder, plan)
     lines = ",\n".join(canonical_json(row) for row in rows)  # one entry per line: diffs stay readable
-    write_atomic(folder / PLAN_FILE, f'{{"schema":{SCHEMA},"id":"{plan.id}","entries":[\n{lines}\n]}}\n')
+    head = f'"schema":{SCHEMA},"id":"{plan.id}","precision":"{precision}"'
+    write_atomic(folder / PLAN_FILE, f'{{{head},"entries":[\n{lines}\n]}}\n')
     return plan
 
 
@@ -111,11 +117,11 @@ def load_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     content = read_json(path, "a plan")
-    if not isinstance(content, dict) or set(content) != {"schema", "id", "entries"}:
+    if not isinstance(content, dict) or not {"schema", "id", "entries"} <= set(content):
         raise HwnasError(f"{path} is not a plan: expected an object with schema, id and entries; write it again")
     if content["schema"] != SCHEMA:
         raise HwnasError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; write the plan again")
-    plan = _parse(content["entries"], path)
+    plan = _parse(content["entries"], content.get("precision"), path)
     if plan.id != content["id"]:
         raise HwnasError(f"{path} was changed after it was written: its id does not match its entries; write it again")
     _check_files(folder, plan)
@@ -146,7 +152,13 @@ def _check_files(folder: Path, plan: Plan) -> None:
             checked_bytes(entry, folder)
 
 
-def _parse(rows: Any, path: Path) -> Plan:
+def _id(rows: Any, precision: str) -> str:
+    return sha256(canonical_json({"precision": precision, "entries": rows}))
+
+
+def _parse(rows: Any, precision: Any, path: Path) -> Plan:
+    if precision not in PRECISIONS:
+        raise HwnasError(f"{path}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not isinstance(rows, list):
         raise HwnasError(f"{path}: entries must be a list, got {type(rows).__name__}")
     entries: dict[str, Entry] = {}
@@ -159,7 +171,7 @@ def _parse(rows: Any, path: Path) -> Plan:
         if entry.key in entries:
             raise HwnasError(f"{path}: entry {name}: the key occurs twice")
         entries[entry.key] = entry
-    return Plan(sha256(canonical_json(rows)), tuple(entries.values()))
+    return Plan(_id(rows, precision), tuple(entries.values()), precision)
 
 
 def _entry(row: Any) -> Entry:

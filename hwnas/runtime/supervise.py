@@ -19,6 +19,7 @@ from hwnas import errors
 from hwnas.errors import HwnasError
 from hwnas.runtime.child import environment, last_words
 from hwnas.runtime.device import malloc_tunables
+from hwnas.runtime.engines import slowest_load_s
 from hwnas.runtime.journal import Journal
 from hwnas.runtime.measure import DEFAULT_STOP, StopRule
 from hwnas.runtime.results import OUTSIDE_DEATHS
@@ -66,7 +67,8 @@ def supervise(
         on_progress: Called after each visit.
         seed: Of the orders.
         minutes: As in `measure_plan`.
-        timeout_s: A child that finishes no measurement for so long, waiting as the rule asks for aside, is killed.
+        timeout_s: A child that finishes no measurement for so long, waiting as the rule asks for and building aside,
+            is killed.
 
     Returns:
         The results file.
@@ -83,12 +85,13 @@ def supervise(
     command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
     command += ["--engine", engine_name, "--threads", str(threads)]
     command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
+    load_s = slowest_load_s(engine_name)
     early = 0  # deaths in a row before anything was measured
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
         seen = _written(path)
         try:
-            death = _run_child(command + left, timeout_s + stop.min_s, on_progress)
+            death = _run_child(command + left, timeout_s + stop.min_s + load_s, on_progress)
         except (KeyboardInterrupt, SystemExit):
             _close_start(path, seen, {"type": "interrupted"})
             raise

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import DeviceLost, HwnasError
 from hwnas.runtime.device import provenance
-from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, Runner
 from hwnas.runtime.journal import Journal
-from hwnas.runtime.measure import DEFAULT_STOP, Samples, StopRule, visit
+from hwnas.runtime.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
 from hwnas.runtime.plan import Entry, Plan, load_plan
 from hwnas.runtime.results import History
 
@@ -93,10 +93,14 @@ def measure_plan(
         HwnasError: If the plan or the results file is damaged, or another process measures into it.
         ProvenanceError: If the results file was made from another plan, or under other conditions.
     """
-    plan, engine = load_plan(folder), open_engine(engine_name, threads)
+    plan = load_plan(folder)
     path = folder / RESULTS_FILE if results is None else results
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal, ExitStack() as stack:
+    with (
+        using_engine(engine_name, threads, plan.precision) as engine,
+        Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal,
+        ExitStack() as stack,
+    ):
         _Work(plan, folder, engine, journal, stack, stop, on_record, minutes).run(seed)
     return path
 
@@ -125,7 +129,10 @@ class _Work:
         self._waits = engine.clock != "model"  # a formula is the same at any time
         self._min_s = stop.min_s if self._waits else 0.0
         self._limit_s = math.inf if minutes is None else 60 * minutes
-        ops = sorted((e for e in plan.entries if e.role != "net"), key=lambda e: (sum(c.macs for c in e.calls), e.key))
+        ops = sorted(
+            (e for e in plan.entries if e.role in ("op", "context", "boundary")),
+            key=lambda e: (sum(c.macs for c in e.calls), e.key),
+        )
         self._reference = ops[len(ops) // 2] if ops else None
 
     def run(self, seed: int) -> None:
@@ -192,12 +199,15 @@ class _Work:
         self._journal.append({"type": "start", **which})
         try:
             samples = self._runners.visit(entry, int(which["visit"]))
+        except DeviceLost:
+            raise  # no other entry could be measured in this process: it ends, and that is this entry's doing
         except HwnasError as e:
             return _bad("failed", str(e))
         except KeyboardInterrupt:
             self._journal.append({"type": "interrupted", **which})  # not a death
             raise
-        return {"status": "ok", **{k: [round(v, 7) for v in x.tolist()] for k, x in samples._asdict().items()}}
+        times = {name: [round(v, 7) for v in getattr(samples, name).tolist()] for name in TIMES}
+        return {"status": "ok", **times, **({"about": dict(samples.about)} if samples.about else {})}
 
     def _time_reference(self) -> None:
         """Time the reference op if that is due; an op in the middle of the plan's arithmetic."""

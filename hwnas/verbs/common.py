@@ -10,8 +10,7 @@ from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.latency.table import LatencyTable
 from hwnas.run import Run
-from hwnas.runtime.device import provenance
-from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines import provenance_here
 from hwnas.ui import bar
 
 
@@ -22,9 +21,8 @@ def open_table(run: Run, path: Path | None, foreign: bool) -> LatencyTable:
         ProvenanceError: If it is of another device.
     """
     made = LatencyTable.load(path or run.require("table.json", "profile"))
-    engine = made.where["engine"]
     if not foreign:
-        made.require_device(provenance(open_engine(str(engine["name"]), int(engine["threads"]))))
+        made.require_device(provenance_here(made.where))
     return made
 
 

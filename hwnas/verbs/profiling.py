@@ -16,18 +16,19 @@ from hwnas.profile.derived import ANCHORS
 from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines import using_engine
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, StopRule
 from hwnas.runtime.plan import Entry, Plan, load_plan
 from hwnas.runtime.supervise import supervise
 from hwnas.ui import bar, console, summary, table
 
+SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them
 DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
 LOAD_S = 0.025  # seen: to load an entry, where ops take milliseconds
 
 
-def plan_only(recipe: Recipe, folder: Path, engine: str | None) -> None:
+def plan_only(recipe: Recipe, folder: Path, engine: str | None, precision: str | None = None) -> None:
     """Write what a recipe needs measured into a folder to carry to another box.
 
     Without `engine` the plan is for engines that merge identical ops, as all do that optimise graphs.
@@ -37,22 +38,32 @@ def plan_only(recipe: Recipe, folder: Path, engine: str | None) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise HwnasError(f"{folder} is not empty; name a new folder")
-    entries = len(_plan(recipe, folder, engine is None or open_engine(engine).merges).entries)
+    precision = precision or "fp32"
+    merges = True
+    if engine is not None:
+        with using_engine(engine, precision=precision) as opened:
+            merges = opened.merges
+    entries = len(_plan(recipe, folder, merges, precision).entries)
     facts: dict[str, object] = {"plan": folder, "entries": entries}
     summary(facts, f"on the device: python -m hwnas.runtime measure {folder.name}  (numpy and the engine suffice)")
 
 
-def _plan(recipe: Recipe, folder: Path, merges: bool) -> Plan:
+def _plan(recipe: Recipe, folder: Path, merges: bool, precision: str) -> Plan:
     """Write a plan unless a whole one is there already; return it."""
     if not (folder / "plan.json").exists():
         torch.set_num_threads(1)  # many small tensors: threads would only wait for each other
         with bar("plan: export ops and networks", None) as update:
-            make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update)
+            make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update, precision)
     return load_plan(folder)
 
 
 def profile(
-    run: Run, engine: str | None, threads: int | None, results: Path | None, minutes: float | None = None
+    run: Run,
+    engine: str | None,
+    threads: int | None,
+    results: Path | None,
+    minutes: float | None = None,
+    precision: str | None = None,
 ) -> LatencyTable:
     """Measure the latency table of a run's recipe on this machine, or build it from results measured elsewhere.
 
@@ -65,9 +76,10 @@ def profile(
         threads: None for those the run was made with, else one.
         results: Measured elsewhere; None to measure here.
         minutes: Bound on the time to measure.
+        precision: None for that the run was made with, else float32.
     """
     path, recipe, following = run.folder / "table.json", run.recipe, run.command("search")
-    run.ask(engine=engine, threads=threads)
+    run.ask(engine=engine, threads=threads, precision=precision)
     stop = recipe.stop
     if path.exists():
         there = LatencyTable.load(path)
@@ -81,8 +93,8 @@ def profile(
         made = _measure(run, recipe, stop, minutes)
     else:
         where = read_journal(results)[0]["where"]  # a file that cannot be read is refused before anything is written
-        run.ask(engine=where["engine"]["name"], threads=where["engine"]["threads"])
-        _plan(recipe, run.folder / "plan", bool(where["merges"]))
+        run.ask(**{name: where["engine"][key] for name, key in SETTINGS.items()})
+        _plan(recipe, run.folder / "plan", bool(where["merges"]), str(where["engine"]["precision"]))
         made = build_table(run.folder / "plan", results)
     run.commit()
     made.save(path)
@@ -94,14 +106,16 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     """Measure a recipe's plan, then networks that are derived with the table of it."""
     start_s = time.monotonic()
     engine, threads = str(run.settings.get("engine", "onnxruntime")), int(run.settings.get("threads", 1))
-    opened = open_engine(engine, threads)
-    run.ask(engine=engine, threads=threads)
+    precision = str(run.settings.get("precision", "fp32"))
+    with using_engine(engine, threads, precision) as opened:
+        merges, clock, load_s = opened.merges, opened.clock, float(getattr(opened, "LOAD_S", LOAD_S))
+    run.ask(engine=engine, threads=threads, precision=precision)
     run.commit()
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
-    plan = _plan(recipe, folder, opened.merges)
-    forecast = forecast_minutes(plan, stop, recipe.calibration.derived) if opened.clock != "model" else 0.0
+    plan = _plan(recipe, folder, merges, precision)
+    forecast = forecast_minutes(plan, stop, recipe.calibration.derived, load_s) if clock != "model" else 0.0
     bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
-    console.print(f"{len(plan.entries)} entries on {engine}, some {forecast:.1f} minutes{bound}")
+    console.print(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
 
     def left(share: float) -> float | None:
         return None if minutes is None else max(0.0, share * minutes - (time.monotonic() - start_s) / 60)
@@ -137,17 +151,18 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     return made
 
 
-def forecast_minutes(plan: Plan, stop: StopRule, derived: int = 0) -> float:
+def forecast_minutes(plan: Plan, stop: StopRule, derived: int = 0, load_s: float = LOAD_S) -> float:
     """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
 
     Args:
         plan: What to measure.
         stop: When an entry has been visited often enough.
         derived: Networks that are derived and measured afterwards, for half the time at least.
+        load_s: Time to load an entry, and to build it where that has to be done.
     """
     visit_s = {e.key: max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * _run_s(e)) for e in plan.entries}
     nets_s = [visit_s[e.key] for e in plan.entries if e.role == "net"]
-    total_s = LOAD_S * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
+    total_s = load_s * (len(plan.entries) + derived) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
     if derived and nets_s:
         round_s = (derived + ANCHORS) * sum(nets_s) / len(nets_s)
         total_s += max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)

@@ -20,8 +20,8 @@ from hwnas.profile import PlanWriter, build_table, contexts, likely
 from hwnas.recipes import Recipe
 from hwnas.resources import profiles_dir
 from hwnas.run import RUNS, Run
-from hwnas.runtime.device import device_name, provenance, same_device
-from hwnas.runtime.engines import open_engine
+from hwnas.runtime.device import device_name, same_device
+from hwnas.runtime.engines import provenance_here
 from hwnas.runtime.supervise import supervise
 from hwnas.spaces import trace_space
 from hwnas.ui import bar, console, summary, table
@@ -69,10 +69,7 @@ def conditions_here(made: LatencyTable) -> Mapping[str, Any]:
     Raises:
         HwnasError: If the engine cannot be opened here.
     """
-    engine = made.where["engine"]
-    here: Mapping[str, Any] = json.loads(
-        canonical_json(provenance(open_engine(str(engine["name"]), int(engine["threads"]))))
-    )
+    here: Mapping[str, Any] = json.loads(canonical_json(provenance_here(made.where)))
     return here
 
 
@@ -288,7 +285,7 @@ def _measure_again(made: LatencyTable, recipe: Recipe, n: int) -> tuple[bool, st
     chosen = list(dict.fromkeys([*chosen, *(known[c.ending] for c in chosen if c.ending is not None)]))
     engine = made.where["engine"]
     with tempfile.TemporaryDirectory() as folder, bar("measure again", None) as update:
-        writer = PlanWriter(Path(folder))
+        writer = PlanWriter(Path(folder), precision=str(engine["precision"]))
         writer.plan_ops(chosen, known)
         writer.write()
         results = supervise(

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 from hwnas.errors import HwnasError, MissingExtra, unknown
+from hwnas.runtime.device import provenance
 from hwnas.runtime.engines.base import Engine
 
 ENGINES = {
     "onnxruntime": "hwnas.runtime.engines.onnxruntime:OnnxRuntime",
+    "onnxruntime-cuda": "hwnas.runtime.engines.onnxruntime_cuda:OnnxRuntimeCuda",
     "openvino": "hwnas.runtime.engines.openvino:OpenVino",
+    "tensorrt": "hwnas.runtime.engines.tensorrt:TensorRt",
+    "tensorrt_rtx": "hwnas.runtime.engines.tensorrt:TensorRtRtx",
     "fake": "hwnas.runtime.engines.fake:Fake",
     "torch": "hwnas.latency.torch_engine:TorchEager",
+    "torch-cuda": "hwnas.latency.torch_cuda:TorchCuda",
+    "torch-cuda-graph": "hwnas.latency.torch_cuda:TorchCudaGraph",
+    "torch-cuda-compiled": "hwnas.latency.torch_cuda:TorchCudaCompiled",
 }
 
 
-def open_engine(name: str, threads: int = 1) -> Engine:
+def open_engine(name: str, threads: int = 1, precision: str = "fp32") -> Engine:
     """Return an engine.
 
     Args:
         name: A key of `ENGINES`, or ``"module:class"`` for an engine from elsewhere.
-        threads: Threads the engine computes with.
+        threads: Threads the engine computes with, where that is the host.
+        precision: What it computes in, one of `hwnas.runtime.plan.PRECISIONS`. An engine that knows more than float32
+            lists what it knows as ``PRECISIONS``, and is told if it is not float32.
 
     Raises:
-        HwnasError: If there is no such engine, or `threads` is less than one.
+        HwnasError: If there is no such engine, it does not know the precision, or `threads` is less than one.
         MissingExtra: If a package it needs is not installed.
     """
     if threads < 1:
         raise HwnasError(f"threads must be at least 1, got {threads}")
+    kind = _kind(name)
+    known = getattr(kind, "PRECISIONS", ("fp32",))
+    if precision not in known:
+        raise HwnasError(
+            f"engine {name!r} computes in {', '.join(known)}, got {precision!r}; use another engine for it"
+        )
+    more = {} if precision == "fp32" else {"precision": precision}
+    return cast(Engine, kind(threads=threads, **more))
+
+
+def slowest_load_s(name: str) -> float:
+    """Return how long an engine may take to load an entry, beyond what any does: those that build say so.
+
+    Raises:
+        HwnasError: If there is no such engine.
+    """
+    return float(getattr(_kind(name), "SLOWEST_LOAD_S", 0.0))
+
+
+def _kind(name: str) -> Any:
     target = name if ":" in name else ENGINES.get(name)
     if target is None:
         raise unknown("engine", name, ENGINES)
@@ -39,4 +70,32 @@ def open_engine(name: str, threads: int = 1) -> Engine:
         raise MissingExtra(f"engine {name!r} needs the module {e.name}, which is not installed; install it") from e
     if not hasattr(module, attribute):
         raise unknown("engine", name, ENGINES)
-    return cast(Engine, getattr(module, attribute)(threads=threads))
+    return getattr(module, attribute)
+
+
+@contextmanager
+def using_engine(name: str, threads: int = 1, precision: str = "fp32") -> Iterator[Engine]:
+    """Open an engine, and give back what it holds at the end: a GPU's context, a builder's process."""
+    engine = open_engine(name, threads, precision)
+    try:
+        yield engine
+    finally:
+        release(engine)
+
+
+def release(engine: Engine) -> None:
+    """Give back what an engine holds, if it holds anything."""
+    close = getattr(engine, "close", None)
+    if close is not None:
+        close()
+
+
+def provenance_here(where: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance that the engine of another provenance has on this machine.
+
+    Raises:
+        HwnasError: If it cannot be opened here.
+    """
+    engine = where["engine"]
+    with using_engine(str(engine["name"]), int(engine["threads"]), str(engine["precision"])) as opened:
+        return provenance(opened)

@@ -2,7 +2,7 @@
 
 An op takes ``max(macs / peak, bytes / bandwidth) + launch``, the roofline of Williams et al., 2009. A run of several
 ops saves a little wherever one feeds the next, and every run pays an overhead: so, as on real devices, the sum of
-isolated ops is not the latency of a network.
+isolated ops is not the latency of a network. Copies, preprocessing and upsampling take their bytes over the bandwidth.
 
 Where the environment variable ``HWNAS_FAKE_REPLAY`` names a results file of another engine, times are not modelled but
 replayed from it, visit by visit.
@@ -11,6 +11,7 @@ replayed from it, visit by visit.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,10 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.files import sha256
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs
+from hwnas.runtime.engines.scopes import SCOPES, image_of
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import Samples, samples_from
-from hwnas.runtime.plan import Call, Entry
+from hwnas.runtime.plan import PRECISIONS, Call, Entry
 
 DEVICE_NAME = "fake-roofline-1"  # another formula or constant below needs another name
 PEAK_MACS_PER_MS = 50e6
@@ -37,22 +39,24 @@ Recording = Mapping[str, list[Samples]]  # of each entry, by visit
 
 
 class Fake:
-    """The device ``fake-roofline-1``. Needs no ONNX file; `threads` is recorded and changes nothing."""
+    """The device ``fake-roofline-1``. Needs no ONNX file; `threads` and `precision` are recorded and change nothing."""
 
-    def __init__(self, threads: int = 1) -> None:
+    PRECISIONS = PRECISIONS
+
+    def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         """Make the engine; read the recording if there is one."""
         self._recording, self._digest = _recording(os.environ.get(REPLAY))
         self.name = "fake"
         self.clock = "model"
         self.merges = True
-        self._threads = threads
+        self._threads, self._precision = threads, precision
 
     def provenance(self) -> dict[str, object]:
         """Return name, version, precision, threads, clock, constants, and the named device."""
         return {
             "name": self.name,
             "version": "1",
-            "precision": "fp32",
+            "precision": self._precision,
             "threads": self._threads,
             "clock": self.clock,
             "options": {
@@ -69,6 +73,8 @@ class Fake:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for an entry; `folder` is not read."""
+        if entry.role == "application":
+            image_of(entry)  # refuses what is none
         if self._recording is None:
             return _Runner(entry, None)
         if entry.key not in self._recording:
@@ -91,7 +97,19 @@ def modelled_ms(entry: Entry) -> float:
     """Return the latency of an entry without noise, in milliseconds."""
     made = {call.output for call in entry.calls}
     pairs = sum(any(name in made for name in call.inputs) for call in entry.calls)
-    return sum(_call_ms(call) for call in entry.calls) - SAVING_MS * pairs + RUN_MS
+    beside_ms = scope_bytes(entry) / BYTES_PER_MS if entry.role in SCOPES else 0.0
+    return sum(_call_ms(call) for call in entry.calls) - SAVING_MS * pairs + RUN_MS + beside_ms
+
+
+def scope_bytes(entry: Entry) -> int:
+    """Return the bytes that are read and written beside the network, in the scope of the entry's role."""
+    read = sum(4 * math.prod(shape) for shape in entry.inputs.values())
+    made = sum((1 if len(shape) == 3 else 4) * math.prod(shape) for shape in entry.output_shapes().values())
+    if entry.role == "copies":
+        return read + made
+    image, labels = read // 4, read // 12  # one byte a colour of a pixel, one byte a pixel
+    ends_in_scores = len(next(iter(entry.output_shapes().values()))) == 4
+    return image + (image + read) + (made + labels if ends_in_scores else 0) + labels
 
 
 def _call_ms(call: Call) -> float:

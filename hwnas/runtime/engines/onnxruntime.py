@@ -15,6 +15,7 @@ from typing import Any
 from hwnas.errors import HwnasError
 from hwnas.optional import require
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measure import Samples, timed
 from hwnas.runtime.plan import Entry, Shape, checked_bytes
 
@@ -58,17 +59,14 @@ class OnnxRuntime:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for the entry's file; its checksum is checked again."""
-        return _Runner(self._ort, checked_bytes(entry, folder), str(entry.onnx), self._threads, entry.inputs)
+        runner = _Runner(self._ort, checked_bytes(entry, folder), str(entry.onnx), self._threads, entry.inputs)
+        return scoped(runner, entry, self.clock)
 
     def open_model(self, model: Path | bytes) -> Runner:
         """Return a runner for a model outside any plan, a file or its content."""
         if isinstance(model, bytes):
             return _Runner(self._ort, model, "the exported model", self._threads, None)
-        try:
-            content = model.read_bytes()
-        except OSError as e:
-            raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
-        return _Runner(self._ort, content, str(model), self._threads, None)
+        return _Runner(self._ort, model_bytes(model), str(model), self._threads, None)
 
 
 def open_onnx(model: Path | bytes, threads: int = 1) -> Runner:
@@ -96,11 +94,11 @@ class _Runner:
     def __enter__(self) -> _Runner:
         self._once.open()
         try:
-            with _errors(self._ort, self._name):
+            with errors(self._ort, self._name):
                 self._session = self._ort.InferenceSession(
-                    self._model, self._options(), providers=["CPUExecutionProvider"]
+                    self._model, session_options(self._ort, self._threads), providers=["CPUExecutionProvider"]
                 )
-                self._shapes = {i.name: self._fixed(i) for i in self._session.get_inputs()}
+                self._shapes = {i.name: input_shape(i, self._name) for i in self._session.get_inputs()}
                 if self._wanted is not None and self._shapes != self._wanted:
                     raise HwnasError(f"{self._name} has the inputs {self._shapes}, the plan says {self._wanted}")
                 self._bind()
@@ -118,7 +116,7 @@ class _Runner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self._once.check()
         check_inputs(inputs, self._shapes, self._name)
-        with _errors(self._ort, self._name):
+        with errors(self._ort, self._name):
             outputs = self._session.run(None, dict(inputs))
         return {o.name: value for o, value in zip(self._session.get_outputs(), outputs, strict=True)}
 
@@ -126,25 +124,8 @@ class _Runner:
         self._once.check()
         session, binding = self._session, self._binding
         clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
-        with _errors(self._ort, self._name):
+        with errors(self._ort, self._name):
             return timed(lambda: session.run_with_iobinding(binding), repeats, clock_ns)
-
-    def _options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors; they are raised as well
-        return options
-
-    def _fixed(self, value: Any) -> Shape:
-        if value.type != "tensor(float)":
-            raise HwnasError(f"{self._name}: input {value.name!r} is {value.type}; export with float32 inputs")
-        if not all(isinstance(d, int) and d > 0 for d in value.shape):
-            raise HwnasError(f"{self._name}: input {value.name!r} has the shape {value.shape}; export with fixed sizes")
-        return tuple(value.shape)
 
     def _bind(self) -> None:
         """Bind inputs and outputs, so that a timed run copies and allocates nothing; one run tells output shapes."""
@@ -159,13 +140,53 @@ class _Runner:
             self._binding.bind_ortvalue_output(name, self._bound[-1])
 
 
-@contextmanager
-def _errors(ort: Any, name: str) -> Iterator[None]:
-    """Turn what ONNX Runtime raises into an error that names the file."""
+def model_bytes(path: Path) -> bytes:
+    """Return the content of an ONNX file.
+
+    Raises:
+        HwnasError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise HwnasError(f"cannot read an ONNX file at {path}: {e.strerror}") from e
+
+
+def session_options(ort: Any, threads: int) -> Any:
+    """Return the options of all our sessions: sequential, all graph optimisations, no spinning threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; they are raised as well
+    return options
+
+
+def input_shape(value: Any, name: str) -> Shape:
+    """Return the shape of an input of a session; `name` is the file's in messages.
+
+    Raises:
+        HwnasError: If it is not float32 of a fixed size.
+    """
+    if value.type != "tensor(float)":
+        raise HwnasError(f"{name}: input {value.name!r} is {value.type}; export with float32 inputs")
+    if not all(isinstance(d, int) and d > 0 for d in value.shape):
+        raise HwnasError(f"{name}: input {value.name!r} has the shape {value.shape}; export with fixed sizes")
+    return tuple(value.shape)
+
+
+def error_kinds(ort: Any) -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises."""
     state = vars(ort.capi.onnxruntime_pybind11_state).values()
-    own = (v for v in state if isinstance(v, type) and issubclass(v, Exception))
-    kinds: tuple[type[Exception], ...] = (RuntimeError, *own)
+    return (RuntimeError, *(v for v in state if isinstance(v, type) and issubclass(v, Exception)))
+
+
+@contextmanager
+def errors(ort: Any, name: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises into an error that names the file."""
     try:
         yield
-    except kinds as e:
+    except error_kinds(ort) as e:
         raise HwnasError(f"onnxruntime cannot run {name}: {' '.join(str(e).split())}") from e

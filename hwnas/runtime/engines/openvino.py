@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from typing import Any, cast
 from hwnas.errors import HwnasError
 from hwnas.optional import require
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measure import Samples, timed
 from hwnas.runtime.plan import Entry, Shape, checked_bytes
 
@@ -62,16 +63,37 @@ class OpenVino:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for the entry's file; its checksum is checked again."""
-        return _Runner(self._core, checked_bytes(entry, folder), entry, self._threads)
+        content, name = checked_bytes(entry, folder), str(entry.onnx)
+        runner = _Runner(self._core, content, name, self._threads, entry.inputs, entry.outputs)
+        return scoped(runner, entry, self.clock)
+
+    def open_model(self, model: Path | bytes) -> Runner:
+        """Return a runner for a model outside any plan, a file or its content."""
+        if isinstance(model, bytes):
+            return _Runner(self._core, model, "the exported model", self._threads)
+        try:
+            content = model.read_bytes()
+        except OSError as e:
+            raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
+        return _Runner(self._core, content, str(model), self._threads)
 
 
 class _Runner:
     """A compiled model and a request, which has its inputs and outputs in memory that is allocated once."""
 
-    def __init__(self, core: Any, model: bytes, entry: Entry, threads: int) -> None:
-        self._core, self._model, self._name, self._threads = core, model, str(entry.onnx), threads
-        self._shapes: dict[str, Shape] = dict(entry.inputs)
-        self._outputs = entry.outputs
+    def __init__(
+        self,
+        core: Any,
+        model: bytes,
+        name: str,
+        threads: int,
+        inputs: Mapping[str, Shape] | None = None,
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Say what to load; `inputs` and `outputs` are those of a plan, else those of the file are taken."""
+        self._core, self._model, self._name, self._threads = core, model, name, threads
+        self._wanted, self._outputs = inputs, list(outputs)
+        self._shapes: dict[str, Shape] = {}
         self._compiled: Any = None
         self._request: Any = None
         self._once = Once(self._name)
@@ -81,9 +103,11 @@ class _Runner:
         try:
             with _errors(self._name):
                 properties = _properties(self._threads)
-                self._compiled = self._core.compile_model(self._core.read_model(self._model), "CPU", properties)
+                model = self._core.read_model(self._model)
+                self._compiled = self._core.compile_model(model, "CPU", properties)
                 self._check_properties(properties)
-                self._check_inputs()
+                self._shapes = self._fixed(model) if self._wanted is None else self._planned(self._wanted)
+                self._outputs = self._outputs or [str(value.get_any_name()) for value in model.outputs]
                 self._request = self._compiled.create_infer_request()
                 for name, array in random_inputs(self._shapes).items():
                     self._request.get_tensor(name).data[...] = array
@@ -122,17 +146,31 @@ class _Runner:
                 todo = f"ask for {got} threads" if name == "INFERENCE_NUM_THREADS" else "use another engine here"
                 raise HwnasError(f"openvino runs {self._name} with {name} {got}, it was asked for {value}; {todo}")
 
-    def _check_inputs(self) -> None:
-        """Raise HwnasError unless the inputs are float32 in the shapes of the plan."""
+    def _fixed(self, model: Any) -> dict[str, Shape]:
+        """Return the shapes of a file's inputs, which must be float32 of fixed sizes."""
+        out: dict[str, Shape] = {}
+        for value in model.inputs:
+            name, kind, shape = str(value.get_any_name()), value.element_type.get_type_name(), value.partial_shape
+            if kind != "f32":
+                raise HwnasError(f"{self._name}: input {name!r} is {kind}; export with float32 inputs")
+            if not shape.is_static:
+                raise HwnasError(f"{self._name}: input {name!r} has the shape {shape}; export with fixed sizes")
+            out[name] = tuple(shape.to_shape())
+        return out
+
+    def _planned(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return `shapes`, those of a plan, if the inputs are float32 of these."""
         inputs = self._compiled.inputs
-        got = {self._input_name(i): f"{i.element_type.get_type_name()}{i.partial_shape}" for i in inputs}
-        wanted = {name: f"f32[{','.join(map(str, shape))}]" for name, shape in self._shapes.items()}
+        got = {_input_name(i, shapes): f"{i.element_type.get_type_name()}{i.partial_shape}" for i in inputs}
+        wanted = {name: f"f32[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
         if got != wanted:
             raise HwnasError(f"{self._name} has the inputs {got}, the plan says {wanted}; write the plan again")
+        return dict(shapes)
 
-    def _input_name(self, value: Any) -> str:
-        names = sorted(str(name) for name in value.get_names())  # the compiler may know one tensor by several
-        return next((name for name in names if name in self._shapes), names[0])
+
+def _input_name(value: Any, known: Mapping[str, Shape]) -> str:
+    names = sorted(str(name) for name in value.get_names())  # the compiler may know one tensor by several
+    return next((name for name in names if name in known), names[0])
 
 
 def _properties(threads: int) -> dict[str, object]:

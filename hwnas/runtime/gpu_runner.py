@@ -1,0 +1,317 @@
+"""Running a network that lies on a GPU: alone, with its copies, or as a whole application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwnas.errors import HwnasError
+from hwnas.runtime.cuda import Memory
+from hwnas.runtime.cuda_timing import Capture, Prepared
+from hwnas.runtime.engines.base import Array, Once, check_inputs, random_inputs
+from hwnas.runtime.gpu import Gpu
+from hwnas.runtime.kernels import KERNELS, preprocess_grid, upsample_argmax_grid
+from hwnas.runtime.measure import Samples
+from hwnas.runtime.plan import Shape
+
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # how long preprocessing takes does not depend on them
+Colour = tuple[float, float, float]
+
+
+class GpuNetwork(Protocol):
+    """A network with its inputs and outputs in memory of the device.
+
+    Attributes:
+        name: As messages call it.
+        inputs: Shape and type of each input.
+        outputs: The same of each output.
+        memory: Where each of them is.
+        capturable: Whether its runs can be captured into a graph.
+    """
+
+    name: str
+    inputs: dict[str, tuple[Shape, Any]]
+    outputs: dict[str, tuple[Shape, Any]]
+    memory: dict[str, Memory]
+    capturable: bool
+
+    def enqueue(self) -> None:
+        """Put one run on the stream."""
+
+
+Opener = Callable[[ExitStack], GpuNetwork]  # opens a network, and puts on the stack what gives it back
+
+
+class GpuRunner:
+    """A runner over one or several builds of the same network, which take turns visit by visit."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        openers: Sequence[Opener],
+        name: str,
+        role: str = "net",
+        wanted: Mapping[str, Shape] | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        """Say what to open; nothing is done before it is entered.
+
+        Args:
+            gpu: Where it runs.
+            openers: Of each build.
+            name: As messages call it.
+            role: Of its entry in the plan: what `time` times.
+            wanted: Shape of each input; None if any will do.
+            capture: How its runs become a graph; None for the stream's own way.
+        """
+        self._gpu, self._openers, self._name, self._role, self._wanted = gpu, openers, name, role, wanted
+        self._capture = capture
+        self._stack = ExitStack()
+        self._networks: list[GpuNetwork] = []
+        self._prepared: list[Prepared] = []
+        self._once = Once(name)
+
+    def __enter__(self) -> GpuRunner:
+        """Open all builds."""
+        self._once.open()
+        try:
+            with self._gpu.cuda:
+                for opener in self._openers:
+                    network = opener(self._stack)
+                    self._networks.append(network)
+                    self._check(network)
+                    self._fill(network)
+                    work = self._work(network)
+                    self._prepared.append(self._gpu.timer().prepare(work, network.capturable, self._capture))
+                    self._stack.callback(self._prepared[-1].close)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Give everything back."""
+        self._once.close()
+        with self._gpu.cuda:
+            self._stack.close()
+        self._networks, self._prepared = [], []
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute once with the first build, host to host; see `Runner.run`."""
+        self._once.check()
+        network = self._networks[0]
+        check_inputs(inputs, _shapes(network.inputs), self._name)
+        with self._gpu.cuda:
+            stream = self._gpu.stream()
+            for name, array in inputs.items():
+                stream.copy_in(network.memory[name], np.ascontiguousarray(array))
+            network.enqueue()
+            out = {name: np.empty(shape, dtype) for name, (shape, dtype) in network.outputs.items()}
+            for name, array in out.items():
+                stream.copy_out(array, network.memory[name])
+            stream.synchronize()
+        return out
+
+    def time(self, repeats: int, visit: int = 0) -> Samples:
+        """Return samples of the build whose turn it is; see `Runner.time`."""
+        self._once.check()
+        build = visit % len(self._prepared)
+        samples = self._prepared[build].time(repeats)
+        return samples._replace(about={**samples.about, "build": build})
+
+    def _check(self, network: GpuNetwork) -> None:
+        """Raise HwnasError unless the inputs are float32 in the shapes of the plan."""
+        wrong = [name for name, (_, dtype) in network.inputs.items() if dtype is not np.float32]
+        shapes = _shapes(network.inputs)
+        if wrong or (self._wanted is not None and shapes != self._wanted):
+            raise HwnasError(
+                f"{self._name} has the inputs {dict(network.inputs)}, the plan says float32 {self._wanted}"
+            )
+
+    def _fill(self, network: GpuNetwork) -> None:
+        stream = self._gpu.stream()
+        inputs = random_inputs(_shapes(network.inputs))
+        for name, array in inputs.items():
+            stream.copy_in(network.memory[name], array)
+        stream.synchronize()
+
+    def _work(self, network: GpuNetwork) -> Callable[[], None]:
+        """Return what one run is, in the scope of the role."""
+        if self._role == "copies":
+            return _copies(self._gpu, network, self._stack)
+        if self._role == "application":
+            return Pipeline(self._gpu, network, self._stack).enqueue
+        return network.enqueue
+
+
+class Pipeline:
+    """From a camera image in the host's memory to labels there: copy, preprocess, network, labels, copy.
+
+    Attributes:
+        image: uint8 (1, H, W, 3), to be filled.
+        labels: uint8 (1, height, width), of use when the stream has been waited for.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        network: GpuNetwork,
+        stack: ExitStack,
+        mean: Colour = NO_MEAN,
+        std: Colour = NO_STD,
+    ) -> None:
+        """Make what it needs, in the GPU's context.
+
+        Args:
+            gpu: The GPU.
+            network: From one image (1, 3, H, W) to labels (1, H, W) uint8, or to scores (1, C, h, w).
+            stack: Gets what must be given back.
+            mean: Of the colours, where white is 1.
+            std: The same.
+
+        Raises:
+            HwnasError: If the network is not of that kind.
+        """
+        (name, (shape, _)), *more = network.inputs.items()
+        (out, (out_shape, out_dtype)), *others = network.outputs.items()
+        fits = len(shape) == 4 and shape[1] == 3 and (len(out_shape) == 4 or out_dtype is np.uint8)
+        if more or others or not fits:
+            raise HwnasError(
+                f"{network.name}: an application needs one image (1, 3, H, W), and one result: uint8 labels or scores"
+            )
+        cuda = gpu.cuda
+
+        def own(it: Any) -> Any:
+            stack.callback(it.close)
+            return it
+
+        self._network, self._stream = network, gpu.stream()
+        n, _, height, width = shape
+        self._shape, self._size = (n, height, width, 3), (height, width)
+        self._parameters = (*mean, *(1 / s for s in std))
+        self._image_host, self._labels_host = (
+            own(cuda.host(self._shape, np.uint8)),
+            own(cuda.host((n, height, width), np.uint8)),
+        )
+        self.image, self.labels = self._image_host.array, self._labels_host.array
+        self._image = own(cuda.memory(self.image.nbytes))
+        self._into, self._labels = network.memory[name], network.memory[out]
+        self._preprocess = cuda.function(KERNELS["preprocess_f32"])
+        self._scores: tuple[int, ...] = ()
+        if len(out_shape) == 4:
+            kind = "f16" if out_dtype is np.float16 else "f32"
+            self._upsample = cuda.function(KERNELS[f"upsample_argmax_{kind}"])
+            self._from, self._scores = self._labels, tuple(out_shape[1:])
+            self._labels = own(cuda.memory(self.labels.nbytes))
+
+    def enqueue(self) -> None:
+        """Put one run on the stream."""
+        stream, (n, height, width, _) = self._stream, self._shape
+        stream.copy_in(self._image, self.image)
+        grid = preprocess_grid(self._shape)
+        stream.launch(self._preprocess, grid, self._image, self._into, height * width, *self._parameters)
+        self._network.enqueue()
+        if self._scores:
+            grid = upsample_argmax_grid(n, self._size)
+            stream.launch(self._upsample, grid, self._from, self._labels, *self._scores, *self._size)
+        stream.copy_out(self.labels, self._labels)
+
+    def network_output(self) -> Array:
+        """Wait for the stream, and return what the network gave last."""
+        ((name, (shape, dtype)),) = self._network.outputs.items()
+        out = np.empty(shape, dtype)
+        self._stream.copy_out(out, self._network.memory[name])
+        self._stream.synchronize()
+        return out
+
+
+class GpuApplication:
+    """A network as a whole application, from image to labels. A context manager, used once."""
+
+    def __init__(
+        self, gpu: Gpu, opener: Opener, name: str, mean: Colour, std: Colour, close: Callable[[], None]
+    ) -> None:
+        """Say what to open.
+
+        Args:
+            gpu: Where it runs.
+            opener: Of the network.
+            name: As messages call it.
+            mean: Of the colours, where white is 1.
+            std: The same.
+            close: Called when everything else was given back.
+        """
+        self._gpu, self._opener, self._mean, self._std, self._close = gpu, opener, mean, std, close
+        self._name, self._once, self._stack = name, Once(name), ExitStack()
+        self._pipeline: Pipeline | None = None
+
+    def __enter__(self) -> GpuApplication:
+        """Open it."""
+        self._once.open()
+        try:
+            with self._gpu.cuda:
+                self._pipeline = Pipeline(self._gpu, self._opener(self._stack), self._stack, self._mean, self._std)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Give everything back."""
+        self._once.close()
+        self._pipeline = None
+        with self._gpu.cuda:
+            self._stack.close()
+        self._close()
+
+    def labels(self, image: Array) -> Array:
+        """Return labels uint8 (H, W) of an image uint8 (H, W, 3) of exactly the network's size.
+
+        Raises:
+            HwnasError: If it is another size or type.
+        """
+        labels, _ = self._run(image)
+        return labels
+
+    def output(self, image: Array) -> Array:
+        """Return what the network itself gives for an image: labels or scores."""
+        _, output = self._run(image)
+        return output
+
+    def _run(self, image: Array) -> tuple[Array, Array]:
+        self._once.check()
+        assert self._pipeline is not None
+        wanted = self._pipeline.image.shape[1:]
+        if image.shape != wanted or image.dtype != np.uint8:
+            raise HwnasError(f"{self._name} takes an image uint8 {wanted}, got {image.dtype} {image.shape}; resize it")
+        with self._gpu.cuda:
+            self._pipeline.image[0] = image
+            self._pipeline.enqueue()
+            output = self._pipeline.network_output()
+        return self._pipeline.labels[0].copy(), output
+
+
+def _copies(gpu: Gpu, network: GpuNetwork, stack: ExitStack) -> Callable[[], None]:
+    """Return a run with its inputs copied to the device and its outputs back, from and to page-locked memory."""
+    stream, hosts = gpu.stream(), {}
+    for name, (shape, dtype) in {**network.inputs, **network.outputs}.items():
+        hosts[name] = gpu.cuda.host(shape, dtype)
+        stack.callback(hosts[name].close)
+    for name, array in random_inputs(_shapes(network.inputs)).items():
+        hosts[name].array[...] = array
+
+    def run() -> None:
+        for name in network.inputs:
+            stream.copy_in(network.memory[name], hosts[name].array)
+        network.enqueue()
+        for name in network.outputs:
+            stream.copy_out(hosts[name].array, network.memory[name])
+
+    return run
+
+
+def _shapes(tensors: Mapping[str, tuple[Shape, Any]]) -> dict[str, Shape]:
+    return {name: shape for name, (shape, _) in tensors.items()}
