@@ -178,6 +178,14 @@ class TestContract:
         memory = box.to_device(np.arange(4, dtype=np.uint8))
         np.testing.assert_array_equal(box.from_device(memory, (4,), np.uint8), np.arange(4))
 
+    def test_it_says_how_much_memory_is_free(self, box: Box) -> None:
+        before = box.cuda.free_bytes()
+        assert before <= box.cuda.facts.memory_bytes
+        memory = box.cuda.memory(1 << 20)
+        assert 1 << 20 <= before - box.cuda.free_bytes() < 1 << 21
+        memory.close()
+        assert box.cuda.free_bytes() == before
+
     def test_memory_that_is_not_there(self, box: Box) -> None:
         with pytest.raises(HwnasError, match=r"CUDA cannot allocate 17179869184 bytes: .*out of memory"):
             box.cuda.memory(16 << 30)

@@ -476,6 +476,35 @@ def test_runners_are_not_kept_where_memory_is_short(plan: Path, engines: str, mo
     assert statuses(results, plan) == dict.fromkeys(NAMES, "ok")
 
 
+def test_runners_are_not_kept_where_the_memory_of_the_device_is_short(
+    plan: Path, engines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = importlib.import_module(engines).Plain
+    free = iter([100.0, 90.0])
+    monkeypatch.setattr(plain, "free_memory_bytes", lambda _: next(free, 40.0), raising=False)
+    measure_plan(plan, f"{engines}:Plain", stop=StopRule(4, 4, 0))
+    kept = sorted(Counter(plain.loads).values())
+    assert kept[0] == 1
+    assert all(n in {4, 5} for n in kept[1:])
+
+
+def test_only_engines_of_the_host_are_kept_to_its_cpus(
+    plan: Path, engines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver of GPUs has threads and mappings of its own."""
+    seen: list[str] = []
+    monkeypatch.setattr(command_line, "pin_to_cpus", lambda threads: seen.append("pinned"))
+    monkeypatch.setattr(command_line, "_limit_memory", lambda: seen.append("limited"))
+    monkeypatch.setattr(command_line, "die_with_parent", lambda: None)
+    plain = importlib.import_module(engines).Plain
+    arguments = [str(plan), "--engine", f"{engines}:Plain", "--json-progress", *RULE]
+    command_line.main(["measure", *arguments])
+    assert seen == ["pinned", "limited"]
+    monkeypatch.setattr(plain, "ON_HOST", False, raising=False)
+    command_line.main(["measure", *arguments])
+    assert seen == ["pinned", "limited"]
+
+
 def test_free_memory_is_read_or_assumed(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     info = tmp_path / "proc/meminfo"

@@ -18,6 +18,7 @@ from typing import NoReturn
 from hwnas.errors import DeviceLost, HwnasError
 from hwnas.runtime.child import die_with_parent
 from hwnas.runtime.device import device_name
+from hwnas.runtime.engines import on_host
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.picture import run_on_picture
 from hwnas.runtime.plan import load_plan
@@ -105,8 +106,9 @@ def _work(args: argparse.Namespace) -> int:
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
         try:
-            pin_to_cpus(args.threads)
-            _limit_memory()
+            if on_host(args.engine):  # a driver of GPUs has threads and mappings of its own
+                pin_to_cpus(args.threads)
+                _limit_memory()
             measure_plan(
                 args.folder,
                 args.engine,

@@ -163,6 +163,9 @@ class Cuda(AbstractContextManager["Cuda"], Protocol):
     def memory(self, n_bytes: int) -> Memory:
         """Return new memory of the device."""
 
+    def free_bytes(self) -> int:
+        """Return how much memory of the device can still be had; inside the context."""
+
     def host(self, shape: Sequence[int], dtype: Any) -> Host:
         """Return new page-locked memory."""
 

@@ -77,6 +77,10 @@ class _Gpu:
     def memory(self, n_bytes: int) -> _Memory:
         return _Memory(self._cu, n_bytes)
 
+    def free_bytes(self) -> int:
+        free, _ = self._cu("cuMemGetInfo", "tell its free memory")
+        return int(free)
+
     def host(self, shape: Sequence[int], dtype: Any) -> _Host:
         return _Host(self._cu, shape, dtype)
 

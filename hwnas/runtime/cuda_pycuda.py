@@ -94,6 +94,10 @@ class _Gpu:
         with self._errors(f"allocate {n_bytes} bytes"):
             return _Memory(self._drv.mem_alloc(n_bytes), n_bytes)
 
+    def free_bytes(self) -> int:
+        with self._errors("tell its free memory"):
+            return int(self._drv.mem_get_info()[0])
+
     def host(self, shape: Sequence[int], dtype: Any) -> _Host:
         with self._errors("allocate page-locked memory"):
             return _Host(self._drv.pagelocked_empty(tuple(shape), dtype))

@@ -69,6 +69,11 @@ class Gpu:
             self._timer = GpuTimer(self.cuda, self.stream(), self.watch)
         return self._timer
 
+    def free_bytes(self) -> float:
+        """Return how much memory of the device can still be had."""
+        with self.cuda:
+            return float(self.cuda.free_bytes())
+
     def close(self) -> None:
         """Give everything back."""
         with self.cuda:

@@ -235,7 +235,9 @@ class _Runners:
     def __init__(self, engine: Engine, folder: Path, stack: ExitStack) -> None:
         self._engine, self._folder, self._stack = engine, folder, stack
         self._open: dict[str, Runner] = {}
-        self._floor = (1 - MEMORY_SHARE) * free_memory_bytes()
+        # Of the host, and of the device if the engine has one of its own.
+        self._free = [free_memory_bytes, *filter(None, [getattr(engine, "free_memory_bytes", None)])]
+        self._floors = [(1 - MEMORY_SHARE) * free() for free in self._free]
 
     def visit(self, entry: Entry, number: int) -> Samples:
         """Measure an entry for some milliseconds, and load it before if need be."""
@@ -243,7 +245,7 @@ class _Runners:
         if runner is not None:
             return visit(runner, number, self._engine.clock, fresh=False)
         loaded = self._engine.load(entry, self._folder)
-        if free_memory_bytes() < self._floor:
+        if any(free() < floor for free, floor in zip(self._free, self._floors, strict=True)):
             with loaded as runner:
                 return visit(runner, number, self._engine.clock, fresh=True)
         runner = self._open[entry.key] = self._stack.enter_context(loaded)

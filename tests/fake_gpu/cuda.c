@@ -9,6 +9,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,6 +192,7 @@ CUresult cuStreamCreate(Stream **stream, unsigned flags) {
     return SUCCESS;
 }
 CUresult cuStreamDestroy_v2(Stream *stream) {
+    if (failing.name[0] && failing.code == ILLEGAL_ADDRESS) return ILLEGAL_ADDRESS; // nothing runs any more
     CALL("cuStreamDestroy", stream->id);
     drain(stream);
     live--;
@@ -301,6 +303,12 @@ static int is_pinned(const char *at) {
         if (pinned[i].at && at >= pinned[i].at && at < pinned[i].at + pinned[i].n) return 1;
     return 0;
 }
+static size_t used;
+CUresult cuMemGetInfo_v2(size_t *free_, size_t *total) {
+    CURRENT();
+    *total = (size_t)8 << 30;
+    return *free_ = *total - used, SUCCESS;
+}
 CUresult cuMemAlloc_v2(uintptr_t *at, size_t n) {
     CALL("cuMemAlloc", (long)n);
     CURRENT();
@@ -308,11 +316,13 @@ CUresult cuMemAlloc_v2(uintptr_t *at, size_t n) {
     if (n > ((size_t)8 << 30)) return OUT_OF_MEMORY;
     *at = (uintptr_t)aligned_alloc(256, (n + 255) / 256 * 256);
     memset((void *)*at, 0xA5, n);
+    used += malloc_usable_size((void *)*at);
     live++;
     return SUCCESS;
 }
 CUresult cuMemFree_v2(uintptr_t at) {
     CALL("cuMemFree", 0);
+    used -= malloc_usable_size((void *)at);
     free((void *)at);
     live--;
     return SUCCESS;

@@ -59,6 +59,15 @@ def slowest_load_s(name: str) -> float:
     return float(getattr(_kind(name), "SLOWEST_LOAD_S", 0.0))
 
 
+def on_host(name: str) -> bool:
+    """Return whether an engine computes on this machine's CPUs: then its process is kept to some of them.
+
+    Raises:
+        HwnasError: If there is no such engine.
+    """
+    return bool(getattr(_kind(name), "ON_HOST", True))
+
+
 def _kind(name: str) -> Any:
     target = name if ":" in name else ENGINES.get(name)
     if target is None:

@@ -35,6 +35,7 @@ class TensorRt:
 
     PRECISIONS: tuple[str, ...] = ("fp32", "tf32", "fp16")
     FLAVOUR = "tensorrt"
+    ON_HOST = False
     BUILDS = 3  # of each entry: the same file built again is another engine
     LOAD_S = 3.0  # to build and load an entry, roughly: it has not run on a GPU yet
     SLOWEST_LOAD_S = BUILDS * BuildOptions.timeout_s
@@ -185,6 +186,10 @@ class TensorRt:
             inspector = engine.create_engine_inspector()
             told = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         return layers(told)
+
+    def free_memory_bytes(self) -> float:
+        """Return how much memory of the device runners can still have."""
+        return self.gpu.free_bytes()
 
     def close(self) -> None:
         """Give everything back."""
