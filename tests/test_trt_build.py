@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +19,9 @@ from hwnas.errors import BuildError, HwnasError, MissingExtra
 from hwnas.ops.onnx_graph import IR_VERSION, OPSET, OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.trt_build import BuildOptions, build_engine
+from hwnas.runtime.trt_build import Builder, BuildOptions
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from tests.conftest import run
 
 TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
 SPACES = {
@@ -34,20 +40,74 @@ def saved(model: ModelProto, path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Builder]:
+    with Builder() as made:
+        yield made
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", SPACES)
-def test_derived_networks_build_for_each_gpu(name: str, half: bool, target: tuple[int, int], tmp_path: Path) -> None:
+def test_derived_networks_build_for_each_gpu(
+    name: str, half: bool, target: tuple[int, int], tmp_path: Path, builder: Builder
+) -> None:
     model = network(SPACES[name])
     path, options = saved(to_half(model) if half else model, tmp_path / "m.onnx"), BuildOptions(targets=(target,))
     out, told = tmp_path / "e.engine", []
     if SPACES[name].head == "classification" and not half and target == (7, 5):
         with pytest.raises(BuildError, match=r"head\.linear#\d+/Gemm_0.* FP32 GEMM is not supported"):
-            build_engine(path, out, options)  # what TensorRT-RTX cannot do for Turing
+            builder.build(path, out, options)  # what TensorRT-RTX cannot do for Turing
         return
-    build_engine(path, out, options, lambda phase, done, total: told.append((phase, done, total)))
+    builder.build(path, out, options, lambda phase, done, total: told.append((phase, done, total)))
     assert out.stat().st_size > 100_000
     assert all(0 <= done <= total for _, done, total in told)
+
+
+@pytest.mark.slow
+def test_networks_of_paper_scale_build_for_each_gpu(tmp_path: Path) -> None:
+    """All of them but float32 networks with a linear layer for Turing, which TensorRT-RTX does not know."""
+    script = Path(__file__).resolve().parents[1] / "scripts/bench/rtx_builds.py"
+    done = run(sys.executable, script, "--scale", "paper", cwd=tmp_path)
+    found = json.loads(done.splitlines()[-1])
+    refused = {(b["space"], b["precision"], b["sm"]): b["reason"] for b in found["builds"] if b["reason"]}
+    assert refused.keys() == {("cifar", "fp32", 75), ("imagenet", "fp32", 75)}
+    assert all("FP32 GEMM is not supported" in reason for reason in refused.values())
+    assert (found["built"], found["of"]) == (22, 24)
+
+
+class TestBuilder:
+    """One process for many builds."""
+
+    def test_it_goes_on_after_a_refusal_and_after_a_death(self, tmp_path: Path) -> None:
+        model = saved(network(SPACES["cifar"]), tmp_path / "m.onnx")
+        (tmp_path / "bad.onnx").write_text("no model")
+        options = BuildOptions(targets=((8, 9),))
+        with Builder() as builder:
+            builder.build(model, tmp_path / "1.engine", options)
+            first = builder._running()[0].pid
+            with pytest.raises(BuildError, match="cannot read"):
+                builder.build(tmp_path / "bad.onnx", tmp_path / "2.engine", options)
+            builder.build(model, tmp_path / "3.engine", options)
+            assert builder._running()[0].pid == first
+            os.kill(first, signal.SIGKILL)
+            with pytest.raises(BuildError, match=r"died while it built .*m\.onnx \(signal 9\)"):
+                builder.build(model, tmp_path / "4.engine", options)
+            builder.build(model, tmp_path / "5.engine", options)
+        assert sorted(p.name for p in tmp_path.glob("*.engine")) == ["1.engine", "3.engine", "5.engine"]
+
+    def test_what_is_refused_leaves_the_smallest_part_that_is(self, tmp_path: Path) -> None:
+        """A float32 matrix product for Turing, out of a network of which all else could be built."""
+        model, out = saved(network(SPACES["cifar"]), tmp_path / "m.onnx"), tmp_path / "m.engine"
+        match = (
+            r"FP32 GEMM is not supported.*; the smallest part that fails too is head\.linear, in .*m\.failing\.onnx$"
+        )
+        with Builder() as builder, pytest.raises(BuildError, match=match):
+            builder.build_or_reduce(model, out, BuildOptions(targets=((7, 5),)))
+        part = onnx.load(tmp_path / "m.failing.onnx")
+        onnx.checker.check_model(part, full_check=True)
+        assert [node.op_type for node in part.graph.node] == ["Gemm"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.failing.onnx", "m.onnx"]
 
 
 class TestHalf:
@@ -92,8 +152,9 @@ class TestRefused:
         self, model: Path, folder: Path, match: str, kind: type[HwnasError] = BuildError, **more: object
     ) -> None:
         out = folder / "e.engine"
-        with pytest.raises(kind, match=match):
-            build_engine(model, out, BuildOptions(**{"targets": ((8, 9),), **more}))  # type: ignore[arg-type]
+        options = BuildOptions(**{"targets": ((8, 9),), **more})  # type: ignore[arg-type]
+        with Builder() as builder, pytest.raises(kind, match=match):
+            builder.build(model, out, options)
         assert not out.exists()
 
     @pytest.fixture

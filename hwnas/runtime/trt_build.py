@@ -78,12 +78,6 @@ class BuildOptions:
             raise HwnasError(f"the time after which a build is ended must be positive, got {self.timeout_s}")
 
 
-def build_engine(model: Path, out: Path, options: BuildOptions = BuildOptions(), update: Update = _silent) -> None:
-    """Build the engine of one ONNX file; see `Builder.build`."""
-    with Builder() as builder:
-        builder.build(model, out, options, update)
-
-
 class Builder:
     """A child process that builds engines one after the other, and is started again if it dies.
 

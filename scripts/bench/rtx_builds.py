@@ -20,7 +20,7 @@ import numpy as np
 from hwnas.errors import BuildError
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
-from hwnas.runtime.trt_build import BuildOptions, build_engine
+from hwnas.runtime.trt_build import Builder, BuildOptions
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, sample, trace_space
 from hwnas.ui import bar, console, table
 
@@ -48,7 +48,8 @@ def main() -> None:
     args = parser.parse_args()
     found: list[dict[str, object]] = []
     spaces = SPACES[args.scale]
-    with tempfile.TemporaryDirectory() as folder, bar("build", len(spaces) * 2 * len(TARGETS)) as update:
+    total = len(spaces) * 2 * len(TARGETS)
+    with tempfile.TemporaryDirectory() as folder, Builder() as builder, bar("build", total) as update:
         for name, space in spaces.items():
             arch = (
                 space.architecture(DARTS_V2) if name in PUBLISHED else sample(space, np.random.default_rng(args.seed))
@@ -60,7 +61,7 @@ def main() -> None:
                 for major, minor in TARGETS:
                     start_s, reason = time.perf_counter(), ""
                     try:
-                        build_engine(path, out, BuildOptions(targets=((major, minor),)))
+                        builder.build(path, out, BuildOptions(targets=((major, minor),)))
                     except BuildError as e:
                         reason = str(e).replace(f"{folder}/", "")
                     row = {"space": name, "arch": arch.id, "precision": precision, "sm": 10 * major + minor}
