@@ -336,6 +336,19 @@ class TestTimer:
         assert "cuGraphLaunch" not in gpu.names()
         ready.close()
 
+    def test_a_library_may_capture_in_its_own_way(self, timer: GpuTimer, gpu: FakeGpu) -> None:
+        captured: list[Any] = []
+
+        def capture(work: Any) -> Any:
+            captured.append(work)
+            return self.stream.capture(work)
+
+        for capturable in (True, False):
+            ready = timer.prepare(self.work(gpu, 2.0), capturable, capture)
+            assert ready.time(2).about["launch"] == ("graph" if capturable else "enqueue")
+            ready.close()
+        assert len(captured) == 2  # one run, and a block of them
+
     def test_what_is_called_in_a_visit(self, timer: GpuTimer, gpu: FakeGpu) -> None:
         """All is on one stream, nothing is copied, and events are read after the stream was waited for."""
         ready = timer.prepare(self.work(gpu, 200.0))

@@ -1,21 +1,50 @@
-"""PyTorch eager on the CPU as an engine: the one engine that needs torch, for comparison and for doubt."""
+"""PyTorch eager on the CPU as an engine, for comparison and for doubt; and the calls of an entry as a module."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from hwnas.ops.onnx_graph import stand_in
 from hwnas.ops.registry import OpSpec
 from hwnas.runtime.engines.base import Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measure import Samples, timed
 from hwnas.runtime.plan import Entry
+
+Convert = Callable[[Tensor], Tensor]
+
+
+def entry_module(entry: Entry, read: Convert | None = None, give: Convert | None = None) -> fx.GraphModule:
+    """Return the calls of an entry as a module in inference mode, with the weights that its ONNX file has.
+
+    It takes the entry's inputs in order and returns a tuple of its outputs. Its forward pass is generated, so it keeps
+    no tensor longer than it is needed, and `torch.compile` compiles each module for itself.
+
+    Args:
+        entry: Of a plan.
+        read: What is done to each input before the calls; a function of a module.
+        give: What is done to each output after them.
+    """
+    graph, ops, repeats = fx.Graph(), dict[str, nn.Module](), Counter[OpSpec]()
+    values = {name: graph.placeholder(name) for name in entry.inputs}
+    if read is not None:
+        values = {name: graph.call_function(read, (value,)) for name, value in values.items()}
+    for i, c in enumerate(entry.calls):
+        spec, name = OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes), f"{c.op}_{i}"
+        ops[name] = stand_in(spec, repeats[spec])
+        repeats[spec] += 1
+        values[c.output] = graph.call_module(name, tuple(values[n] for n in c.inputs))
+    outputs = [values[name] for name in entry.outputs]
+    graph.output(tuple(outputs if give is None else (graph.call_function(give, (value,)) for value in outputs)))
+    return fx.GraphModule(ops, graph).eval()
 
 
 class TorchEager:
@@ -41,43 +70,39 @@ class TorchEager:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner that builds the entry's ops; `folder` is not read."""
-        return _Runner(entry, self._threads)
+        return scoped(_Runner(entry, self._threads), entry, self.clock)
 
 
 class _Runner:
     def __init__(self, entry: Entry, threads: int) -> None:
         self._entry, self._threads = entry, threads
-        self._steps: list[tuple[torch.nn.Module, tuple[str, ...], str]] = []
-        self._inputs: dict[str, Tensor] = {}
+        self._module: nn.Module = nn.Identity()
+        self._inputs: list[Tensor] = []
         self._once = Once(entry.key)
 
     def __enter__(self) -> _Runner:
         self._once.open()
         torch.set_num_threads(self._threads)
-        for c in self._entry.calls:
-            spec = OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes)
-            self._steps.append((stand_in(spec), c.inputs, c.output))
-        self._inputs = {k: torch.from_numpy(v) for k, v in random_inputs(self._entry.inputs).items()}
+        self._module = entry_module(self._entry)
+        self._inputs = [torch.from_numpy(v) for v in random_inputs(self._entry.inputs).values()]
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._once.close()
-        self._steps, self._inputs = [], {}
+        self._module, self._inputs = nn.Identity(), []
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         self._once.check()
         check_inputs(inputs, self._entry.inputs, self._entry.key)
-        values = self._forward({k: torch.from_numpy(v) for k, v in inputs.items()})
-        return {name: values[name].numpy() for name in self._entry.outputs}
+        made = self._forward([torch.from_numpy(inputs[name]) for name in self._entry.inputs])
+        return {name: value.numpy() for name, value in zip(self._entry.outputs, made, strict=True)}
 
     def time(self, repeats: int, visit: int = 0) -> Samples:
         self._once.check()
         clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
         return timed(lambda: self._forward(self._inputs), repeats, clock_ns)
 
-    def _forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        values = dict(inputs)
+    def _forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            for module, names, output in self._steps:
-                values[output] = module(*(values[n] for n in names))
-        return values
+            made: tuple[Tensor, ...] = self._module(*inputs)
+        return made

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from hwnas.errors import unknown
@@ -63,7 +64,8 @@ class Op(nn.Module):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Compute, or be written down if a trace is being made."""
-        tracer = active_tracer.get()
+        # torch.compile cannot read a context variable, and nothing is written down while it compiles.
+        tracer = None if torch.compiler.is_compiling() else active_tracer.get()
         out: Tensor = super().__call__(*inputs) if tracer is None else tracer.record(self, inputs)
         return out
 

@@ -27,7 +27,7 @@ typedef int CUresult;
 
 static char *logged;
 static size_t logged_n, logged_room;
-static int live, next_id = 1, initialised, retained, cold;
+static int live, next_id = 1, initialised, retained, cold, lost;
 static double now_us;
 static struct { char name[64]; int code, after; } failing;
 
@@ -50,6 +50,7 @@ static int fails(const char *name) {
     if (strcmp(name, failing.name) || failing.after-- > 0) return 0;
     int code = failing.code;
     if (code != ILLEGAL_ADDRESS) failing.name[0] = 0; // that one does not go away
+    else lost = 1;
     return code;
 }
 #define CALL(name, id)                              \
@@ -72,7 +73,7 @@ void fake_reset(void) {
     free(logged);
     logged = NULL;
     logged_n = logged_room = 0;
-    cold = 0;
+    cold = lost = 0;
     failing.name[0] = 0;
 }
 int fake_depth(void) { return depth; }
@@ -179,14 +180,22 @@ static void run(const Work *w) {
     }
 }
 static void drain(Stream *stream) {
-    for (size_t i = 0; i < stream->queue.n; i++) run(&stream->queue.work[i]);
+    for (size_t i = 0; i < stream->queue.n && !lost; i++) run(&stream->queue.work[i]);
     stream->queue.n = 0;
+}
+static Stream *streams[64]; // all there are
+static void drain_all(void) {
+    for (int i = 0; i < 64; i++)
+        if (streams[i]) drain(streams[i]);
 }
 
 CUresult cuStreamCreate(Stream **stream, unsigned flags) {
     CALL("cuStreamCreate", flags);
     CURRENT();
-    *stream = calloc(1, sizeof **stream);
+    int i = 0;
+    while (i < 64 && streams[i]) i++;
+    if (i == 64) return OUT_OF_MEMORY;
+    *stream = streams[i] = calloc(1, sizeof **stream);
     (*stream)->id = next_id++;
     live++;
     return SUCCESS;
@@ -195,6 +204,8 @@ CUresult cuStreamDestroy_v2(Stream *stream) {
     if (failing.name[0] && failing.code == ILLEGAL_ADDRESS) return ILLEGAL_ADDRESS; // nothing runs any more
     CALL("cuStreamDestroy", stream->id);
     drain(stream);
+    for (int i = 0; i < 64; i++)
+        if (streams[i] == stream) streams[i] = NULL;
     live--;
     return SUCCESS;
 }
@@ -322,6 +333,7 @@ CUresult cuMemAlloc_v2(uintptr_t *at, size_t n) {
 }
 CUresult cuMemFree_v2(uintptr_t at) {
     CALL("cuMemFree", 0);
+    drain_all(); // freeing waits for the device
     used -= malloc_usable_size((void *)at);
     free((void *)at);
     live--;
@@ -343,6 +355,7 @@ CUresult cuMemHostAlloc(void **at, size_t n, unsigned flags) {
 CUresult cuMemAllocHost_v2(void **at, size_t n) { return cuMemHostAlloc(at, n, 0); }
 CUresult cuMemFreeHost(void *at) {
     CALL("cuMemFreeHost", 0);
+    drain_all();
     for (int i = 0; i < 256; i++)
         if (pinned[i].at == at) pinned[i].at = NULL;
     free(at);
