@@ -218,7 +218,7 @@ def test_the_readme_names_every_verb_and_engine_and_no_others() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `hwnas ([a-z]+)", text, re.MULTILINE) == list(cli.VERBS)
     section = text.partition("## Where each engine has really run")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == ENGINES.keys()
+    assert set(re.findall(r"^\| `([\w-]+)`", section, re.MULTILINE)) == ENGINES.keys()
 
 
 def test_the_readme_names_every_recipe() -> None:
