@@ -61,3 +61,21 @@ def darts_tiny() -> Recipe:
         calibration=Calibration(fit=6, test=3, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
     )
+
+
+@recipe
+def darts_gpu() -> Recipe:
+    """Return 1024x2048, the size of Cityscapes: the ops and networks that tables of GPUs are measured on."""
+    size = (1024, 2048)
+    return Recipe(
+        name="darts-gpu",
+        title="DARTS cells, synthetic streets, 1024x2048: for tables of GPUs",
+        space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
+        # TensorRT computes 8 channels of float16 at once, and tensor cores like 16 and more.
+        widths=(16, 32, 64),
+        search=SearchConfig(
+            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(256, 512), w_lr=0.1, alpha_lr=0.02
+        ),
+        train=TrainConfig(steps=500, batch=8, crop=(256, 512), evaluate_every=250),
+        calibration=Calibration(fit=12, test=30, derived=12),
+    )
