@@ -124,7 +124,7 @@ def test_a_graph_computes_what_a_run_does(engine: Any, tmp_path: Path, role: str
     entry = replace(EngineContract().entry(engine, ENDINGS["scores"], tmp_path)[0], role=role)
     with engine.load(entry, tmp_path) as runner, engine.gpu.cuda:
         assert runner.time(2).about["launch"] == "graph"
-        network, stream, x = runner._networks[0], engine.gpu.stream(), inputs_of(entry)["x0"]
+        network, stream, x = runner._build(0)[0], engine.gpu.stream(), inputs_of(entry)["x0"]
         graph = getattr(engine, "capture", stream.capture)(network.enqueue)
         made = []
         for times in (1, 3):
@@ -157,7 +157,7 @@ def test_events_see_the_work(engine: Any, tmp_path: Path) -> None:
 
 def test_a_run_is_not_waited_for(engine: Any, tmp_path: Path) -> None:
     with engine.load(a_convolution(engine, tmp_path, 1024, 2048), tmp_path) as runner, engine.gpu.cuda:
-        network, stream = runner._networks[0], engine.gpu.stream()
+        network, stream = runner._build(0)[0], engine.gpu.stream()
         runner.time(3)
         start_s = time.perf_counter()
         for _ in range(20):

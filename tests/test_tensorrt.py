@@ -79,6 +79,8 @@ class TestReleases:
         with engine.load(entry, tmp_path) as runner:
             got = runner.run({"x0": np.ones(entry.inputs["x0"], np.float32)})
             assert got["y"].shape == entry.output_shapes()["y"]
+            for n in range(engine.BUILDS):
+                runner.time(1, visit=n)  # each is opened when it is its turn
             gpu.reset()
             visits = [runner.time(3, visit=n) for n in range(4)]
         assert [v.about["build"] for v in visits] == [n % engine.BUILDS for n in range(4)]
@@ -93,7 +95,8 @@ class TestReleases:
     def test_it_uses_what_the_release_has(self, engine: Any, tmp_path: Path) -> None:
         trt = engine.trt
         with engine.load(self.entry(tmp_path, engine), tmp_path) as runner:
-            runner.time(1)
+            for visit in range(4):
+                runner.time(1, visit)
         addresses = [a for _, a in trt.made("IExecutionContext", "set_tensor_address")]
         assert [name for name, _ in addresses] == ["x0", "y"] * engine.BUILDS
         assert len({address for _, address in addresses}) == 2 * engine.BUILDS
@@ -103,7 +106,8 @@ class TestReleases:
 
     def test_an_engine_of_another_release_is_refused(self, engine: Any, tmp_path: Path) -> None:
         entry = self.entry(tmp_path, engine)
-        engine.load(entry, tmp_path)
+        with engine.load(entry, tmp_path):
+            pass
         for path in (tmp_path / "engines").glob("*.engine"):
             path.write_bytes(b"fake engine of another\n" + path.read_bytes())
         with pytest.raises(HwnasError, match=r"does not take .*\.engine: it does not say why; build it again here"):
@@ -116,9 +120,15 @@ class TestEngine:
 
     def test_engines_that_are_there_are_not_built_again(self, engine: Any, tmp_path: Path) -> None:
         entry = self.entry(tmp_path, engine)
-        engine.load(entry, tmp_path)
+        names = []
+        for visit in range(3):
+            with engine.load(entry, tmp_path) as runner:
+                runner.time(1, visit)
+            names.append(len(list((tmp_path / "engines").glob("*.engine"))))
+        assert names == [1, 2, 3]  # each when it is its turn
         before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "engines").iterdir()}
-        engine.load(entry, tmp_path)
+        with engine.load(entry, tmp_path) as runner:
+            runner.time(1, 2)
         assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "engines").iterdir()} == before
 
     def test_a_model_it_cannot_read_names_the_op(self, engine: Any, tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ class TestEngine:
         entry = replace(self.entry(tmp_path, engine), sha256=sha256(content))
         (tmp_path / "op.onnx").write_bytes(content)
         with pytest.raises(BuildError, match=r"node head\.odd#3/Det_0 \(Det\) of head\.odd: no such op"):
-            engine.load(entry, tmp_path)
+            engine.load(entry, tmp_path).__enter__()
 
     def test_everything_is_given_back_when_loading_fails(self, engine: Any, tmp_path: Path, gpu: FakeGpu) -> None:
         entry = self.entry(tmp_path, engine)
@@ -143,7 +153,7 @@ class TestEngine:
             pass  # the timer is there
         before = gpu.live
         for name in ("cuMemAlloc", "cuMemcpyHtoDAsync", "cuStreamSynchronize"):
-            gpu.fail(name, 2, after=1)
+            gpu.fail(name, 2)
             with pytest.raises(HwnasError, match="out of memory"), engine.load(entry, tmp_path) as runner:
                 runner.time(1)
             assert gpu.live == before
@@ -207,7 +217,7 @@ class TestScopes:
                 runner.time(1)
                 gpu.reset()
                 with engine.gpu.cuda:
-                    runner._prepared[0]._work()
+                    runner._build(0)[1]._work()
                     engine.gpu.stream().synchronize()
                 calls[role] = [n for n in gpu.names() if n != "cuStreamSynchronize" and "Ctx" not in n]
                 took[role] = runner.time(5).latency_ms.mean()

@@ -61,7 +61,7 @@ class GpuRunner:
 
         Args:
             gpu: Where it runs.
-            openers: Of each build.
+            openers: Of each build; all but the first are opened when it is their turn for the first time.
             name: As messages call it.
             role: Of its entry in the plan: what `time` times.
             wanted: Shape of each input; None if any will do.
@@ -70,23 +70,14 @@ class GpuRunner:
         self._gpu, self._openers, self._name, self._role, self._wanted = gpu, openers, name, role, wanted
         self._capture = capture
         self._stack = ExitStack()
-        self._networks: list[GpuNetwork] = []
-        self._prepared: list[Prepared] = []
+        self._builds: dict[int, tuple[GpuNetwork, Prepared]] = {}
         self._once = Once(name)
 
     def __enter__(self) -> GpuRunner:
-        """Open all builds."""
+        """Open the first build."""
         self._once.open()
         try:
-            with self._gpu.cuda:
-                for opener in self._openers:
-                    network = opener(self._stack)
-                    self._networks.append(network)
-                    self._check(network)
-                    self._fill(network)
-                    work = self._work(network)
-                    self._prepared.append(self._gpu.timer().prepare(work, network.capturable, self._capture))
-                    self._stack.callback(self._prepared[-1].close)
+            self._build(0)
         except BaseException:
             self.__exit__()
             raise
@@ -97,12 +88,12 @@ class GpuRunner:
         self._once.close()
         with self._gpu.cuda:
             self._stack.close()
-        self._networks, self._prepared = [], []
+        self._builds = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute once with the first build, host to host; see `Runner.run`."""
         self._once.check()
-        network = self._networks[0]
+        network, _ = self._build(0)
         check_inputs(inputs, _shapes(network.inputs), self._name)
         with self._gpu.cuda:
             stream = self._gpu.stream()
@@ -118,9 +109,22 @@ class GpuRunner:
     def time(self, repeats: int, visit: int = 0) -> Samples:
         """Return samples of the build whose turn it is; see `Runner.time`."""
         self._once.check()
-        build = visit % len(self._prepared)
-        samples = self._prepared[build].time(repeats)
+        build = visit % len(self._openers)
+        _, prepared = self._build(build)
+        samples = prepared.time(repeats)
         return samples._replace(about={**samples.about, "build": build})
+
+    def _build(self, number: int) -> tuple[GpuNetwork, Prepared]:
+        """Return a build, opened now unless it is."""
+        if number not in self._builds:
+            with self._gpu.cuda:
+                network = self._openers[number](self._stack)
+                self._check(network)
+                self._fill(network)
+                prepared = self._gpu.timer().prepare(self._work(network), network.capturable, self._capture)
+                self._stack.callback(prepared.close)
+            self._builds[number] = network, prepared
+        return self._builds[number]
 
     def _check(self, network: GpuNetwork) -> None:
         """Raise HwnasError unless the inputs are float32 in the shapes of the plan."""

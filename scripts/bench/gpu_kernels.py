@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gpu_host import size as size_type
@@ -41,7 +41,7 @@ from hwnas.ui import bar, console, table
 SIZES = {(1024, 2048): 19, (720, 960): 11}  # Cityscapes and CamVid, with their number of classes
 CLASSES = 19  # of any other size
 STEPS = (8, 4)  # scores are at an eighth or at a quarter of the size
-DTYPES = {"f32": np.float32, "f16": np.float16}
+DTYPES: Mapping[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TIE = 1e-5  # of two scores: what the kernel promises
 COPY_OVER_L2 = 16  # size of the buffer that is copied, over that of the second-level cache
@@ -178,7 +178,7 @@ class Torch:
         Raises:
             HwnasError: If there is no PyTorch with CUDA, or no GPU for it.
         """
-        self._engine: Any = open_engine("torch-cuda-graph")
+        self._engine = cast(Any, open_engine("torch-cuda-graph"))
         import torch
 
         self.torch, self.gpu, self.version = torch, self._engine.gpu, str(torch.__version__)
