@@ -174,6 +174,13 @@ class Export:
     precision: Annotated[
         str | None, arg(help="fp32, tf32 or fp16, as the engine can (default: the table's if its engine is, else fp32)")
     ] = None
+    compatible: Annotated[
+        str | None,
+        arg(
+            help="let an engine that is built serve later releases too (version), or other GPUs (ampere_plus, "
+            "same_compute_capability); it may be slower"
+        ),
+    ] = None
 
     def __call__(self) -> int:
         """Run the verb."""
@@ -183,7 +190,7 @@ class Export:
         run.require("arch.json", "search")
         kind = "logits" if self.logits else "scores" if self.scores else "labels"
         with run.locked():
-            shipping.run_export(run, kind, self.engine, self.precision)
+            shipping.run_export(run, kind, self.engine, self.precision, self.compatible)
         return 0
 
 

@@ -203,7 +203,9 @@ class TestFile:
 class Building(Fake):
     """An engine that builds something that ships, and has an application of its own: all is of class 2."""
 
-    def build_bundle(self, onnx: Path, folder: Path, update: Callable[[str, int, int], None]) -> dict[str, Any]:
+    def build_bundle(
+        self, onnx: Path, folder: Path, update: Callable[[str, int, int], None], compatible: str | None = None
+    ) -> dict[str, Any]:
         content = b"built of " + sha256(onnx.read_bytes()).encode()
         (folder / "model.engine").write_bytes(content)
         update("build", 1, 1)

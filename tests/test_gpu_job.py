@@ -87,6 +87,23 @@ def test_a_whole_job(job: Path, gpu: FakeGpu, capsys: pytest.CaptureFixture[str]
     assert (labels == upsample_argmax(scores, bundle.input.size)[0]).mean() > 0.999
     assert preprocess(image[None], bundle.input.mean, bundle.input.std).shape == bundle.input.shape
 
+    # An engine for later releases too is another one, and what builds nothing has none.
+    assert hwnas("export", RECIPE, "--scores", "--compatible", "version").code == 2
+    bundle.folder.rename(f"runs/{RECIPE}/scores")
+    done("export", RECIPE, "--scores", "--compatible", "version")
+    bundle = Bundle.load(Path(f"runs/{RECIPE}/deploy"))
+    assert bundle.built is not None
+    assert bundle.built["compatible"] == "version"
+    for engine, compatible, said in (
+        ("onnxruntime", "version", "onnxruntime builds nothing, its file runs wherever it is installed"),
+        ("tensorrt", "moon", "expected --compatible version, ampere_plus, same_compute_capability, got 'moon'"),
+    ):
+        bundle.folder.rename(f"runs/{RECIPE}/{engine}")
+        refused = hwnas("export", RECIPE, "--engine", engine, "--precision", "fp32", "--compatible", compatible)
+        assert refused.code == 2
+        assert said in refused.err
+        Path(f"runs/{RECIPE}/{engine}").rename(bundle.folder)
+
     # An engine that was changed, or is of another release, is refused.
     path = bundle.folder / "model.engine"
     path.write_bytes(path.read_bytes() + b"x")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
+from hwnas.runtime import trt_build
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Array, Runner
 from hwnas.runtime.engines.scopes import to_labels
@@ -25,6 +26,8 @@ from hwnas.runtime.plan import PRECISIONS, Shape
 SCHEMA = 1
 BUNDLE_FILE = "engine.json"
 KINDS = ("labels", "logits", "scores")
+# Who else may take what an engine builds: later releases of it, all GPUs from Ampere on, those of the same kind.
+COMPATIBLE = ("version", *trt_build.COMPATIBLE)
 REMEDY = "copy the whole folder again, or remove it and export anew"
 Update = Callable[[str, int, int], None]  # told of a phase, the steps done and the steps in all
 
@@ -265,13 +268,14 @@ class OpensBundles(Protocol):
 class BuildsBundles(Protocol):
     """An engine that builds something of an ONNX file that ships with it."""
 
-    def build_bundle(self, onnx: Path, folder: Path, update: Update) -> dict[str, Any]:
+    def build_bundle(self, onnx: Path, folder: Path, update: Update, compatible: str | None = None) -> dict[str, Any]:
         """Build into the bundle's folder.
 
         Args:
             onnx: The file.
             folder: Of the bundle.
             update: Told of progress.
+            compatible: What else is to take it, one of `COMPATIBLE`.
 
         Returns:
             JSON values for `Bundle.built`: ``file``, ``sha256``, and what else there is to say.

@@ -20,7 +20,7 @@ from hwnas.files import read_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import INPUT
 from hwnas.run import Derived, Run
-from hwnas.runtime.bundle import BUNDLE_FILE, BuildsBundles, Bundle, Input, Output
+from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import using_engine
 from hwnas.spaces.base import trace_space
@@ -48,7 +48,9 @@ def run_train(run: Run) -> None:
     summary({"weights": model, "best val mIoU": f"{best:.2%}"}, f"hwnas export {run.name}")
 
 
-def run_export(run: Run, kind: str, engine: str | None = None, precision: str | None = None) -> None:
+def run_export(
+    run: Run, kind: str, engine: str | None = None, precision: str | None = None, compatible: str | None = None
+) -> None:
     """Export the trained network into a bundle.
 
     Args:
@@ -56,26 +58,32 @@ def run_export(run: Run, kind: str, engine: str | None = None, precision: str | 
         kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
         engine: What it is to run on; None for the engine of the run's table, else ONNX Runtime.
         precision: What that is to compute in; None for that of the table if the engine is, else float32.
+        compatible: What else is to take an engine that is built, one of `hwnas.runtime.bundle.COMPATIBLE`.
     """
+    if compatible not in (None, *COMPATIBLE):
+        raise HwnasError(f"expected --compatible {', '.join(COMPATIBLE)}, got {compatible!r}")
     folder, derived = run.folder / "deploy", run.derived()
     weights = run.require("train/model.safetensors", "train")
     digest = sha256(weights.read_bytes())
     target = name, _, precision = _target(run, engine, precision)
     if (folder / BUNDLE_FILE).exists():
         there = Bundle.load(folder)
+        built = there.built or {}
         said = (there.weights_sha256, there.output.kind, (there.engine, there.threads, there.precision))
-        if said != (digest, kind, target):
+        if (*said, built.get("compatible")) != (digest, kind, target, compatible):
             raise HwnasError(f"{folder} is another export of this run; remove the folder to write it anew")
         summary({"bundle": folder, "state": "complete, nothing to do"}, f"hwnas validate {run.name}")
         return
     data, path = run.data("val"), folder / "model.onnx"
     with using_engine(*target) as opened:  # one that is not here is refused before anything is written
+        if compatible is not None and not isinstance(opened, BuildsBundles):
+            raise HwnasError(f"{name} builds nothing, its file runs wherever it is installed; leave out --compatible")
         _, facts = export(run.space(derived), derived.arch, weights, data, path, kind, precision)
         bundle = _describe(path, derived, data, kind, target, provenance(opened), facts | {"weights_sha256": digest})
         if isinstance(opened, BuildsBundles):
             with bar("build", None) as update:
-                built = opened.build_bundle(path, folder, lambda phase, done, total: update(done, phase, total))
-            bundle = replace(bundle, built=built)
+                made = opened.build_bundle(path, folder, lambda at, done, total: update(done, at, total), compatible)
+            bundle = replace(bundle, built={**made, "compatible": compatible})
     bundle.save()
     shown: dict[str, object] = {
         "bundle": folder,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,12 @@ class TensorRt:
         own = (bundle.engine, bundle.precision, bundle.onnx_sha256) == (self.name, self._precision, entry.sha256)
         return folder / str(bundle.built["file"]) if own and bundle.built is not None else None
 
-    def build_bundle(self, onnx: Path, folder: Path, update: Update) -> dict[str, Any]:
+    def build_bundle(self, onnx: Path, folder: Path, update: Update, compatible: str | None = None) -> dict[str, Any]:
         """Build the engine that ships in a bundle; see `hwnas.runtime.bundle.BuildsBundles`."""
         out, cache = folder / "model.engine", folder / "timing.cache"
-        self._builder.build_or_reduce(onnx, out, self._options(cache), update)
+        gpus = None if compatible == "version" else compatible
+        options = replace(self._options(cache), version_compatible=compatible == "version", hardware_compatible=gpus)
+        self._builder.build_or_reduce(onnx, out, options, update)
         found = self.inspect(out)
         return {
             "file": out.name,
