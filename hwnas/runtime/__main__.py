@@ -18,7 +18,7 @@ from typing import NoReturn
 from hwnas.errors import DeviceLost, HwnasError
 from hwnas.runtime.child import die_with_parent
 from hwnas.runtime.device import device_name
-from hwnas.runtime.engines import on_host
+from hwnas.runtime.engines import ENGINES, on_host
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.picture import run_on_picture
 from hwnas.runtime.plan import load_plan
@@ -58,7 +58,7 @@ def _add_measure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog="example: python -m hwnas.runtime measure plan/ --engine onnxruntime --threads 1",
     )
     verb.add_argument("folder", type=Path, metavar="DIR", help="folder with plan.json")
-    engines = "onnxruntime, openvino, fake, torch or module:class (%(default)s)"
+    engines = f"{', '.join(ENGINES)} or module:class (%(default)s)"
     verb.add_argument("--engine", default="onnxruntime", help=engines)
     verb.add_argument("--threads", type=int, default=1, help="threads of the engine (%(default)s)")
     rule = StopRule()
