@@ -6,7 +6,7 @@ A box runs it with numpy and the engine alone: ``open_application(Bundle.load(fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,7 +29,7 @@ KINDS = ("labels", "logits", "scores")
 # Who else may take what an engine builds: later releases of it, all GPUs from Ampere on, those of the same kind.
 COMPATIBLE = ("version", *trt_build.COMPATIBLE)
 REMEDY = "copy the whole folder again, or remove it and export anew"
-Update = Callable[[str, int, int], None]  # told of a phase, the steps done and the steps in all
+Update = trt_build.Update
 
 
 @dataclass(frozen=True)

@@ -277,15 +277,18 @@ class GpuApplication:
         Raises:
             HwnasError: If it is another size or type.
         """
-        labels, _ = self._run(image)
+        pipeline = self._run(image)
+        labels: Array = pipeline.labels[0].copy()
         return labels
 
     def output(self, image: Array) -> Array:
         """Return what the network itself gives for an image: labels or scores."""
-        _, output = self._run(image)
-        return output
+        pipeline = self._run(image)
+        with self._gpu.cuda:
+            return pipeline.network_output()
 
-    def _run(self, image: Array) -> tuple[Array, Array]:
+    def _run(self, image: Array) -> Pipeline:
+        """Compute an image; only the labels are copied to the host."""
         self._once.check()
         assert self._pipeline is not None
         wanted = self._pipeline.image.shape[1:]
@@ -294,8 +297,8 @@ class GpuApplication:
         with self._gpu.cuda:
             self._pipeline.image[0] = image
             self._pipeline.enqueue()
-            output = self._pipeline.network_output()
-        return self._pipeline.labels[0].copy(), output
+            self._gpu.stream().synchronize()
+        return self._pipeline
 
 
 def _copies(gpu: Gpu, network: GpuNetwork, stack: ExitStack) -> Callable[[], None]:

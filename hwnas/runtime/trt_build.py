@@ -165,7 +165,7 @@ class Builder:
                 raise BuildError(f"{e}; for the smallest part that fails: {missing}") from e
             file = out.with_suffix(".failing.onnx")
             write_atomic(file, part)
-            ops = ", ".join(dict.fromkeys(ops_in(" ".join(names)))) or ", ".join(names)
+            ops = ", ".join(ops_in(" ".join(names))) or ", ".join(names)
             raise BuildError(f"{e}; the smallest part that fails too is {ops}, in {file}") from e
 
     def _reduced(self, model: Path, out: Path, options: BuildOptions, said: str) -> tuple[bytes, list[str]]:
