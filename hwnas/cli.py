@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 from hwnas import doctor, recipes, ui
 from hwnas.errors import HwnasError
 from hwnas.run import Run
-from hwnas.verbs import listing, pricing, profiling, searching, shipping, tables
+from hwnas.verbs import deriving, listing, pricing, profiling, searching, shipping, tables
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
@@ -134,7 +134,7 @@ class Derive:
 
     def __call__(self) -> int:
         """Run the verb."""
-        searching.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
+        deriving.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
         return 0
 
 
