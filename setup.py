@@ -34,6 +34,7 @@ EXTRAS = {
     "dev": [
         "cuda-bindings>=12.9,<13",  # imports without a driver; tests give it one of their own
         "hypothesis",
+        "matplotlib>=3.8",  # fronts are drawn in tests
         "mypy",
         "nvidia-cuda-nvrtc>=13",  # compiles the kernels, without a GPU
         "nvidia-ml-py>=12.560",
@@ -72,7 +73,7 @@ setup(
     packages=[*find_packages(include=["hwnas", "hwnas.*"]), *SHARED],
     package_dir=SHARED,
     package_data={
-        "hwnas._share.kernels": ["**/*.cu", "**/*.cuh", "**/*.md"],
+        "hwnas._share.kernels": ["**/*.cu", "**/*.cuh", "**/*.cpp", "**/*.md"],
         "hwnas._share.profiles": ["**/*.json", "**/*.md"],
     },
     include_package_data=False,

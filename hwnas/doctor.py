@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Mapping
 
 from hwnas.errors import HwnasError
+from hwnas.ops import native
 from hwnas.optional import require
 from hwnas.runtime import nvrtc
 from hwnas.runtime.cuda import open_cuda
@@ -28,6 +29,13 @@ def show() -> None:
         version = _version(name)
         rows.append([name, version or "missing", "" if version else "pip install 'hwnas[search]'"])
     table("packages", ("name", "version", ""), rows)
+    found = native.compiler()
+    how = "install g++ or clang++: it compiles the cells of supernets for this CPU, torch alone is slower"
+    table(
+        "for searches",
+        ("part", "here", "what, or how to get it"),
+        [["C++ compiler", "yes" if found else "no", found or how]],
+    )
     parts = {name: check() for name, check in GPU_PARTS.items()}
     engines = []
     for name in ENGINES:

@@ -22,11 +22,11 @@ def shipped(folder: str, *patterns: str) -> set[str]:
 def test_the_wheel_holds_the_package_the_tables_and_the_kernels(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     code = shipped("hwnas", "*")
-    kernels = shipped("kernels", "*.cu", "*.cuh", "*.md")
+    kernels = shipped("kernels", "*.cu", "*.cuh", "*.cpp", "*.md")
     shared = {f"hwnas/_share/{n}" for n in shipped("profiles", "*.json", "*.md") | kernels}
     assert names == code | shared
     assert {"hwnas/_share/profiles/README.md", "hwnas/_share/kernels/README.md"} <= names
-    assert {"kernels/common.cuh", "kernels/preprocess.cu"} <= kernels
+    assert {"kernels/common.cuh", "kernels/preprocess.cu", "kernels/cpu/supernet.cpp"} <= kernels
 
 
 def test_the_base_install_asks_for_numpy_alone(wheel: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Decision, Group
 from hwnas.gates import TopK
 from hwnas.ops import layers
+from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp
 from hwnas.ops.registry import active_tracer
 
@@ -37,6 +39,22 @@ def cell_rules(group: Group, nodes: int, keep: int) -> list[TopK]:
         TopK(tuple(edge_name(group.name, e) for e in edges if e[1] == i), group.options, keep, NONE)
         for i in range(INPUTS, INPUTS + nodes)
     ]
+
+
+Evaluation = Literal["plain", "fast", "lean"]
+
+
+def set_evaluation(network: nn.Module, evaluation: Evaluation) -> None:
+    """Say how the open cells of a network in training are computed; the result is the same.
+
+    Args:
+        network: A supernet.
+        evaluation: ``"plain"``: each candidate on its own, differentiable as often as one likes. ``"fast"``: see
+            `hwnas.ops.fused`. ``"lean"``: the same, but the backward pass computes each cell anew: less memory.
+    """
+    for module in network.modules():
+        if isinstance(module, Cell):
+            module.evaluation = evaluation
 
 
 class Cell(nn.Module):
@@ -85,26 +103,48 @@ class Cell(nn.Module):
                 self.rows[key] = row
         self.add = layers.Add()
         self.concat = layers.Concat()
+        self.open = all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
+        self.stride = 2 if reduction[1] else 1
+        self.options = group.options
+        self.evaluation: Evaluation = "plain"
+        self._layout: Layout | None = None
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+    def fused(self) -> Layout:
+        """Return how the open edges are computed together; made when it is first used."""
+        if self._layout is None:
+            fans = []
+            for j in range(INPUTS + len(self.states) - 1):
+                out = [i for i in self.states if i > j]
+                edges = [self.edges[f"{j}-{i}"].ops for i in out]
+                rows = [self.rows[f"{j}-{i}"] for i in out]
+                fans.append(Fan(rows, out[0] - INPUTS, self.options, edges))  # type: ignore[arg-type]
+            self._layout = Layout(fans, len(self.states), self.stride)
+        self._layout.lean = self.evaluation == "lean"
+        return self._layout
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the cell.
 
         Args:
             s0: Output of cell k-2.
             s1: Output of cell k-1.
             weights: (n_edges, n_options), or None if every edge is answered.
+            sampled: Whether options of weight 0 are not to be computed.
 
         Returns:
             (N, nodes * C, H, W).
         """
         states = [self.preprocess0(s0), self.preprocess1(s1)]
+        together = self.open and self.training and self.evaluation != "plain" and not sampled
+        if together and weights is not None and active_tracer.get() is None:
+            return fused_cell(states[0], states[1], weights, self.fused())
         for i in self.states:
             terms: list[Tensor] = []
             for j in range(i):
                 key = f"{j}-{i}"
                 if key in self.edges:
                     row = None if weights is None else weights[self.rows[key]]
-                    terms.append(self.edges[key](states[j], row))
+                    terms.append(self.edges[key](states[j], row, sampled))
             states.append(self._sum(terms))
         out: Tensor = self.concat(*states[INPUTS:])
         return out
