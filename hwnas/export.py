@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from safetensors.torch import load as load_safetensors
 
 from hwnas.arch import Architecture
 from hwnas.data.augment import normalise
-from hwnas.data.base import SegmentationData
+from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
-from hwnas.ops.layers import Resize
+from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half
 from hwnas.ops.trace import INPUT, Trace, trace
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 SCORE_TOLERANCE = 1e-4  # relative to the largest score
-HALF_TOLERANCE = 0.01  # share of the pixels that may get another label in float16
+HALF_TOLERANCE = 0.01  # share of the pixels, or images, that may get another label in float16
+COMPARED = 100  # images, where one has one label
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
@@ -54,11 +56,12 @@ def ending(traced: Trace, kind: str) -> Trace:
     """Return the part of a network's trace that a file of a kind holds.
 
     Args:
-        traced: Of the network, which ends in labels for the kind ``"labels"``, else in scores at full size.
+        traced: Of the network, which ends in labels for the kind ``"labels"``, else in scores at full size; one that
+            classifies images has no other scores.
         kind: One of `hwnas.runtime.bundle.KINDS`.
     """
     assert kind in KINDS
-    if kind != "scores":
+    if kind != "scores" or traced.calls[-1].spec.kind == Linear.kind:
         return traced
     assert traced.calls[-1].spec.kind == Resize.kind, "scores are brought to full size at the end"
     return traced.before_last()
@@ -75,16 +78,18 @@ def export(
 ) -> tuple[Trace, dict[str, Any]]:
     """Write ``path``: image (1, 3, H, W) float32, normalised, to what `kind` says.
 
-    The file passed onnx.checker, and what it gives was compared with the network on a real image, in ONNX Runtime.
+    The file passed onnx.checker, and what it gives was compared with the network in ONNX Runtime: on a real image, or
+    on `COMPARED` where images are classified.
 
     Args:
         space: At the deployment scale.
         arch: Complete.
         weights: Made by training.
-        data: A split whose first image is used for the comparison; class names, mean and std go into the file.
+        data: A split whose first images are used for the comparison; class names, mean and std go into the file.
         path: The file.
         kind: ``"labels"`` (1, H, W) uint8, ``"logits"`` (1, K, H, W) float32, or ``"scores"``, the same before they are
-            upsampled: (1, K, h, w). The output is called so too.
+            upsampled: (1, K, h, w). The output is called so too. Of a network that classifies images (1,) uint8, and
+            twice (1, K) float32.
         precision: What the file computes in: float16 for ``"fp16"``, else float32. Its input is float32 always.
 
     Returns:
@@ -104,11 +109,12 @@ def export(
         "hwnas.mean": json.dumps(data.mean),
         "hwnas.std": json.dumps(data.std),
     }
-    image = normalise(data[0].image, data.mean, data.std)[None]
-    scores, logits = _scores_and_logits(network, image)
+    n = min(COMPARED, len(data)) if task_of(data) is CLASSIFICATION else 1
+    images = [normalise(data[i].image, data.mean, data.std)[None] for i in range(n)]
+    scores, logits = (np.concatenate(a) for a in zip(*(_scores_and_logits(network, i) for i in images), strict=True))
     traced = trace(network, (1, 3, *space.scale.size))
     model = export_network(traced, "logits", meta)
-    out = _run(model, image)
+    out = _run(model, images)
     parity = _compare_scores(out, logits)
     if kind != "logits":
         if kind == "labels":
@@ -117,21 +123,24 @@ def export(
             traced = trace(whole.eval(), traced.input_shape)
         traced = ending(traced, kind)
         model = export_network(traced, kind, meta)
-        out = _run(model, image)
+        out = _run(model, images)
         parity |= _compare_scores(out, scores) if kind == "scores" else {}
         parity |= _compare_labels(to_labels(out, space.scale.size), logits)
     if precision == "fp16":
         model = to_half(model)
-        out = _run(model, image)
+        out = _run(model, images)
         parity = _compare_half(to_labels(out, space.scale.size), logits)
     content = model.SerializeToString(deterministic=True)
     write_atomic(path, content)
-    facts = {"opset": OPSET, "shape": out.shape, "dtype": str(out.dtype), "parity": parity}
+    facts = {"opset": OPSET, "shape": (1, *out.shape[1:]), "dtype": str(out.dtype), "parity": parity}
     return traced, facts | {"sha256": sha256(content), "bytes": len(content)}
 
 
 def _scores_and_logits(network: torch.nn.Module, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the last resize of a network reads, (1, K, h, w), and its result, (1, K, H, W)."""
+    """Return what the last resize of a network reads, (1, K, h, w), and its result, (1, K, H, W).
+
+    Both are its scores (1, K) where it classifies images.
+    """
     read: list[torch.Tensor] = []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -145,13 +154,13 @@ def _scores_and_logits(network: torch.nn.Module, image: np.ndarray) -> tuple[np.
             logits = network(torch.from_numpy(image)).numpy()
     finally:
         hook.remove()
-    return read[-1].numpy(), logits
+    return (read[-1].numpy() if logits.ndim == 4 else logits), logits
 
 
-def _run(model: ModelProto, image: np.ndarray) -> np.ndarray:
+def _run(model: ModelProto, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return what a file gives for images (1, 3, H, W), one after the other: its batch is 1."""
     with open_onnx(model.SerializeToString()) as runner:
-        (out,) = runner.run({INPUT: image}).values()
-    return out
+        return np.concatenate([next(iter(runner.run({INPUT: image}).values())) for image in images])
 
 
 def _compare_scores(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
@@ -168,7 +177,8 @@ def _compare_labels(got: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     sure = top[:, -1] - top[:, -2] > SCORE_TOLERANCE * np.abs(logits).max()
     wrong = int((got != logits.argmax(1))[sure].sum())
     if wrong:
-        raise HwnasError(f"ONNX Runtime's labels differ from the network's in {wrong} pixels; do not use it")
+        what = "pixels" if logits.ndim == 4 else "images"
+        raise HwnasError(f"ONNX Runtime's labels differ from the network's in {wrong} {what}; do not use it")
     return {"label_ties": int((~sure).sum())}
 
 

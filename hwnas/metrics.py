@@ -1,4 +1,4 @@
-"""Segmentation quality over a whole set: intersection over union per class, its mean, and pixel accuracy."""
+"""Quality over a whole set: intersection over union per class, its mean, and the share of labels that are right."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.data.base import IGNORE_LABEL
+from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, Task
 from hwnas.errors import HwnasError
 
 
 class ConfusionMatrix:
-    """Counts pixels by (label, prediction) over a set of images; void pixels (IGNORE_LABEL) do not count.
+    """Counts pixels, or whole images, by (label, prediction) over a set; void ones (IGNORE_LABEL) do not count.
 
     Attributes:
         counts: int64 (n_classes, n_classes); rows are labels, columns predictions.
@@ -69,13 +69,20 @@ class ConfusionMatrix:
         return float(np.nanmean(self.iou()))
 
     def pixel_accuracy(self) -> float:
-        """Return the share of labelled pixels predicted right, 0..1.
+        """Return the share of labelled pixels, or images, predicted right, 0..1.
 
         Raises:
             HwnasError: If no labelled pixel was counted.
         """
         self._refuse_empty()
         return float(np.trace(self.counts) / self.counts.sum())
+
+    def recall(self) -> NDArray[np.float64]:
+        """Return the share of each class's labels predicted right (n_classes,), NaN for classes without labels."""
+        total = self.counts.sum(1)
+        out = np.full(self.n_classes, np.nan)
+        np.divide(np.diag(self.counts), total, out=out, where=total > 0)
+        return out
 
     def _refuse_empty(self) -> None:
         if not self.counts.any():
@@ -88,3 +95,12 @@ class ConfusionMatrix:
                 f"{what} {bad} is outside 0..{self.n_classes - 1}; use the class list of the dataset "
                 f"and {IGNORE_LABEL} for void labels"
             )
+
+
+def score_of(confusion: ConfusionMatrix, task: Task) -> float:
+    """Return what a task is judged by, 0..1: mIoU of segmentation, top-1 accuracy of classification.
+
+    Raises:
+        HwnasError: If nothing labelled was counted.
+    """
+    return confusion.miou() if task is SEGMENTATION else confusion.pixel_accuracy()

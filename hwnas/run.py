@@ -13,8 +13,8 @@ from typing import Any
 
 from hwnas import recipes
 from hwnas.arch import Architecture
-from hwnas.data import SegmentationData, open_dataset
-from hwnas.errors import HwnasError
+from hwnas.data import SegmentationData, open_dataset, task_of
+from hwnas.errors import DataError, HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.recipes import Recipe
 from hwnas.spaces import ChainSpace, Scale, check
@@ -131,13 +131,20 @@ class Run:
         """Open a split of the run's dataset at the deployment size, or at `size`.
 
         Raises:
-            DataError: If no folder was named, or it cannot be used.
+            DataError: If no folder was named, or it cannot be used or is not what the recipe's networks are for.
         """
         recipe = self.recipe
         source = self.settings.get("data") or recipe.data
         if source is None:
-            raise HwnasError(f"the recipe {recipe.name} needs a folder in CamVid's layout; name it with --data DIR")
-        return open_dataset(str(source), split, size or recipe.space.scale.size)
+            raise HwnasError(f"the recipe {recipe.name} needs {recipe.needs}; name it with --data DIR")
+        space, data = recipe.space, open_dataset(str(source), split, size or recipe.space.scale.size)
+        task, classes = task_of(data), len(data.classes)
+        if (task.name, classes) != (space.head, space.classes):
+            raise DataError(
+                f"the recipe {recipe.name} is for {space.head} into {space.classes} classes, {data.name} for "
+                f"{task.name} into {classes}; take another recipe or --data {recipe.needs}"
+            )
+        return data
 
     def require(self, name: str, verb: str) -> Path:
         """Return the path of a file an earlier verb wrote.

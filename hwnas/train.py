@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,30 +15,49 @@ from torch import Tensor, nn
 
 from hwnas import checkpoint
 from hwnas.arch import Architecture
-from hwnas.data.augment import BatchSource, normalise
-from hwnas.data.base import IGNORE_LABEL, SegmentationData
+from hwnas.data.augment import batch_source, normalise
+from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.files import write_atomic
-from hwnas.metrics import ConfusionMatrix
+from hwnas.metrics import ConfusionMatrix, score_of
+from hwnas.ops.drop_path import set_drop_path
 from hwnas.search.objective import task_loss
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
+from hwnas.spaces.chain import AuxiliaryHead, ChainSpace
 from hwnas.steplog import StepLog
 from hwnas.ui import Update, ignore
+
+Optimizer = Literal["adamw", "sgd"]
+MOMENTUM = 0.9  # of SGD
+CLIP = 5.0  # norm of the gradients of a step
+EVALUATED = 64  # images at once, where they are classified: all of one size, and small
+_DROP_PATH = 2  # a stream of random numbers of its own, beside order and augmentation
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training.
+    """Settings of a training; with ``optimizer="sgd"`` those of DARTS (appendix A.2) but for what is 0 by default.
 
     Attributes:
         steps: Weight steps.
-        batch: Images a step.
+        batch: Images a step, times `accumulate`.
         crop: (height, width) of training crops.
-        lr: Peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine to 0.
-        decay: Weight decay; none on BatchNorm and biases.
+        lr: Peak learning rate: cosine to 0; of AdamW after a linear warm-up over 5 % of the steps.
+        decay: Weight decay; of AdamW none on BatchNorm and biases, of SGD on everything.
         evaluate_every: Steps between evaluations on val; the best one's weights are kept.
-        seed: Of weights, order and augmentation.
+        seed: Of weights, order, augmentation and drop path.
+        optimizer: ``"adamw"``, or ``"sgd"`` with a momentum of 0.9. Gradients are clipped to a norm of 5 in both.
+        accumulate: Batches whose gradients are averaged in one step.
+        aux_weight: What the loss of an auxiliary head counts, 0 for none; see `AuxiliaryHead`.
+        drop_path: Probability that an edge is left out, at the end of the training: it grows from 0 linearly.
+        cutout: Side of the square cut out of images that are classified, in pixels.
+        smoothing: Of labels.
+        bf16: Compute the network in bfloat16 where torch's autocast does; weights stay in float32.
+        checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        HwnasError: If a setting is out of range.
     """
 
     steps: int
@@ -48,6 +67,28 @@ class TrainConfig:
     decay: float = 1e-2
     evaluate_every: int = 100
     seed: int = 0
+    optimizer: Optimizer = "adamw"
+    accumulate: int = 1
+    aux_weight: float = 0.0
+    drop_path: float = 0.0
+    cutout: int = 0
+    smoothing: float = 0.0
+    bf16: bool = False
+    checkpoint_every: int = 20
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.batch, self.accumulate, self.evaluate_every, self.checkpoint_every)
+        shares = (self.drop_path, self.smoothing)
+        optimizers = get_args(Optimizer)
+        good = {
+            "steps, batch, accumulate, evaluate_every and checkpoint_every of 1 or more": min(counts) >= 1,
+            "drop_path and smoothing from 0 to less than 1": min(shares) >= 0 and max(shares) < 1,
+            "an aux_weight of 0 or more": self.aux_weight >= 0,
+            f"an optimizer of {', '.join(optimizers)}": self.optimizer in optimizers,
+        }
+        wrong = next((what for what, holds in good.items() if not holds), None)
+        if wrong is not None:
+            raise HwnasError(f"a training needs {wrong}; got {self}")
 
 
 def class_weights(data: SegmentationData, sample: int = 64) -> Tensor:
@@ -71,20 +112,23 @@ def class_weights(data: SegmentationData, sample: int = 64) -> Tensor:
 
 
 def evaluate(network: Callable[[Tensor], Tensor], data: SegmentationData, update: Update = ignore) -> ConfusionMatrix:
-    """Run a network over a whole split, one image at a time at its own size.
+    """Run a network over a whole split: one image at a time at its own size, or `EVALUATED` where they are classified.
 
     Args:
-        network: From (1, 3, H, W) to labels (1, H, W) or scores (1, K, H, W).
+        network: From (N, 3, H, W) to labels (N, H, W) or (N,), or to scores (N, K, H, W) or (N, K).
         data: The split.
-        update: Told after each image.
+        update: Told after each batch.
     """
     confusion = ConfusionMatrix(len(data.classes.names))
+    n = EVALUATED if task_of(data) is CLASSIFICATION else 1
     with torch.no_grad():
-        for i in range(len(data)):
-            image, label, _ = data[i]
-            out = network(torch.from_numpy(normalise(image, data.mean, data.std))[None])
-            confusion.update((out.argmax(1) if out.dim() == 4 else out)[0].numpy(), label)
-            update(i + 1)
+        for first in range(0, len(data), n):
+            samples = [data[i] for i in range(first, min(first + n, len(data)))]
+            images = np.stack([normalise(s.image, data.mean, data.std) for s in samples])
+            out = network(torch.from_numpy(images))
+            labels = out.argmax(1) if out.is_floating_point() else out
+            confusion.update(labels.numpy(), np.stack([s.label for s in samples]))
+            update(first + len(samples))
     return confusion
 
 
@@ -101,65 +145,106 @@ class Training:
             data: The training set.
         """
         self.config = config
+        self.task = task_of(data)
         with seeded(config.seed):
             net = space.build(arch, form="deploy")
+            # Apart from the network, so that nothing that ships knows of it.
+            self.auxiliary = _build_auxiliary(space) if config.aux_weight else None
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.batches = BatchSource(data, range(len(data)), config.batch, config.crop, config.seed)
-        self.weights = class_weights(data)
-        decayed = [p for p in self.net.parameters() if p.dim() > 1]
-        free = [p for p in self.net.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.decay}, {"params": free, "weight_decay": 0.0}], config.lr
+        self.batches = batch_source(
+            data, range(len(data)), config.batch, config.crop, config.seed, cutout=config.cutout
         )
+        self.weights = None if self.task is CLASSIFICATION else class_weights(data)
+        self.optimizer = _optimizer(config, self._parameters())
         self.step = 0
-        self.best_miou = -1.0
+        self.best_score = -1.0
         self.best: dict[str, Tensor] = {}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.net.parameters(), *(self.auxiliary.parameters() if self.auxiliary is not None else ())]
 
     def advance(self) -> float:
         """Do one step and return its loss."""
         c = self.config
-        warm = max(1, c.steps // 20)
-        rate = min((self.step + 1) / warm, (1 + math.cos(math.pi * self.step / c.steps)) / 2)
         for group in self.optimizer.param_groups:
-            group["lr"] = c.lr * rate
-        images, labels = (torch.from_numpy(a) for a in self.batches(self.step))
+            group["lr"] = learning_rate(c, self.step)
+        set_drop_path(self.net, c.drop_path * self.step / c.steps)
         self.net.train()
-        scores = self.net(images.contiguous(memory_format=torch.channels_last))
-        loss = task_loss(scores, labels, self.weights)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        value = sum(self._backward(self.step * c.accumulate + k) for k in range(c.accumulate))
+        nn.utils.clip_grad_norm_(self._parameters(), CLIP)
         self.optimizer.step()
         self.step += 1
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise HwnasError(f"the training diverged: loss {value} at step {self.step}; lower its learning rate")
         return value
 
+    def _backward(self, number: int) -> float:
+        """Add the gradients of batch `number` to those there are, and return its share of the loss."""
+        c = self.config
+        images, labels = (torch.from_numpy(a) for a in self.batches(number))
+        images = images.contiguous(memory_format=torch.channels_last)
+        seed = int(np.random.SeedSequence([c.seed, _DROP_PATH, number]).generate_state(1)[0])
+        with seeded(seed), torch.autocast(images.device.type, torch.bfloat16, enabled=c.bf16):
+            if self.auxiliary is None:
+                outputs = [(1.0, self.net(images))]
+            else:
+                scores, tap = self.net.with_tap(images)
+                outputs = [(1.0, scores), (c.aux_weight, self.auxiliary(images, tap))]
+        losses = [w * task_loss(scores.float(), labels, self.weights, c.smoothing) for w, scores in outputs]
+        loss = torch.stack(losses).sum() / c.accumulate
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
     def judge(self, val: SegmentationData) -> float:
-        """Evaluate on val, keep the weights if they are the best so far, and return the mIoU."""
+        """Evaluate on val, keep the weights if they are the best so far, and return the score of the task."""
         self.net.eval()
-        miou = evaluate(self.net, val).miou()
-        if miou > self.best_miou:
-            self.best_miou = miou
+        score = score_of(evaluate(self.net, val), self.task)
+        if score > self.best_score:
+            self.best_score = score
             self.best = {k: v.detach().clone().contiguous() for k, v in self.net.state_dict().items()}
-        return miou
+        return score
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from; batches are functions of the step."""
         return {
             "step": self.step,
             "net": self.net.state_dict(),
+            "auxiliary": {} if self.auxiliary is None else self.auxiliary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "best_miou": self.best_miou,
+            "best_score": self.best_score,
             "best": self.best,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
-        self.step, self.best_miou, self.best = int(state["step"]), float(state["best_miou"]), dict(state["best"])
+        self.step, self.best_score, self.best = int(state["step"]), float(state["best_score"]), dict(state["best"])
         self.net.load_state_dict(state["net"])
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step; see `TrainConfig`."""
+    rate = (1 + math.cos(math.pi * step / config.steps)) / 2
+    if config.optimizer == "adamw":
+        rate = min((step + 1) / max(1, config.steps // 20), rate)
+    return config.lr * rate
+
+
+def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.decay)
+    decayed, free = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, config.lr)
+
+
+def _build_auxiliary(space: SearchSpace) -> AuxiliaryHead:
+    if not isinstance(space, ChainSpace):
+        raise HwnasError(f"the space {space.name!r} has no place for an auxiliary head; train with aux_weight=0")
+    return space.build_auxiliary()
 
 
 def train(
@@ -170,13 +255,13 @@ def train(
     Args:
         training: The training.
         val: What the best weights are chosen on.
-        folder: Gets ``checkpoint.pt`` (every 20 steps) and at the end ``model.safetensors``.
+        folder: Gets ``checkpoint.pt`` and at the end ``model.safetensors``.
         settings: What a checkpoint must have been made with, beside the training's own configuration.
-        log: Gets loss, and mIoU where it was evaluated.
+        log: Gets loss, and the score where it was evaluated: ``val_miou`` or ``val_accuracy``.
         update: Told after each step.
 
     Returns:
-        The best mIoU on val.
+        The best score on val.
 
     Raises:
         HwnasError: If the checkpoint is damaged or of other settings, or the loss is no longer finite.
@@ -194,11 +279,11 @@ def train(
         metrics = {"step": step, "loss": training.advance()}
         due = training.step % c.evaluate_every == 0 or training.step == c.steps
         if due:
-            metrics["val_miou"] = training.judge(val)
-            note = f", val mIoU {metrics['val_miou']:.3f}"
+            score = metrics[f"val_{training.task.metric}"] = training.judge(val)
+            note = f", val {training.task.title} {score:.3f}"
         log.append(metrics)
         update(training.step, f"loss {metrics['loss']:.3f}{note}")
-        if due or training.step % 20 == 0:
+        if due or training.step % c.checkpoint_every == 0:
             checkpoint.save(path, training.state(), said)
     write_atomic(folder / "model.safetensors", save_safetensors(training.best))
-    return training.best_miou
+    return training.best_score

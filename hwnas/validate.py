@@ -39,7 +39,8 @@ IN_FILE = {
     "logits": "network with upsampling, without argmax",
     "scores": "network without upsampling and argmax",
 }
-MIOU_LOSS = 0.005  # what the file may be worse than the network it was exported from
+IN_CLASSIFIER = {"labels": "network with argmax"} | dict.fromkeys(("logits", "scores"), "network without argmax")
+SCORE_LOSS = 0.005  # what the file may be worse than the network it was exported from, in mIoU or top-1 accuracy
 PATIENCE_S = 60.0  # slow spells of a shared machine were seen to last from seconds to half a minute
 
 
@@ -79,6 +80,7 @@ def measure_network(
     engine: Mapping[str, Any],
     beside: Sequence[Reference] = (),
     update: Update = ignore,
+    scopes: Mapping[str, str] = SCOPES,
 ) -> tuple[dict[str, Any], dict[str, Measurement], float | None]:
     """Measure an exported file in a process of its own: the network, with its copies, and as an application.
 
@@ -92,9 +94,10 @@ def measure_network(
         engine: ``name``, ``threads`` and ``precision``.
         beside: Networks of a table of this engine.
         update: Told after each measurement.
+        scopes: What is measured of it, some of `SCOPES`.
 
     Returns:
-        Provenance of the measurement, the measurement of each of `SCOPES`, and how much slower than in the table the
+        Provenance of the measurement, the measurement of each of `scopes`, and how much slower than in the table the
         references were (1.0 is as fast; None without references).
 
     Raises:
@@ -103,9 +106,9 @@ def measure_network(
     folder = model.parent
     results = folder / "validate.jsonl"
     results.unlink(missing_ok=True)  # a measurement is of now
-    keys = {scope: f"{role}/{model.name}" for scope, role in SCOPES.items()}
+    keys = {scope: f"{role}/{model.name}" for scope, role in scopes.items()}
     digest = sha256(model.read_bytes())
-    entries = [trace_entry(role, keys[s], trace, model.name, digest, output) for s, role in SCOPES.items()]
+    entries = [trace_entry(role, keys[s], trace, model.name, digest, output) for s, role in scopes.items()]
     for n, r in enumerate(beside):
         name = f"reference-{n}.onnx"
         write_atomic(folder / name, r.content)
@@ -183,7 +186,8 @@ def score(
             )
         confusion.update(predicted, label)
         if i in shown:
-            rows.append((image, colourise(label, data.classes), colourise(predicted, data.classes)))
+            maps = (np.broadcast_to(a, image.shape[:2]) for a in (label, predicted))  # one label fills its picture
+            rows.append((image, *(colourise(a, data.classes) for a in maps)))
         update(i + 1)
     save_panel(pictures, rows, ("image", "label", "prediction"))
     return confusion
@@ -210,6 +214,7 @@ def verdict(
     budget_ms: float,
     slowdown: float | None,
     kind: str = "labels",
+    classifies: bool = False,
 ) -> dict[str, Any]:
     """Return predicted against measured, and the budget: all that a report says about speed.
 
@@ -220,6 +225,7 @@ def verdict(
         budget_ms: What it may take.
         slowdown: See `measure_network`.
         kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        classifies: Whether it gives that of whole images.
     """
     network = measured["network"]
     return {
@@ -239,7 +245,7 @@ def verdict(
         "clock": where["clock"],
         "threads": where["engine"]["threads"],
         "batch": where["batch"],
-        "scope": IN_FILE[kind],
+        "scope": (IN_CLASSIFIER if classifies else IN_FILE)[kind],
         "latencies": {
             scope: {
                 "quiet_ms": m.latency_ms,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.data.base import IGNORE_LABEL, SegmentationData, check_seed, check_size
+from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, Sample, SegmentationData, check_seed, check_size, task_of
 from hwnas.errors import DataError
 from hwnas.optional import require
 
@@ -19,13 +20,17 @@ else:
     Image = require("PIL.Image", "search")
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+# From a sample and a generator to a normalised image float32 (3, height, width) and its label.
+Prepare = Callable[[Sample, np.random.Generator], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+
+PAD = 4  # pixels on each side of an image that is classified, before it is cropped (DARTS, appendix A.2)
 
 # separate streams of one seed
 _ORDER, _AUGMENT = 0, 1
 
 
 class BatchSource:
-    """Batches of a dataset by number.
+    """Batches of a dataset by number; `batch_source` makes the one that fits the data.
 
     Epochs run through one stream without a gap: each epoch visits every index once, in its own order, and a batch
     may straddle two epochs. No sample is dropped, and `batch` may exceed the number of indices.
@@ -37,6 +42,7 @@ class BatchSource:
         size: (height, width) of the batches.
         seed: Of order and augmentation.
         augment: Rescale, crop, flip and jitter; without it, samples of another size are resized to `size`.
+        prepare: What is done to each sample instead, its generator shared by those of a batch.
 
     Raises:
         DataError: If there are no indices, one is outside the dataset or occurs twice, or a number is out of range.
@@ -50,6 +56,7 @@ class BatchSource:
         size: tuple[int, int],
         seed: int,
         augment: bool = True,
+        prepare: Prepare | None = None,
     ) -> None:
         if batch < 1:
             raise DataError(f"expected a batch of at least 1, got {batch}; choose a larger one")
@@ -63,7 +70,7 @@ class BatchSource:
         self.batch = batch
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.augment = augment
+        self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, augment)
 
     def order(self, epoch: int) -> list[int]:
         """Return the indices in the order of epoch number `epoch`, from 0."""
@@ -80,25 +87,72 @@ class BatchSource:
         """Return batch number `step`.
 
         Returns:
-            Normalised images float32 (N, 3, height, width) and labels int64 (N, height, width).
+            Normalised images float32 (N, 3, height, width), and labels int64: (N, height, width), or (N,) where
+            images are classified.
 
         Raises:
             DataError: If a sample cannot be read.
         """
         rng = np.random.default_rng([self.seed, _AUGMENT, step])
-        height, width = self.size
-        images = np.empty((self.batch, 3, height, width), np.float32)
-        labels = np.empty((self.batch, height, width), np.int64)
-        fill = (round(255 * self.data.mean[0]), round(255 * self.data.mean[1]), round(255 * self.data.mean[2]))
-        for k, index in enumerate(self.chosen(step)):
-            image, label, _ = self.data[index]
-            if self.augment:
-                image, label = random_crop_flip(image, label, self.size, rng, fill=fill)
-            elif label.shape != self.size:
-                image, label = _scaled(image, label, self.size, (0, 0, *label.shape))
-            images[k] = normalise(image, self.data.mean, self.data.std)
-            labels[k] = label
-        return images, labels
+        images, labels = zip(*(self.prepare(self.data[i], rng) for i in self.chosen(step)), strict=True)
+        return np.stack(images), np.stack(labels).astype(np.int64)
+
+
+def batch_source(
+    data: SegmentationData,
+    indices: Sequence[int],
+    batch: int,
+    size: tuple[int, int],
+    seed: int,
+    augment: bool = True,
+    cutout: int = 0,
+) -> BatchSource:
+    """Return the batches that fit a dataset's task.
+
+    Args:
+        data: Where samples come from.
+        indices: Which of them to use.
+        batch: Samples a batch.
+        size: (height, width) of the batches.
+        seed: Of order and augmentation.
+        augment: Segmentation: rescale, crop, flip and jitter. Classification: pad by `PAD`, crop, flip, `cut_out`.
+            Without it, samples of another size are resized to `size`.
+        cutout: Side of the square that is cut out of images, in pixels; 0 for none. Classification only.
+
+    Raises:
+        DataError: If there are no indices, one is outside the dataset or occurs twice, a number is out of range, or
+            `cutout` is asked for where every pixel has a label.
+    """
+    if task_of(data) is CLASSIFICATION:
+        prepare = partial(_prepare_image, data, size, augment, cutout)
+        return BatchSource(data, indices, batch, size, seed, augment, prepare)
+    if cutout:
+        raise DataError(f"expected a cutout of 0 for {data.name}, where every pixel has a label, got {cutout}")
+    return BatchSource(data, indices, batch, size, seed, augment)
+
+
+def _prepare_map(
+    data: SegmentationData, size: tuple[int, int], augment: bool, sample: Sample, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return an image and its label map, both of `size`."""
+    image, label, _ = sample
+    if augment:
+        fill = (round(255 * data.mean[0]), round(255 * data.mean[1]), round(255 * data.mean[2]))
+        image, label = random_crop_flip(image, label, size, rng, fill=fill)
+    elif label.shape != size:
+        image, label = _scaled(image, label, size, (0, 0, *label.shape))
+    return normalise(image, data.mean, data.std), label
+
+
+def _prepare_image(
+    data: SegmentationData, size: tuple[int, int], augment: bool, cutout: int, sample: Sample, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return an image of `size` and its one label."""
+    image, label, _ = sample
+    if not augment:
+        return normalise(scaled_image(image, size), data.mean, data.std), label
+    planes = normalise(pad_crop_flip(image, size, rng), data.mean, data.std)
+    return (cut_out(planes, cutout, rng) if cutout else planes), label
 
 
 def batches(
@@ -109,8 +163,8 @@ def batches(
     rng: np.random.Generator,
     augment: bool = True,
 ) -> Iterator[Batch]:
-    """Yield batches without end: a `BatchSource` seeded by one draw from `rng`."""
-    source = BatchSource(data, indices, batch, size, int(rng.integers(2**62)), augment)
+    """Yield batches without end: a `batch_source` seeded by one draw from `rng`."""
+    source = batch_source(data, indices, batch, size, int(rng.integers(2**62)), augment)
     return map(source, itertools.count())
 
 
@@ -161,6 +215,60 @@ def random_crop_flip(
     out[rows, columns] = _jittered(part, jitter, rng)
     out_label[rows, columns] = part_label
     return out, out_label
+
+
+def pad_crop_flip(
+    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator, pad: int = PAD
+) -> NDArray[np.uint8]:
+    """Put black around an image, crop it at a random place, and mirror it half the time (DARTS, appendix A.2).
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: (height, width) of the result.
+        rng: Draws top, left and mirror, in this order.
+        pad: Pixels on each side.
+
+    Raises:
+        DataError: If the padded image is smaller than `size`.
+    """
+    room = (image.shape[0] + 2 * pad - size[0], image.shape[1] + 2 * pad - size[1])
+    if min(room) < 0:
+        raise DataError(
+            f"expected crops of at most {image.shape[0] + 2 * pad}x{image.shape[1] + 2 * pad} of images padded by "
+            f"{pad}, got {size[0]}x{size[1]}; choose a smaller crop"
+        )
+    top, left = (int(rng.integers(n + 1)) for n in room)
+    out = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + size[0], left : left + size[1]]
+    return out[:, ::-1] if rng.random() < 0.5 else out
+
+
+def cut_out(planes: NDArray[np.float32], side: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return a normalised image (3, H, W) with a square set to 0, its centre anywhere (DeVries and Taylor 2017).
+
+    Args:
+        planes: The image; it is not changed.
+        side: Of the square, in pixels; what lies outside the image is lost, so less may be cut out.
+        rng: Draws row and column of the centre, in this order.
+
+    Raises:
+        DataError: If `side` is negative.
+    """
+    if side < 0:
+        raise DataError(f"expected a cutout of 0 pixels or more, got {side}; choose another")
+    spans = []
+    for n in planes.shape[1:]:
+        start = int(rng.integers(n)) - side // 2
+        spans.append(slice(max(0, start), max(0, start + side)))
+    out = planes.copy()
+    out[:, spans[0], spans[1]] = 0
+    return out
+
+
+def scaled_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return an image uint8 (H, W, 3) at `size` (height, width), bilinear; itself if it has that size."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def normalise(

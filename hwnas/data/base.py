@@ -1,4 +1,4 @@
-"""What every dataset is: samples with one void label, class names, and the split for the bilevel search."""
+"""What every dataset is: samples with one void label, class names, its task, and the split for the bilevel search."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a dataset asks of a network. The loss is cross-entropy in either case, over pixels or over images.
+
+    Attributes:
+        name: ``"segmentation"`` (one label a pixel) or ``"classification"`` (one label an image).
+        metric: What a score is called in logs and reports.
+        title: What it is called for people.
+    """
+
+    name: str
+    metric: str
+    title: str
+
+
+SEGMENTATION = Task("segmentation", "miou", "mIoU")
+CLASSIFICATION = Task("classification", "accuracy", "top-1 accuracy")
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 RGB (H, W, 3).
-        label: uint8 (H, W), IGNORE_LABEL for void.
+        label: uint8 (H, W), IGNORE_LABEL for void; of classification one label, ().
         name: What the dataset calls it.
     """
 
@@ -87,6 +106,11 @@ class SegmentationData(Protocol):
     def std(self) -> tuple[float, float, float]: ...  # noqa: D102
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def task_of(data: SegmentationData) -> Task:
+    """Return the task of a dataset: its labels tell, so nothing can contradict them."""
+    return SEGMENTATION if data[0].label.ndim else CLASSIFICATION
 
 
 class SampleCache:

@@ -270,8 +270,8 @@ class Linear(Op):
 
 @op("argmax", pure=True)
 class ArgMax(Op):
-    """Class of the highest score per pixel; the first one on ties."""
+    """Class of the highest score, of each pixel or of the image; the first one on ties."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, classes, H, W) -> (N, H, W), uint8."""
+        """(N, classes, H, W) -> (N, H, W), or (N, classes) -> (N,), uint8."""
         return x.argmax(dim=1).to(torch.uint8)

@@ -10,6 +10,7 @@ from hwnas.arch import Architecture, Decision
 from hwnas.errors import unknown
 from hwnas.gates import choice
 from hwnas.ops import layers
+from hwnas.ops.drop_path import DropPath
 from hwnas.ops.registry import active_tracer
 
 NONE = "none"
@@ -103,24 +104,29 @@ class MixedOp(nn.Module):
         """Build all candidates of `decision`, or the one that `arch` answers."""
         super().__init__()
         self.decision = decision
+        self.stride = stride
         answer = arch.get(decision.name)
         self.answer = answer
         options = decision.options if answer is None else (answer,)
         built = {o: build_candidate(o, channels, stride, search) for o in options if o != NONE}
         self.ops = nn.ModuleDict(built)
+        # An identity is never left out, as in the public DARTS code: model.py.
+        dropped = answer is not None and not isinstance(built.get(answer), nn.Identity)
+        self.drop: nn.Module = DropPath() if dropped else nn.Identity()
 
-    def forward(self, x: Tensor, weights: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the chosen candidate, or the weighted sum of all.
 
         Args:
             x: (N, C, H, W).
             weights: (n_options,) in the order of the decision's options; not read once it is answered.
+            sampled: Whether options of weight 0 are left out, and get no gradient: memory is that of the others.
 
         Returns:
             (N, C, ceil(H/stride), ceil(W/stride)).
         """
         if self.answer is not None:
-            chosen: Tensor = self.ops[self.answer](x)
+            chosen: Tensor = self.drop(self.ops[self.answer](x))
             return chosen
         tracer = active_tracer.get()
         if tracer is not None:
@@ -131,8 +137,16 @@ class MixedOp(nn.Module):
             return tracer.join(out)
         assert weights is not None, f"{self.decision.name} is open and was given no weights"
         # none keeps its probability mass and contributes zero (DARTS 2.1)
-        terms = [w * self.ops[o](x) for o, w in zip(self.decision.options, weights, strict=True) if o != NONE]
+        on = weights.tolist() if sampled else [1.0] * len(weights)
+        pairs = [(o, w) for o, w, v in zip(self.decision.options, weights, on, strict=True) if o != NONE and v != 0]
+        if not pairs:
+            return self._zero(x, weights[self.decision.options.index(NONE)])
+        terms = [w * self.ops[o](x) for o, w in pairs]
         total: Tensor = terms[0]
         for t in terms[1:]:
             total = total + t
         return total
+
+    def _zero(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return zeros of the shape of the result, where `none` alone was sampled."""
+        return weight * 0 * x[:, :, :: self.stride, :: self.stride]

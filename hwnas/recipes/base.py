@@ -24,10 +24,15 @@ class Recipe:
         widths: Channels the derived network may have, narrowest first: multiples of what the engine computes at once.
         search: The search.
         train: The training of the derived network.
-        data: ``"synthetic"``, or None where the user names a folder.
+        data: ``"synthetic"`` or ``"synthetic-shapes"``, or None where the user names a folder.
+        needs: What that folder is, for people.
         calibration: Whole networks measured beside the ops.
         budget_percentile: The default budget: this percentile of latency over random architectures of all widths.
         width_utility: What doubling the channels is worth, as a share of the score of the paper's rule.
+        depths: Numbers of cells the derived network may have, least first; empty for that of `space` alone. Cells of
+            one kind share their architecture, so that one search serves all.
+        depth_utility: What doubling the cells is worth, as a share of the score of the paper's rule.
+        rerank_steps: Of the short trainings that derived networks are compared by, where that is asked for.
         stop: When an entry of the table has been visited often enough.
     """
 
@@ -38,14 +43,19 @@ class Recipe:
     search: SearchConfig
     train: TrainConfig
     data: str | None = "synthetic"
+    needs: str = "a folder in CamVid's layout"
     calibration: Calibration = field(default_factory=Calibration)
     budget_percentile: float = 30.0
     width_utility: float = 0.5
+    depths: tuple[int, ...] = ()
+    depth_utility: float = 0.5
+    rerank_steps: int = 100
     stop: StopRule = field(default_factory=StopRule)
 
     def scales(self) -> tuple[Scale, ...]:
-        """Return the deployment scale at each width."""
-        return tuple(replace(self.space.scale, channels=w) for w in self.widths)
+        """Return the deployment scale at each width and depth, narrowest first, then shallowest."""
+        scale = self.space.scale
+        return tuple(replace(scale, channels=w, cells=d) for w in self.widths for d in self.depths or (scale.cells,))
 
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {}

@@ -21,6 +21,9 @@ def darts_quick() -> Recipe:
         title="DARTS cells, synthetic streets, 192x256: minutes on a laptop",
         space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
         widths=(16, 32),
+        # Cells are the finer step: between the two widths lie budgets that neither comes near.
+        depths=(6, 7, 8, 9, 10),
+        depth_utility=0.3,
         search=SearchConfig(
             scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
         ),

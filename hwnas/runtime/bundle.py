@@ -64,7 +64,8 @@ class Output:
     Attributes:
         name: In the file.
         kind: ``"labels"`` (1, height, width); ``"logits"``, scores of each class (1, classes, height, width);
-            ``"scores"``, the same before they are upsampled: (1, classes, h, w).
+            ``"scores"``, the same before they are upsampled: (1, classes, h, w). Of a network that classifies images
+            (1,), and twice (1, classes).
         shape: As above.
         dtype: ``"uint8"`` of labels, else ``"float32"``.
     """
@@ -128,6 +129,11 @@ class Bundle:
         return self.folder / self.onnx
 
     @property
+    def classifies(self) -> bool:
+        """Whether it gives one label an image instead of one a pixel."""
+        return len(self.output.shape) < 3
+
+    @property
     def digest(self) -> str:
         """Hex digest of all that `engine.json` says, and so of all files."""
         return sha256(canonical_json(self._content()))
@@ -174,6 +180,7 @@ class Bundle:
         labels, full = self.output.kind == "labels", (1, len(self.classes), height, width)
         shape = self.output.shape
         reduced = self.output.kind == "scores" and len(shape) == 4 and shape[:2] == full[:2]
+        of_image = shape == ((1,) if labels else full[:2])
         fixed = (self.input.dtype, self.input.layout, self.input.colour)
         good = {
             "precision": (self.precision in PRECISIONS, self.precision),
@@ -184,7 +191,10 @@ class Bundle:
             "input.std": (len(self.input.std) == 3 and min(self.input.std) > 0, self.input.std),
             "output.kind": (self.output.kind in KINDS, self.output.kind),
             "output.dtype": (self.output.dtype == ("uint8" if labels else "float32"), self.output.dtype),
-            "output.shape": (reduced or shape == ((1, height, width) if labels else full), shape),
+            "output.shape": (
+                reduced or of_image or shape == ((1, height, width) if labels else full),
+                shape,
+            ),
             "palette": (len(self.palette) == len(self.classes) and {len(c) for c in self.palette} == {3}, self.palette),
         }
         wrong = next(((name, value) for name, (holds, value) in good.items() if not holds), None)
@@ -239,6 +249,8 @@ class Application(Protocol):
 
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the class of each pixel (height, width) of an image RGB (height, width, 3) of the bundle's size.
+
+        A network that classifies images gives one class, ().
 
         Raises:
             HwnasError: If the image is another, or the engine fails.
@@ -323,8 +335,7 @@ class HostApplication:
 
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the class of each pixel; see `Application`."""
-        labels: NDArray[np.uint8] = to_labels(self.output(image), self._input.size)[0]
-        return labels
+        return np.asarray(to_labels(self.output(image), self._input.size)[0])
 
     def output(self, image: NDArray[np.uint8]) -> Array:
         """Return what the network gives; see `Application`."""

@@ -171,7 +171,8 @@ class Pipeline:
 
         Args:
             gpu: The GPU.
-            network: From one image (1, 3, H, W) to labels (1, H, W) uint8, or to scores (1, C, h, w).
+            network: From one image (1, 3, H, W) to labels (1, H, W) uint8, or to scores (1, C, h, w); or to those of
+                the whole image, (1,) or (1, C).
             stack: Gets what must be given back.
             mean: Of the colours, where white is 1.
             std: The same.
@@ -181,7 +182,8 @@ class Pipeline:
         """
         (name, (shape, _)), *more = network.inputs.items()
         (out, (out_shape, out_dtype)), *others = network.outputs.items()
-        fits = len(shape) == 4 and shape[1] == 3 and (len(out_shape) == 4 or out_dtype is np.uint8)
+        ends_in_scores = len(out_shape) in (2, 4)
+        fits = len(shape) == 4 and shape[1] == 3 and (ends_in_scores or out_dtype is np.uint8)
         if more or others or not fits:
             raise HwnasError(
                 f"{network.name}: an application needs one image (1, 3, H, W), and one result: uint8 labels or scores"
@@ -195,20 +197,23 @@ class Pipeline:
         self._network, self._stream = network, gpu.stream()
         n, _, height, width = shape
         self._shape, self._size = (n, height, width, 3), (height, width)
+        classifies = len(out_shape) < 3
+        if classifies:
+            self._size = (1, 1)  # one label is a map of one pixel
         self._parameters = (*mean, *(1 / s for s in std))
         self._image_host, self._labels_host = (
             own(cuda.host(self._shape, np.uint8)),
-            own(cuda.host((n, height, width), np.uint8)),
+            own(cuda.host((n,) if classifies else (n, height, width), np.uint8)),
         )
         self.image, self.labels = self._image_host.array, self._labels_host.array
         self._image = own(cuda.memory(self.image.nbytes))
         self._into, self._labels = network.memory[name], network.memory[out]
         self._preprocess = cuda.function(KERNELS["preprocess_f32"])
         self._scores: tuple[int, ...] = ()
-        if len(out_shape) == 4:
+        if ends_in_scores:
             kind = "f16" if out_dtype is np.float16 else "f32"
             self._upsample = cuda.function(KERNELS[f"upsample_argmax_{kind}"])
-            self._from, self._scores = self._labels, tuple(out_shape[1:])
+            self._from, self._scores = self._labels, (*out_shape[1:], 1, 1)[:3]
             self._labels = own(cuda.memory(self.labels.nbytes))
 
     def enqueue(self) -> None:
@@ -272,14 +277,13 @@ class GpuApplication:
         self._close()
 
     def labels(self, image: Array) -> Array:
-        """Return labels uint8 (H, W) of an image uint8 (H, W, 3) of exactly the network's size.
+        """Return labels uint8 (H, W), or (), of an image uint8 (H, W, 3) of exactly the network's size.
 
         Raises:
             HwnasError: If it is another size or type.
         """
         pipeline = self._run(image)
-        labels: Array = pipeline.labels[0].copy()
-        return labels
+        return np.array(pipeline.labels[0])
 
     def output(self, image: Array) -> Array:
         """Return what the network itself gives for an image: labels or scores."""

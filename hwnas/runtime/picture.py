@@ -29,6 +29,8 @@ Picture = NDArray[np.uint8]  # RGB (height, width, 3)
 def run_on_picture(folder: Path, image: Path, out: Path, overlay: bool = False, force: bool = False) -> list[str]:
     """Run a bundle on a picture, and write a PNG of the picture, at the size of the network, beside its labels.
 
+    A network that classifies pictures fills the right half with the colour of its class.
+
     Args:
         folder: A bundle.
         image: A picture that Pillow reads.
@@ -37,7 +39,7 @@ def run_on_picture(folder: Path, image: Path, out: Path, overlay: bool = False, 
         force: Whether `out` may be there already.
 
     Returns:
-        What there is to say, in lines: how long it took, and the share of each class.
+        What there is to say, in lines: how long it took, and the share of each class, or the one class.
 
     Raises:
         HwnasError: If the bundle or the picture cannot be used, or `out` is there already.
@@ -52,15 +54,19 @@ def run_on_picture(folder: Path, image: Path, out: Path, overlay: bool = False, 
     with open_application(bundle) as application:
         labels = application.labels(picture)
         took_ms = timed(lambda: application.labels(picture), RUNS, time.perf_counter_ns).wall_ms
-    drawn = np.asarray(bundle.palette, np.uint8)[labels]
+    drawn = np.broadcast_to(np.asarray(bundle.palette, np.uint8)[labels], picture.shape)
     if overlay:
         drawn = (picture // 2 + drawn // 2).astype(np.uint8)
     _write(np.hstack([picture, np.full((len(picture), GAP, 3), 255, np.uint8), drawn]), out)
-    counts = np.bincount(labels.reshape(-1), minlength=len(bundle.classes))
-    width = max(map(len, bundle.classes))
-    shares = [f"{name:<{width}}  {n / labels.size:6.1%}" for name, n in zip(bundle.classes, counts, strict=True)]
+    found = [f"class: {bundle.classes[int(labels)]}"] if bundle.classifies else _shares(labels, bundle.classes)
     speed = f"{np.median(took_ms):.4g} ms from picture in memory to labels, median of {RUNS} by the wall clock"
-    return [*said, *shares, f"{speed}, with {bundle.engine} in {bundle.precision}", f"wrote {out}"]
+    return [*said, *found, f"{speed}, with {bundle.engine} in {bundle.precision}", f"wrote {out}"]
+
+
+def _shares(labels: NDArray[np.uint8], classes: tuple[str, ...]) -> list[str]:
+    counts = np.bincount(labels.reshape(-1), minlength=len(classes))
+    width = max(map(len, classes))
+    return [f"{name:<{width}}  {n / labels.size:6.1%}" for name, n in zip(classes, counts, strict=True)]
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> tuple[Picture, list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
@@ -30,6 +31,7 @@ DARTS_OPS = (
 )
 Stem = Literal["cifar", "imagenet", "segmentation"]
 Head = Literal["classification", "segmentation"]
+_HALVINGS: Mapping[Stem, int] = {"cifar": 0, "segmentation": 2, "imagenet": 3}  # of the size before the cells
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class ChainSpace:
         check(self, arch, partial=True)
         return ChainNet(self, arch, search=form == "search", labels=labels)
 
+    def build_auxiliary(self) -> AuxiliaryHead:
+        """Build the head that is trained on the second reduction cell beside a network, and never ships."""
+        return AuxiliaryHead(self)
+
     def genotype(self, arch: Architecture) -> Genotype:
         """Return a complete architecture in DARTS notation."""
         return genotype(arch, self.nodes)
@@ -133,31 +139,39 @@ class ChainNet(nn.Module):
             before, last, reduced = last, space.nodes * c, reduction
             widths.append(last)
         self.cells = nn.ModuleList(cells)
-        self.low = max(k for k in (0, *reductions) if k < space.scale.cells)  # what enters the last reduction
+        self.low = reductions[1]  # the position of the last reduction
         self.head: nn.Module = (
-            _ClassificationHead(last, space.classes)
+            _ClassificationHead(last, space.classes, labels)
             if space.head == "classification"
             else _SegmentationHead(widths[self.low], last, space, labels)
         )
 
-    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Tensor:
         """Compute class scores.
 
         Args:
             image: (N, 3, H, W).
             probs: ``{group: (decisions, options)}`` where decisions are open.
+            sampled: Whether options of probability 0 are not to be computed: memory is that of the others.
 
         Returns:
-            (N, classes), or (N, classes, H, W), or with `labels` (N, H, W) of uint8.
+            (N, classes), or (N, classes, H, W); with `labels` (N,) or (N, H, W) of uint8.
         """
+        return self.with_tap(image, probs, sampled)[0]
+
+    def with_tap(
+        self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, and the map after the second reduction cell, which an `AuxiliaryHead` reads."""
         s0 = self.stem0(image)
-        s1 = low = self.stem1(s0)
+        s1 = low = tap = self.stem1(s0)
         for k, (kind, cell) in enumerate(zip(self.kinds, self.cells, strict=True)):
             if k == self.low:
                 low = s1
-            s0, s1 = s1, cell(s0, s1, None if probs is None else probs[kind])
-        out: Tensor = self.head(image, low, s1)
-        return out
+            s0, s1 = s1, cell(s0, s1, None if probs is None else probs[kind], sampled)
+            if k == self.low:
+                tap = s1
+        return self.head(image, low, s1), tap
 
 
 def _stem(stem: Stem, c: int) -> tuple[nn.Module, nn.Module, int, int]:
@@ -171,13 +185,14 @@ def _stem(stem: Stem, c: int) -> tuple[nn.Module, nn.Module, int, int]:
 
 
 class _ClassificationHead(nn.Module):
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, labels: bool) -> None:
         super().__init__()
         self.pool = layers.GlobalPool()
         self.linear = layers.Linear(channels, classes)
+        self.argmax = layers.ArgMax() if labels else nn.Identity()
 
     def forward(self, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        out: Tensor = self.linear(self.pool(high))
+        out: Tensor = self.argmax(self.linear(self.pool(high)))
         return out
 
 
@@ -198,3 +213,68 @@ class _SegmentationHead(nn.Module):
         scores = self.add(coarse, self.score_low(self.relu(low)))
         out: Tensor = self.argmax(layers.resize(scores, image))
         return out
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier in the middle of a network: its loss reaches early cells, and it is thrown away.
+
+    Classification: that of the public DARTS code, model.py. Segmentation: a small FCN head (Long et al. 2015), its
+    scores brought to full size, as real-time networks are trained (BiSeNet, section 3.4).
+    """
+
+    def __init__(self, space: ChainSpace) -> None:
+        """Build it; use `ChainSpace.build_auxiliary`.
+
+        Raises:
+            HwnasError: If the maps it is to read are too small for its pooling.
+        """
+        super().__init__()
+        first, second = space.reductions()
+        doublings = len({first, second})  # of channels, and halvings of the size: a short chain may have one reduction
+        channels = space.nodes * space.scale.channels * 2**doublings
+        self.segments = space.head == "segmentation"
+        if self.segments:
+            self.layers = nn.Sequential(
+                layers.ConvBN(channels, space.head_channels, 3, relu=True),
+                layers.Classifier(space.head_channels, space.classes),
+            )
+            return
+        # Maps are 8x8 on CIFAR and 7x7 on ImageNet, so that either pooling gives 2x2.
+        stride = 3 if space.stem == "cifar" else 2
+        side = min(space.scale.size)
+        for _ in range(_HALVINGS[space.stem] + doublings):
+            side = (side + 1) // 2
+        if side < 5 + stride:
+            raise HwnasError(
+                f"an auxiliary head reads maps of at least {5 + stride}x{5 + stride}, here they are {side} high or "
+                "wide; take larger images, or train without it (aux_weight=0)"
+            )
+        bn = [] if space.stem == "imagenet" else [nn.BatchNorm2d(768)]  # left out there by mistake, and kept
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            *bn,
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),  # larger images leave more than one pixel
+            nn.Flatten(),
+            nn.Linear(768, space.classes),
+        )
+
+    def forward(self, image: Tensor, tap: Tensor) -> Tensor:
+        """Compute class scores.
+
+        Args:
+            image: (N, 3, H, W), for its size.
+            tap: What `ChainNet.with_tap` gives.
+
+        Returns:
+            (N, classes), or (N, classes, H, W).
+        """
+        scores: Tensor = self.layers(tap)
+        if self.segments:
+            scores = F.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=False)
+        return scores

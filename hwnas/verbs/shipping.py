@@ -13,11 +13,12 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.arch import Architecture
-from hwnas.data import SegmentationData
+from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
 from hwnas.errors import HwnasError
 from hwnas.export import ending, export, load_weights
 from hwnas.files import read_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
+from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.trace import INPUT
 from hwnas.run import Derived, Run
 from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
@@ -27,7 +28,15 @@ from hwnas.spaces.base import trace_space
 from hwnas.steplog import StepLog
 from hwnas.train import Training, evaluate, train
 from hwnas.ui import bar, console, summary, table
-from hwnas.validate import MIOU_LOSS, application_of, left_out_ms, measure_network, references, score, verdict
+from hwnas.validate import (
+    SCORE_LOSS,
+    application_of,
+    left_out_ms,
+    measure_network,
+    references,
+    score,
+    verdict,
+)
 from hwnas.verbs.common import open_table, read_split
 
 
@@ -45,7 +54,7 @@ def run_train(run: Run) -> None:
     settings = {"arch": derived.arch.id, "scale": derived.scale.to_json(), "data": data.name}
     with bar("train", config.steps) as update:
         best = train(training, val, model.parent, settings, StepLog(run.folder / "train.jsonl"), update)
-    summary({"weights": model, "best val mIoU": f"{best:.2%}"}, f"hwnas export {run.name}")
+    summary({"weights": model, f"best val {training.task.title}": f"{best:.2%}"}, f"hwnas export {run.name}")
 
 
 def run_export(
@@ -185,24 +194,38 @@ def _prove(run: Run, bundle: Bundle, latency: LatencyTable, test: SegmentationDa
     network = space.build(derived.arch, form="deploy")
     load_weights(network, weights)
     with bar("test the network", len(test)) as update:
-        torch_miou = evaluate(network.eval(), test, update).miou()
+        in_torch = evaluate(network.eval(), test, update)
     application, scored_with = application_of(bundle)
     with bar("test the file", len(test)) as update, application:
         confusion = score(application, kind, test, run.folder / "predictions.png", update)
     predicted_ms = derived.predicted_ms - left_out_ms(space, derived.arch, exported, latency)
-    miou, ious = confusion.miou(), [None if np.isnan(v) else float(v) for v in confusion.iou()]
     return {
-        **verdict(measured, where, predicted_ms, derived.budget_ms, slowdown, kind),
-        "test_miou": miou,
-        "torch_miou": torch_miou,
-        "accepted": miou >= torch_miou - MIOU_LOSS,
+        **verdict(measured, where, predicted_ms, derived.budget_ms, slowdown, kind, bundle.classifies),
+        **_quality(confusion, in_torch, test),
         "scored_with": scored_with,
-        "pixel_accuracy": confusion.pixel_accuracy(),
-        "iou": dict(zip(test.classes.names, ious, strict=True)),
         "where": where,
         "table": latency.name,
         "model_sha256": bundle.onnx_sha256,
         "bundle_sha256": bundle.digest,
+    }
+
+
+def _quality(file: ConfusionMatrix, network: ConfusionMatrix, test: SegmentationData) -> dict[str, Any]:
+    """Return what a report says about accuracy: of the file, beside its network in torch."""
+    task = task_of(test)
+    score_of_file, score_of_network = score_of(file, task), score_of(network, task)
+    if task is SEGMENTATION:
+        name, by_class, more = "iou", file.iou(), {"pixel_accuracy": file.pixel_accuracy()}
+    else:
+        name, by_class, more = "recall", file.recall(), {}
+    values = [None if np.isnan(v) else float(v) for v in by_class]
+    return {
+        "task": task.name,
+        f"test_{task.metric}": score_of_file,
+        f"torch_{task.metric}": score_of_network,
+        "accepted": score_of_file >= score_of_network - SCORE_LOSS,
+        **more,
+        name: dict(zip(test.classes.names, values, strict=True)),
     }
 
 
@@ -214,15 +237,24 @@ def _judge(run: Run, report: Mapping[str, Any], arch: Architecture) -> bool:
     """
     _show_verdict(run, report, arch)
     if not report["accepted"]:
+        task, (file, network) = _scores(report)
         raise HwnasError(
-            f"the file's test mIoU is {report['test_miou']:.2%}, its network's {report['torch_miou']:.2%}: more than "
-            f"{100 * MIOU_LOSS:g} points lower; do not use it, export it in fp32 or for another engine"
+            f"the file's test {task.title} is {file:.2%}, its network's {network:.2%}: more than "
+            f"{100 * SCORE_LOSS:g} points lower; do not use it, export it in fp32 or for another engine"
         )
     return bool(report["met"])
 
 
+def _scores(report: Mapping[str, Any]) -> tuple[Task, tuple[float, float]]:
+    """Return the task of a report, and the scores of the file and of its network in torch."""
+    task = CLASSIFICATION if report.get("task") == CLASSIFICATION.name else SEGMENTATION  # the first reports name none
+    return task, (report[f"test_{task.metric}"], report[f"torch_{task.metric}"])
+
+
 def _show_verdict(run: Run, report: Mapping[str, Any], arch: Architecture) -> None:
     met = "met" if report["met"] else "missed"
+    task, (file, network) = _scores(report)
+    pixels = f" (pixels {report['pixel_accuracy']:.2%})" if task is SEGMENTATION else ""
     facts: dict[str, object] = {
         "network": arch.id,
         "latency": f"{report['measured_ms']:.4g} ms where the machine is quiet; of all runs p50 "
@@ -232,8 +264,8 @@ def _show_verdict(run: Run, report: Mapping[str, Any], arch: Architecture) -> No
         "machine": "no reference networks: the plan of the table is not here, or it is of another engine"
         if report["slowdown"] is None
         else f"networks of the table took {report['slowdown']:.3f} of what they took when it was made",
-        "test mIoU": f"{report['test_miou']:.2%} (pixels {report['pixel_accuracy']:.2%})",
-        "in torch": f"{report['torch_miou']:.2%}; the file was computed by {report['scored_with']}",
+        f"test {task.title}": f"{file:.2%}{pixels}",
+        "in torch": f"{network:.2%}; the file was computed by {report['scored_with']}",
         "pictures": run.folder / "predictions.png",
         "report": run.folder / "report.json",
     }

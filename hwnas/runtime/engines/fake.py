@@ -104,11 +104,13 @@ def modelled_ms(entry: Entry) -> float:
 def scope_bytes(entry: Entry) -> int:
     """Return the bytes that are read and written beside the network, in the scope of the entry's role."""
     read = sum(4 * math.prod(shape) for shape in entry.inputs.values())
-    made = sum((1 if len(shape) == 3 else 4) * math.prod(shape) for shape in entry.output_shapes().values())
+    made = sum((1 if len(shape) in (1, 3) else 4) * math.prod(shape) for shape in entry.output_shapes().values())
     if entry.role == "copies":
         return read + made
-    image, labels = read // 4, read // 12  # one byte a colour of a pixel, one byte a pixel
-    ends_in_scores = len(next(iter(entry.output_shapes().values()))) == 4
+    shape = next(iter(entry.output_shapes().values()))
+    image = read // 4  # one byte a colour of a pixel
+    labels = read // 12 if len(shape) > 2 else 1  # one byte a pixel, or one
+    ends_in_scores = len(shape) in (2, 4)
     return image + (image + read) + (made + labels if ends_in_scores else 0) + labels
 
 

@@ -44,29 +44,31 @@ def image_of(entry: Entry) -> tuple[str, tuple[int, int]]:
     """Return name and (height, width) of the image that an application feeds to its network.
 
     Raises:
-        HwnasError: If the network does not go from one image (N, 3, H, W) to one map of labels or scores.
+        HwnasError: If the network does not go from one image (N, 3, H, W) to labels or scores, of pixels or of images.
     """
     shapes, results = list(entry.inputs.items()), list(entry.output_shapes().values())
     fits = len(shapes) == len(results) == 1 and len(shapes[0][1]) == 4 and shapes[0][1][1] == 3
-    if not fits or len(results[0]) not in (3, 4):
+    if not fits or not 1 <= len(results[0]) <= 4:
         raise HwnasError(
             f"{entry.key}: an application needs a network from one image (N, 3, H, W) to labels (N, H, W) or scores "
-            f"(N, classes, h, w), got {dict(entry.inputs)} to {entry.output_shapes()}"
+            f"(N, classes, h, w), or to those of whole images, (N,) or (N, classes), got {dict(entry.inputs)} to "
+            f"{entry.output_shapes()}"
         )
     name, (_, _, height, width) = shapes[0]
     return name, (height, width)
 
 
 def to_labels(output: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return labels (N, height, width) of what a network gives.
+    """Return labels (N, height, width) of what a network gives; (N,) of one that classifies images.
 
     Args:
-        output: Labels (N, height, width), which are returned as they are, or scores (N, classes, h, w).
+        output: Labels (N, height, width) or (N,), which are returned as they are, or scores (N, classes, h, w) or
+            (N, classes).
         size: (height, width).
     """
     if output.ndim == 4 and output.shape[2:] != size:
         return upsample_argmax(output, size)
-    labels: NDArray[np.uint8] = output if output.ndim == 3 else output.argmax(axis=1).astype(np.uint8)
+    labels: NDArray[np.uint8] = output if output.ndim in (1, 3) else output.argmax(axis=1).astype(np.uint8)
     return labels
 
 
