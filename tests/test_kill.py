@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -11,14 +12,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from hwnas import checkpoint
 from hwnas.latency import LatencyTable
 from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.device import provenance
@@ -49,7 +51,13 @@ def darts_longer():
     calibration = Calibration(fit=4, test=1, derived=1, isolated=False)
     return replace(tiny, name="darts-longer", widths=(4,), search=search, train=train, calibration=calibration)
 
+def darts_every():
+    # a checkpoint after every step, whatever it costs
+    longer = darts_longer()
+    return replace(longer, name="darts-every", search=replace(longer.search, steps=40, checkpoint_every=1))
+
 base.recipe(darts_longer)
+base.recipe(darts_every)
 trace_space(darts_longer().space)  # torch imports more when it is first used
 import torch._dynamo
 for line in sys.stdin:
@@ -68,7 +76,7 @@ for line in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-LONGER = "darts-longer"
+LONGER, EVERY = "darts-longer", "darts-every"
 
 
 class Starter:
@@ -83,7 +91,7 @@ class Starter:
         assert self._read() == 0, self._printed.read_text()
 
     def kill(self, folder: Path, *words: str, when: Callable[[], bool], group: bool = False) -> None:
-        """Start a command and end it by SIGKILL as soon as `when` holds.
+        """Start a command and end it by SIGKILL as soon as `when` holds, which must be before it ends by itself.
 
         Args:
             folder: Where it runs.
@@ -91,15 +99,20 @@ class Starter:
             when: Looked at every few milliseconds.
             group: Whether its child processes are killed with it, as when the power goes; else they outlive it.
         """
+        assert self.try_kill(folder, *words, when=when, group=group), self._printed.read_text()
+
+    def try_kill(self, folder: Path, *words: str, when: Callable[[], bool], group: bool = False) -> bool:
+        """Do the same, but let a command that ends well before that do so; return whether it was killed."""
         pid = self._start(folder, words)
         end_s = time.monotonic() + 120
-        while not when():
+        while not when() and not self._ended():
             assert time.monotonic() < end_s, "the moment to kill it never came"
-            if self._ended():
-                pytest.fail(f"it ended with {self._read()} before it could be killed: {self._printed.read_text()}")
             time.sleep(0.002)
-        (os.killpg if group else os.kill)(pid, signal.SIGKILL)
-        assert self._read() == -signal.SIGKILL, "it was finished before it was killed"
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            (os.killpg if group else os.kill)(pid, signal.SIGKILL)
+        code = self._read()
+        assert code in (0, -signal.SIGKILL), self._printed.read_text()
+        return code != 0
 
     def _start(self, folder: Path, words: Sequence[str]) -> int:
         assert self._process.stdin is not None
@@ -357,21 +370,25 @@ def mark(log: Path) -> int:
     return len(records)
 
 
-def check_log(log: Path, whole: Path, marked: int, every: int) -> None:
-    """Hold a log against that of an uninterrupted run: at most the steps since a checkpoint were repeated.
+def check_log(log: Path, whole: Path, marked: int, kept_steps: Container[int]) -> None:
+    """Hold a log against that of an uninterrupted run: only the steps since a checkpoint were repeated.
 
     Args:
         log: Of the run that was killed, marked, and finished.
         whole: Of the uninterrupted run.
         marked: How many lines were marked.
-        every: Steps between checkpoints.
+        kept_steps: How many of them may have been kept.
     """
-    records = StepLog(log).read()
+    records, expected = ([r | {"seconds": 0} for r in StepLog(path).read()] for path in (log, whole))
     kept = [r["step"] for r in records if r.pop("mark", 0)]
-    assert records == StepLog(whole).read()
+    assert records == expected
     assert kept == list(range(len(kept)))
-    # A step's line is written before its checkpoint.
-    assert len(kept) in {marked // every * every, (marked - 1) // every * every} - {0}
+    assert len(kept) in kept_steps, f"{len(kept)} of {marked}"
+
+
+def every(n: int, marked: int) -> set[int]:
+    """Return how many steps are kept where each `n`-th writes a checkpoint; a step's line is written before it."""
+    return {marked // n * n, (marked - 1) // n * n} - {0}
 
 
 def test_search_and_train(starter: Starter, jobs: Path, tmp_path: Path) -> None:
@@ -385,13 +402,12 @@ def test_search_and_train(starter: Starter, jobs: Path, tmp_path: Path) -> None:
     uninterrupted, cwd = tmp_path / "whole" / "runs" / LONGER, tmp_path / "killed"
 
     log = run / "search.jsonl"
-    starter.kill(cwd, "search", LONGER, *data, when=lambda: lines(log) >= 3)
-    assert not (run / "search.pt").exists()
+    starter.kill(cwd, "search", LONGER, *data, when=lambda: lines(log) >= 1)
     starter.kill(cwd, "search", LONGER, when=lambda: lines(log) >= 11)
     assert not (run / "alphas.json").exists()
     marked = mark(log)
     starter.finish(cwd, "search", LONGER)
-    check_log(log, uninterrupted / "search.jsonl", marked, every=10)
+    check_log(log, uninterrupted / "search.jsonl", marked, range(marked - 10, marked + 1))  # ten are lost at most
     for name in ("alphas.json", "arch.json", "run.json"):
         assert (run / name).read_bytes() == (uninterrupted / name).read_bytes()
 
@@ -400,7 +416,98 @@ def test_search_and_train(starter: Starter, jobs: Path, tmp_path: Path) -> None:
     assert not (run / "train" / "model.safetensors").exists()
     marked = mark(log)
     starter.finish(cwd, "train", LONGER)
-    check_log(log, uninterrupted / "train.jsonl", marked, every=4)
+    check_log(log, uninterrupted / "train.jsonl", marked, every(4, marked))
     assert [r["step"] for r in StepLog(log).read()] == list(range(12))
     name = "train/model.safetensors"
     assert (run / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+class SearchKiller:
+    """Kills searches at random moments, and holds each that comes to its end against the uninterrupted one."""
+
+    def __init__(self, starter: Starter, table: Path, folder: Path, kills: int) -> None:
+        self._starter, self._table, self._folder, self._kills = starter, table, folder, kills
+        self._rng = np.random.default_rng(kills)
+        self._whole = self._new("whole")
+        begin_s = time.monotonic()
+        starter.finish(folder / "whole", "search", EVERY)
+        self._seconds = time.monotonic() - begin_s
+        self._steps = lines(self._whole / "search.jsonl")
+        self.killed = self.finished = self.repeated = self._marked = 0
+        self.stages: Counter[int] = Counter()  # tenths of the steps; -1 before the first, 10 after the last
+
+    def _new(self, name: str) -> Path:
+        run = self._folder / name / "runs" / EVERY
+        run.mkdir(parents=True)
+        shutil.copy(self._table, run)  # has all that is needed and more
+        return run
+
+    def run(self) -> None:
+        """Start searches and kill them until all kills are spent and the last search is finished."""
+        while self.killed < self._kills:
+            run = self._new(str(self.finished))
+            while self.killed < self._kills and self._starter.try_kill(
+                run.parents[1], "search", EVERY, when=self._moment(run / "search.jsonl")
+            ):
+                self._look(run)
+            self._starter.finish(run.parents[1], "search", EVERY)
+            self._check(run)
+
+    def _moment(self, log: Path) -> Callable[[], bool]:
+        """Return when to kill next: one moment in four by the clock, so that starts and ends are hit, else by steps.
+
+        Half of the latter are right after a step's line is written, which is while its checkpoint is.
+        """
+        if self._rng.random() < 0.25:
+            end_s = time.monotonic() + float(self._rng.uniform(0, 0.4 * self._seconds))
+            return lambda: time.monotonic() >= end_s
+        target = lines(log) + self._rng.exponential(self._steps / self._kills / 2)
+        later_s, seen_s = float(self._rng.choice([0.0, self._rng.uniform(0, self._seconds / self._steps)])), 0.0
+
+        def reached() -> bool:
+            nonlocal seen_s
+            if not seen_s and lines(log) >= target:
+                seen_s = time.monotonic()
+            return bool(seen_s) and time.monotonic() >= seen_s + later_s
+
+        return reached
+
+    def _look(self, run: Path) -> None:
+        """Hold what a kill left against the checkpoint, and mark what was done, to see what of it is done again."""
+        log, saved = run / "search.jsonl", run / "search.pt"
+        steps = len(self._repeats(log))
+        done = checkpoint.read(saved)["step"] if saved.exists() else 0
+        assert 0 <= steps - done <= 1, f"{steps} steps were done and {done} of them kept"
+        if log.exists():
+            self._marked = mark(log)
+        self.killed += 1
+        self.stages[int(10 * steps / self._steps) if steps else -1] += 1
+
+    def _repeats(self, log: Path) -> list[dict[str, Any]]:
+        """Return the lines of a log, less their marks: of those that were marked, one at most is there anew."""
+        records = StepLog(log).read()
+        assert [r["step"] for r in records] == list(range(len(records)))
+        lost = self._marked - sum(r.pop("mark", 0) for r in records)
+        assert 0 <= lost <= 1, f"{lost} of {self._marked} steps were done again"
+        self.repeated += lost
+        self._marked = 0
+        return [r | {"seconds": 0} for r in records]
+
+    def _check(self, run: Path) -> None:
+        assert self._repeats(run / "search.jsonl") == self._repeats(self._whole / "search.jsonl")
+        for name in ("alphas.json", "arch.json", "run.json"):
+            assert (run / name).read_bytes() == (self._whole / name).read_bytes(), name
+        self.finished += 1
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_search_killed_at_random_moments_loses_a_step_at_most_each_time(
+    starter: Starter, jobs: Path, tmp_path: Path, kills: int
+) -> None:
+    killer = SearchKiller(starter, jobs / "profiled" / "runs" / RECIPE / "table.json", tmp_path, kills)
+    killer.run()
+    print(f"{killer.killed} kills, {killer.finished} searches, {killer.repeated} steps repeated, {killer.stages}")
+    assert killer.killed == kills
+    assert killer.finished >= 1
+    assert killer.repeated <= kills
+    assert len(killer.stages.keys() - {-1, 10}) >= (8 if kills >= 50 else 2)

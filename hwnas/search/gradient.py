@@ -1,10 +1,10 @@
-"""Bilevel search by gradient descent: weights on one half of the training set, alphas on the other (DARTS)."""
+"""Search by gradient descent: weights on one half of the training set, alphas on the other, or both on all of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Group
-from hwnas.data.augment import BatchSource
+from hwnas.arch import Architecture, Group
+from hwnas.data.augment import BatchSource, batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
+from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
+from hwnas.search.config import SearchConfig
+from hwnas.search.costs import Bound, Cost
+from hwnas.search.derive import strongest
+from hwnas.search.functional import Functional
+from hwnas.search.guards import decidedness
+from hwnas.search.multiplier import Multiplier
 from hwnas.search.objective import task_loss
+from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment
 from hwnas.seeding import seeded
-from hwnas.spaces.base import Scale, SearchSpace
+from hwnas.spaces.base import SearchSpace
+from hwnas.spaces.cell import set_evaluation
 from hwnas.steplog import StepLog
 from hwnas.ui import Update, ignore
 
+__all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
+
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Settings of a search; the defaults are those of DARTS (section 3.1 and its code), the steps are the recipe's.
-
-    Attributes:
-        scale: Of the supernet: the proxy the search runs at.
-        steps: Weight steps in all.
-        warmup: First steps in which alphas stay where they are.
-        batch: Images a step, for weights and for alphas each.
-        crop: (height, width) of training crops.
-        w_lr: Learning rate of weights at the start; cosine to `w_lr_end`.
-        w_lr_end: At the end.
-        w_momentum: Of SGD.
-        w_decay: Weight decay of weights.
-        w_clip: Gradient norm of weights is clipped to this.
-        alpha_lr: Learning rate of alphas (Adam, betas 0.5 and 0.999).
-        alpha_decay: Weight decay of alphas.
-        latency_weight: See `LatencyTerm`.
-        seed: Of everything random.
-    """
-
-    scale: Scale
-    steps: int
-    warmup: int
-    batch: int
-    crop: tuple[int, int]
-    w_lr: float = 0.025
-    w_lr_end: float = 0.001
-    w_momentum: float = 0.9
-    w_decay: float = 3e-4
-    w_clip: float = 5.0
-    alpha_lr: float = 3e-4
-    alpha_decay: float = 1e-3
-    latency_weight: float = 0.1
-    seed: int = 2
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes to checkpoints beyond those that are asked for
 
 
 class Alphas(nn.Module):
@@ -75,114 +50,209 @@ class Alphas(nn.Module):
         )
 
     def forward(self) -> dict[str, Tensor]:
-        """Return ``{group: (decisions, options)}`` after the softmax over options."""
-        return {name: torch.softmax(a, dim=-1) for name, a in self.logits.items()}
+        """Return ``{group: (decisions, options)}``."""
+        return dict(self.logits.items())
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Return the logits as arrays."""
         return {name: a.detach().numpy().copy() for name, a in self.logits.items()}
 
 
-def alpha_gradients(
-    loss: Callable[[Mapping[str, Tensor]], Tensor],
-    alphas: Alphas,
-    penalty: Callable[[Mapping[str, Tensor]], Tensor] | None,
-) -> float:
-    """Set the gradients of alphas to those of the validation loss at the present weights: first order, xi = 0.
-
-    Weights get no gradient, and none is computed for them.
-
-    Args:
-        loss: Of the probabilities, on a validation batch.
-        alphas: Their ``grad`` is set.
-        penalty: Added to the loss, e.g. a `LatencyTerm`.
-
-    Returns:
-        The loss without the penalty.
-    """
-    probs = alphas()
-    value = loss(probs)
-    total = value if penalty is None else value + penalty(probs)
-    parameters = list(alphas.parameters())
-    for a, g in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
-        a.grad = g
-    return float(value.detach())
-
-
 class BilevelSearch:
-    """The state of a search and its two kinds of steps, alphas first, then weights."""
+    """The state of a search and its step: alphas first, then weights, or both at once.
+
+    BatchNorm computes with the statistics of the batch throughout; its running statistics follow the weight steps and
+    nothing else.
+
+    Attributes:
+        multiplier: The learned one, 0 where none is.
+        weight: Of the cost now.
+        stopped: Why the search ended before its last step, None if it did not.
+    """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        config: SearchConfig,
-        data: SegmentationData,
-        penalty: Callable[[Mapping[str, Tensor]], Tensor] | None,
+        self, space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
     ) -> None:
-        """Build the supernet at the proxy scale and split the training set in two.
+        """Build the supernet at the proxy scale and split the training set.
 
         Args:
             space: At any scale.
             config: The settings.
             data: The training set.
-            penalty: Latency term of the objective, or None.
+            bounds: What the objective holds networks to.
         """
-        self.config = config
-        self.penalty = penalty
+        self.config, self.space = config, space
+        self.cost = Cost(config.cost, bounds) if bounds else None
+        config.guards.check(space.groups)
         with seeded(config.seed):
             net = space.at(config.scale).build(form="search")
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        set_evaluation(self.net, config.evaluation)
+        self.net.train()
+        self._weights = dict(self.net.named_parameters())  # by name: collecting them takes longer than a cell
         self.alphas = Alphas(space.groups, config.seed)
+        self._functional = Functional(self.net)
         for_weights, for_alphas = split_halves(len(data), config.seed)
+        if config.level == "single":
+            for_weights = sorted(for_weights + for_alphas)
         # A seed of its own: the two streams must not pick the same crops.
-        self.weight_batches = BatchSource(data, for_weights, config.batch, config.crop, 2 * config.seed)
-        self.alpha_batches = BatchSource(data, for_alphas, config.batch, config.crop, 2 * config.seed + 1)
+        settings = (config.batch, config.crop)
+        self.weight_batches = batch_source(data, for_weights, *settings, 2 * config.seed, cutout=config.cutout)
+        self.alpha_batches = batch_source(data, for_alphas, *settings, 2 * config.seed + 1, cutout=config.cutout)
         self.w_optimizer = torch.optim.SGD(
-            self.net.parameters(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_decay
+            self._weights.values(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_decay
         )
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas.parameters(), config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
         )
         self.step = 0
+        fixed = config.cost.weight
+        self.multiplier, self.weight = 0.0, 0.0 if isinstance(fixed, Multiplier) else fixed
+        self.stopped: str | None = None
+        self._last_checked, self._unchanged = "", 0
 
-    def advance(self) -> dict[str, float]:
-        """Do one step of alphas (after the warm-up) and one of weights; return what happened."""
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to do."""
+        return self.stopped is not None or self.step >= self.config.steps
+
+    def advance(self) -> dict[str, Any]:
+        """Do one step of alphas (after the warm-up) and one of weights; return what happened.
+
+        Raises:
+            HwnasError: If a loss is not finite any more.
+        """
         c = self.config
-        metrics: dict[str, float] = {"step": self.step}
-        self.net.train()
-        if self.step >= c.warmup:
-            images, labels = _tensors(self.alpha_batches(self.step))
-            metrics["val_loss"] = alpha_gradients(
-                lambda probs: task_loss(self.net(images, probs), labels), self.alphas, self.penalty
-            )
-            self.alpha_optimizer.step()
         lr = c.w_lr_end + (c.w_lr - c.w_lr_end) * (1 + math.cos(math.pi * self.step / c.steps)) / 2
         for group in self.w_optimizer.param_groups:
             group["lr"] = lr
-        images, labels = _tensors(self.weight_batches(self.step))
-        with torch.no_grad():
-            probs = self.alphas()
-            if self.penalty is not None:
-                metrics["penalty"] = float(self.penalty(probs))
-        loss = task_loss(self.net(images, probs), labels)
-        self.w_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.net.parameters(), c.w_clip)
-        self.w_optimizer.step()
+        metrics: dict[str, Any] = {"step": self.step, "w_lr": lr}
+        moving = self.step >= c.warmup
+        batches = self._batches(self.weight_batches)
+        if moving and c.level == "bilevel":
+            found = self._alpha_gradient(batches, lr)
+            metrics["val_loss"] = self._finite(found.loss)
+            self._move_alphas(found)
+        found = self._move_weights(batches)
+        metrics["train_loss"] = self._finite(found.loss)
+        if moving and c.level == "single":
+            self._move_alphas(found)
+        metrics |= self._look(moving)
         self.step += 1
-        metrics["train_loss"] = float(loss.detach())
-        if not math.isfinite(metrics["train_loss"]):
-            raise HwnasError(f"the search diverged: loss {metrics['train_loss']} at step {self.step}; lower its w_lr")
         return metrics
 
+    def _batches(self, source: BatchSource) -> list[Batch]:
+        first = self.step * self.config.accumulate
+        return [_tensors(source(first + j)) for j in range(self.config.accumulate)]
+
+    def _losses(self, batches: Sequence[Batch], stream: int) -> list[Loss]:
+        """Return the loss on each batch, as a function of weights and logits."""
+
+        def on(part: int, batch: Batch) -> Loss:
+            return lambda weights, logits: self._loss(weights, logits, batch, self._moment(stream, part))
+
+        return [on(part, batch) for part, batch in enumerate(batches)]
+
+    def _moment(self, stream: int, part: int) -> Moment:
+        return Moment(self.config.seed, self.step, self.config.steps, stream, part)
+
+    def _loss(self, weights: Values | None, logits: Values, batch: Batch, at: Moment) -> Tensor:
+        """Return the task loss of the supernet, with its own weights if none are given."""
+        c = self.config
+        images, labels = batch
+        mixture = c.guards.assist(c.relaxation.weights(logits, at), self.space.groups, at.progress)
+        options = {"sampled": True} if c.relaxation.sampled else {}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
+            if weights is None:
+                scores = self.net(images, mixture, **options)
+            else:
+                scores = self._functional(weights, images, mixture, **options)
+        return task_loss(scores.float() if scores.dtype is torch.bfloat16 else scores, labels)
+
+    def _alpha_gradient(self, batches: Sequence[Batch], lr: float) -> Gradient:
+        """Return the gradient of the task loss on a batch of the alphas' half."""
+        state = self.w_optimizer.state
+        pushed = {k: b for k, p in self._weights.items() if (b := state[p].get("momentum_buffer")) is not None}
+        return alpha_gradient(
+            self.config.order,
+            self._losses(self._batches(self.alpha_batches), FOR_ALPHAS),
+            self._losses(batches, FOR_WEIGHTS),
+            self._weights,
+            self.alphas(),
+            WeightStep(lr, self.config.w_momentum, self.config.w_decay, pushed),
+        )
+
+    def _move_alphas(self, task: Gradient) -> None:
+        """Add what does not depend on weights to the gradient of the task loss, and step."""
+        logits, relaxation = self.alphas(), self.config.relaxation
+        value = torch.tensor(task.loss, requires_grad=True)
+        total: Tensor = value
+        if self.cost is not None:
+            total = self.cost.total(value, relaxation.probs(logits), self.weight)
+        total = total + relaxation.own_loss(logits)
+        # A product scales the gradient of the task loss: the first of these by how much.
+        scale, *more = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
+        for (name, a), g in zip(logits.items(), more, strict=True):
+            a.grad = scale * task.logits[name] + g
+        self.alpha_optimizer.step()
+
+    def _move_weights(self, batches: Sequence[Batch]) -> Gradient:
+        """Step the weights; in a single-level search, return the gradient of the alphas from the same passes."""
+        single = self.config.level == "single"
+        logits = {k: a.detach().requires_grad_(single) for k, a in self.alphas().items()}
+        self.w_optimizer.zero_grad()
+        total = 0.0
+        for part, batch in enumerate(batches):
+            loss = self._loss(None, logits, batch, self._moment(FOR_WEIGHTS, part)) / len(batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        nn.utils.clip_grad_norm_(self._weights.values(), self.config.w_clip)
+        self.w_optimizer.step()
+        return Gradient(total, {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()})
+
+    @torch.no_grad()
+    def _look(self, moving: bool) -> dict[str, Any]:
+        """Look at what would be derived now: the multiplier and the guards go by it."""
+        c, space = self.config, self.space
+        probs = c.relaxation.probs(self.alphas())
+        metrics: dict[str, Any] = decidedness(probs)
+        arch = strongest(space.groups, space.rules(), space.name, {k: p.numpy() for k, p in probs.items()})
+        if self.cost is not None:
+            expected = zip(self.cost.bounds, self.cost.expected(probs), strict=True)
+            metrics |= {f"expected_{b.name}": float(e) for b, e in expected}
+            taken = self.cost.of(arch, space.groups)
+            metrics |= {f"derived_{name}": amount for name, amount in taken.items()}
+            metrics["lambda"] = self.weight
+            if moving and isinstance(c.cost.weight, Multiplier):
+                violation = self.cost.violation(taken)
+                self.multiplier = c.cost.weight.ascend(self.multiplier, violation)
+                self.weight = c.cost.weight.weight(self.multiplier, violation)
+        if moving:
+            self._check(arch)
+        return metrics
+
+    def _check(self, arch: Architecture) -> None:
+        guards = self.config.guards
+        if (self.step + 1) % guards.check_every == 0:
+            self._unchanged = self._unchanged + 1 if arch.id == self._last_checked else 1
+            self._last_checked = arch.id
+            self.stopped = guards.reason(arch, self._unchanged, self.space.groups)
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise HwnasError(f"the search diverged: loss {loss} at step {self.step + 1}; lower its w_lr")
+        return loss
+
     def state(self) -> dict[str, Any]:
-        """Return all there is to resume from; batches are functions of the step."""
+        """Return all there is to resume from; batches and samples are functions of the step."""
         return {
             "step": self.step,
             "net": self.net.state_dict(),
             "alphas": self.alphas.state_dict(),
             "w_optimizer": self.w_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "weight": [self.multiplier, self.weight],
+            "checks": [self.stopped, self._last_checked, self._unchanged],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -192,6 +262,8 @@ class BilevelSearch:
         self.alphas.load_state_dict(state["alphas"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.multiplier, self.weight = state["weight"]
+        self.stopped, self._last_checked, self._unchanged = state["checks"]
 
 
 def search(
@@ -201,7 +273,8 @@ def search(
 
     Args:
         bilevel: The search.
-        path: Of the checkpoint, written every 10 steps.
+        path: Of the checkpoint, written every `checkpoint_every` steps, and after every step that took long enough
+            for it to cost at most `CHECKPOINT_SHARE` of the time.
         settings: What a checkpoint must have been made with, beside the search's own configuration.
         log: Gets the metrics of each step.
         update: Told after each step.
@@ -210,21 +283,34 @@ def search(
         The logits by group.
 
     Raises:
-        HwnasError: If the checkpoint is damaged or of other settings.
+        HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
     """
-    said = {"config": asdict(bilevel.config), "settings": settings}
+    said = {"config": bilevel.config.to_json(), "settings": settings}
     state = checkpoint.load(path, said)
     if state is not None:
         bilevel.restore(state)
     log.start(bilevel.step)
     update(bilevel.step)
-    while bilevel.step < bilevel.config.steps:
+    saved_step, saved_s, cost_s = bilevel.step, time.monotonic(), 0.0
+    while not bilevel.finished:
+        start_s = time.monotonic()
         metrics = bilevel.advance()
-        log.append(metrics)
-        update(bilevel.step, f"loss {metrics['train_loss']:.3f}")
-        if bilevel.step % 10 == 0 or bilevel.step == bilevel.config.steps:
+        now_s = time.monotonic()
+        log.append(metrics | {"seconds": round(now_s - start_s, 4)})
+        update(bilevel.step, _note(metrics))
+        due = bilevel.finished or bilevel.step - saved_step >= bilevel.config.checkpoint_every
+        if due or cost_s <= CHECKPOINT_SHARE * (now_s - saved_s):
             checkpoint.save(path, bilevel.state(), said)
+            saved_step, saved_s = bilevel.step, time.monotonic()
+            cost_s = saved_s - now_s
     return bilevel.alphas.numpy()
+
+
+def _note(metrics: Mapping[str, Any]) -> str:
+    """Return the few figures that are shown while a search runs."""
+    out = [f"loss {metrics['train_loss']:.3f}", f"entropy {metrics['entropy']:.3f}"]
+    out += [f"{k} {v:.4g}" for k, v in metrics.items() if k == "lambda" or k.startswith("derived_")]
+    return " ".join(out)
 
 
 def _tensors(batch: tuple[np.ndarray, np.ndarray]) -> Batch:

@@ -1,0 +1,83 @@
+"""Settings of a search, as data that recipes hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from hwnas.errors import HwnasError
+from hwnas.search.bilevel import Order
+from hwnas.search.costs import CostConfig
+from hwnas.search.guards import Guards
+from hwnas.search.relax import Relaxation, Softmax
+from hwnas.spaces.base import Scale
+from hwnas.spaces.cell import Evaluation
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search; the defaults are those of DARTS (section 3.1 and its code), the steps are the recipe's.
+
+    Attributes:
+        scale: Of the supernet: the proxy the search runs at.
+        steps: Weight steps in all.
+        warmup: First steps in which alphas stay where they are.
+        batch: Images that pass the network at once, for weights and for alphas each.
+        crop: (height, width) of training crops.
+        w_lr: Learning rate of weights at the start; cosine to `w_lr_end`.
+        w_lr_end: At the end.
+        w_momentum: Of SGD.
+        w_decay: Weight decay of weights.
+        w_clip: Gradient norm of weights is clipped to this.
+        alpha_lr: Learning rate of alphas (Adam, betas 0.5 and 0.999).
+        alpha_decay: Weight decay of alphas.
+        level: ``"bilevel"``: alphas learn on a half of the training set that weights never see (DARTS). ``"single"``:
+            both from one loss on one batch of the whole set (SNAS, GAS).
+        order: Of the gradient of alphas, see `hwnas.search.bilevel.alpha_gradient`.
+        relaxation: What stands for discrete decisions in the supernet.
+        cost: How resources count in the loss of the alphas.
+        guards: Against known ways in which such searches fail.
+        cutout: Side of the square cut out of images that are classified, in pixels.
+        accumulate: Batches a step, for weights and for alphas each; their gradients are averaged. Equal to one batch
+            of all their images, but for BatchNorm, which sees `batch` at once.
+        evaluation: How the supernet's cells are computed, see `hwnas.spaces.cell.set_evaluation`.
+        precision: ``"bf16"`` computes what can be in bfloat16 (autocast); weights stay float32.
+        checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
+        seed: Of everything random.
+    """
+
+    scale: Scale
+    steps: int
+    warmup: int
+    batch: int
+    crop: tuple[int, int]
+    w_lr: float = 0.025
+    w_lr_end: float = 0.001
+    w_momentum: float = 0.9
+    w_decay: float = 3e-4
+    w_clip: float = 5.0
+    alpha_lr: float = 3e-4
+    alpha_decay: float = 1e-3
+    level: Literal["bilevel", "single"] = "bilevel"
+    order: Order = "first"
+    relaxation: Relaxation = field(default_factory=Softmax)
+    cost: CostConfig = field(default_factory=CostConfig)
+    guards: Guards = field(default_factory=Guards)
+    cutout: int = 0
+    accumulate: int = 1
+    evaluation: Evaluation = "fast"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = 10
+    seed: int = 2
+
+    def __post_init__(self) -> None:
+        if self.level == "single" and self.order != "first":
+            raise HwnasError(f"a single-level search has no order {self.order!r}: it unrolls no step; use 'first'")
+        if self.order == "second-exact" and self.evaluation != "plain":
+            raise HwnasError(f"second-exact differentiates twice, which {self.evaluation!r} cannot: use 'plain'")
+        if min(self.accumulate, self.checkpoint_every) < 1:
+            raise HwnasError("accumulate and checkpoint_every must be 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings; those that are objects of a choice of classes say which."""
+        return asdict(self) | {"relaxation": [type(self.relaxation).__name__, asdict(self.relaxation)]}  # type: ignore[call-overload]

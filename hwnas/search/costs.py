@@ -1,0 +1,140 @@
+"""What a network costs, in the loss of the alphas: how much of each budget is used, and in what form that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hwnas.arch import Architecture, Group
+from hwnas.errors import HwnasError
+from hwnas.gates import Literals
+from hwnas.latency.model import LatencyModel
+from hwnas.search.multiplier import Multiplier
+
+Probs = Mapping[str, Tensor]  # {group: (decisions, options)}
+Form = Literal["linear", "log", "two-sided", "product"]
+
+# Of the task loss, the share of the budget that is used, and the weight.
+_FORMS: dict[Form, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "linear": lambda task, used, weight: task + weight * used,
+    "log": lambda task, used, weight: task + weight * used.log(),
+    "two-sided": lambda task, used, weight: task + weight * (used - 1).abs(),
+    "product": lambda task, used, weight: task * used**weight,
+}
+
+
+class Resource(Protocol):
+    """What a network takes of something: a `LatencyModel`, of whatever its table lists."""
+
+    def __call__(self, probs: Probs, /) -> Tensor:
+        """Return the expectation (), differentiable; under one-hot probabilities what that network takes."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A resource and how much of it a network may take.
+
+    Attributes:
+        name: In logs, with its unit: ``"ms"``.
+        resource: Priced at the deployment scale.
+        budget: In that unit.
+    """
+
+    name: str
+    resource: Resource
+    budget: float
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """How resources count in the loss of the alphas.
+
+    Attributes:
+        form: Of ``u``, the share of the budget that is used: ``"linear"``: ``+ weight * u`` (CAS). ``"log"``:
+            ``+ weight * log u`` (GAS; whatever the unit, the gradient is the same). ``"two-sided"``:
+            ``+ weight * |u - 1|`` (TF-NAS). ``"product"``: ``* u ** weight`` (MnasNet, equation 2; FBNet's product
+            with a power of the logarithm depends on the unit).
+        weight: See there: a number, in the sums in units of the task loss; or how it is learned, for ``"linear"`` and
+            ``"log"``.
+        expectation: ``"derived"``: of the network that would be derived, its edges chosen by a relaxed top-k.
+            ``"mixture"``: every op of every edge by its probability, as CAS and GAS have it.
+    """
+
+    form: Form = "linear"
+    weight: float | Multiplier = field(default_factory=Multiplier)
+    expectation: Literal["derived", "mixture"] = "derived"
+
+
+class Cost:
+    """The cost term of a search: a form, and resources with their budgets.
+
+    With several budgets the share that counts is the largest: a network that is within one of them is not made
+    smaller for it while it exceeds another, as it would be by a sum.
+    """
+
+    def __init__(self, config: CostConfig, bounds: Sequence[Bound]) -> None:
+        """Take a form and at least one resource.
+
+        Raises:
+            HwnasError: If the form is unknown, its weight cannot be learned, or a plain mixture is asked of what is
+                no `LatencyModel`.
+        """
+        if config.form not in _FORMS:
+            raise HwnasError(f"unknown form of cost {config.form!r}; use one of {', '.join(_FORMS)}")
+        if isinstance(config.weight, Multiplier) and config.form not in ("linear", "log"):
+            raise HwnasError(f"a multiplier is learned for the forms linear and log; give {config.form!r} a number")
+        assert bounds, "a cost is that of something"
+        self.config = config
+        self.bounds = tuple(bounds)
+        self._expected = [_expectation(b, config.expectation) for b in bounds]
+
+    def expected(self, probs: Probs) -> list[Tensor]:
+        """Return the expectation of each resource, in its unit."""
+        return [e(probs) for e in self._expected]
+
+    def used(self, probs: Probs) -> Tensor:
+        """Return the largest share of a budget that is used in expectation, ()."""
+        return torch.stack([e / b.budget for e, b in zip(self.expected(probs), self.bounds, strict=True)]).max()
+
+    def total(self, task: Tensor, probs: Probs, weight: float) -> Tensor:
+        """Return the objective for a task loss () and a weight: that of the settings, or what was learned so far."""
+        return _FORMS[self.config.form](task, self.used(probs), weight)
+
+    def of(self, arch: Architecture, groups: Sequence[Group]) -> dict[str, float]:
+        """Return what one architecture takes of each resource, by its name."""
+        one_hot = Literals(groups).matrices(arch)
+        return {b.name: float(b.resource(one_hot)) for b in self.bounds}
+
+    def violation(self, taken: Mapping[str, float]) -> float:
+        """Return by which share of its budget the worst resource is exceeded; below 0 if none is."""
+        return max(taken[b.name] / b.budget for b in self.bounds) - 1
+
+
+def _expectation(bound: Bound, expectation: str) -> Resource:
+    if expectation == "derived":
+        return bound.resource
+    if not isinstance(bound.resource, LatencyModel):
+        raise HwnasError(f"the plain mixture is made of a latency model, and {bound.name!r} is none; use 'derived'")
+    return Mixture(bound.resource)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The expectation over the plain mixture: the rules of the derivation are ignored (CAS, section 3.3; GAS).
+
+    Attributes:
+        model: What it is made of.
+    """
+
+    model: LatencyModel
+
+    def __call__(self, probs: Probs, /) -> Tensor:
+        """Return it, in the unit of the model."""
+        gates = self.model.marginals
+        q = torch.cat([probs[g.name].reshape(-1) for g in gates.literals.groups])
+        out: Tensor = self.model.base_ms + gates.gate_probs(q) @ torch.from_numpy(self.model.gate_ms).to(q)
+        return out
