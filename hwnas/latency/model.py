@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +11,19 @@ from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
 from hwnas.gates import Gate, Marginals, Rule
+from hwnas.latency.calibrate import Correction
 from hwnas.latency.diff import order
-from hwnas.latency.table import LatencyTable
+from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Term
+
+
+class Prices(Protocol):
+    """What each op costs: a `LatencyTable`, or the `Counts` of a resource."""
+
+    correction: Correction
+
+    def __getitem__(self, spec: OpSpec) -> float:
+        """Return the cost of one op, uncorrected."""
 
 
 class LatencyModel(nn.Module):
@@ -24,9 +34,7 @@ class LatencyModel(nn.Module):
     predicted latency of that architecture.
     """
 
-    def __init__(
-        self, terms: Sequence[Term], table: LatencyTable, groups: Sequence[Group], rules: Sequence[Rule]
-    ) -> None:
+    def __init__(self, terms: Sequence[Term], table: Prices, groups: Sequence[Group], rules: Sequence[Rule]) -> None:
         """Price `terms`, a trace of the deploy form at the deployment scale.
 
         Args:

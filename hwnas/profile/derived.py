@@ -59,7 +59,7 @@ def add_derived(
     """
     folder = folder / sha256(table.text())[:12]
     if not (folder / PLAN_FILE).exists():
-        writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]))
+        writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]), scales=scales)
         _plan_anchors(writer, table, space, plan)
         _plan_derived(writer, table, space, scales, n, update)
         writer.write()

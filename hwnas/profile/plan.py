@@ -56,7 +56,7 @@ def make_plan(
     share = _shares(mixed, chances)
     known = contexts(mixed, chances)
     ordered = sorted(known.values(), key=lambda c: (-share[c.spec], c.spec.key))
-    writer = PlanWriter(folder, update, precision)
+    writer = PlanWriter(folder, update, precision, scales)
     writer.plan_ops(ordered, known)
     for use, index, arch in chosen:
         writer.plan_network(use, space.at(scales[index]), arch, merge)
@@ -70,8 +70,14 @@ def make_plan(
 class PlanWriter:
     """Collects what a plan measures, then writes the ONNX file of each entry, each unique op exported once."""
 
-    def __init__(self, folder: Path, update: Update = ignore, precision: str = "fp32") -> None:
-        """Start a plan without entries; `update` is told after each ONNX file."""
+    def __init__(
+        self, folder: Path, update: Update = ignore, precision: str = "fp32", scales: Sequence[Scale] = ()
+    ) -> None:
+        """Start a plan without entries; `update` is told after each ONNX file.
+
+        Where `scales` differ in depth, the keys of networks name it.
+        """
+        self._deep = len({s.cells for s in scales}) > 1
         self._folder, self._update, self._precision = folder, update, precision
         self._planned: dict[str, tuple[str, Trace]] = {}
         self._ops: dict[str, Price] = {}
@@ -102,7 +108,7 @@ class PlanWriter:
 
     def plan_network(self, use: str, space: SearchSpace, arch: Architecture, merge: bool) -> None:
         """Add a whole network at the scale of `space`, once."""
-        key = f"net/{arch.id}-c{space.scale.channels}"
+        key = f"net/{arch.id}-c{space.scale.channels}" + f"-d{space.scale.cells}" * self._deep
         if key not in self._planned:
             self.plan("net", key, trace_space(space, arch, merge=merge))
             self._networks[key] = Network(use, space.scale.to_json(), arch.to_json())

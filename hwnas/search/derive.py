@@ -7,21 +7,65 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
 
 from hwnas.arch import Architecture, Group
-from hwnas.errors import BudgetError, HwnasError
-from hwnas.gates import Literals, Rule, TopK
+from hwnas.errors import BudgetError, HwnasError, unknown
+from hwnas.gates import Row as GateRow
+from hwnas.gates import Rule, TopK
 from hwnas.latency.model import LatencyModel
+from hwnas.search.program import Program, Row
+from hwnas.ui import Update, ignore
 
 # HiGHS meets rows to 1e-7; a solution this close above the budget is checked in full precision and cut off.
 TOLERANCE = 1e-6
 TIE = 1e-7  # scores this close, relative to the largest probability, count as equal
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """At most `most` of the decisions take one option: two skips in the normal cell (P-DARTS 3.3, DARTS+).
+
+    Attributes:
+        decisions: Names of the decisions that are counted.
+        option: The option.
+        most: How many of them may take it.
+    """
+
+    decisions: tuple[str, ...]
+    option: str
+    most: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], group: str, option: str, most: int) -> AtMost:
+        """Return the limit on an option within a group of a space.
+
+        Raises:
+            HwnasError: If there is no such group or option, or `most` is negative.
+        """
+        by_name = {g.name: g for g in groups}
+        if group not in by_name:
+            raise unknown("group of decisions", group, by_name)
+        if option not in by_name[group].options:
+            raise unknown(f"option of {group}", option, by_name[group].options)
+        if most < 0:
+            raise HwnasError(f"at most how many {option} a cell may have is 0 or more, got {most}")
+        return cls(tuple(d.name for d in by_name[group].decisions), option, most)
+
+    def rows(self) -> list[GateRow]:
+        """Return the limit as one linear constraint on 0/1 literals."""
+        return [GateRow({(d, self.option): 1.0 for d in self.decisions}, 0.0, float(self.most))]
+
+    def holds(self, arch: Architecture) -> bool:
+        """Tell whether an architecture keeps it."""
+        return sum(arch.get(d) == self.option for d in self.decisions) <= self.most
+
+
 def strongest(
-    groups: Sequence[Group], rules: Sequence[Rule], space: str, probs: Mapping[str, np.ndarray]
+    groups: Sequence[Group],
+    rules: Sequence[Rule],
+    space: str,
+    probs: Mapping[str, np.ndarray],
+    limits: Sequence[AtMost] = (),
 ) -> Architecture:
     """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
 
@@ -32,6 +76,11 @@ def strongest(
         rules: Of the space.
         space: Its name.
         probs: ``{group: (decisions, options)}`` after the softmax, which `none` took part in.
+        limits: What the network may not have too much of. If the rule's network does, the one of the largest sum of
+            probabilities that does not is returned, which is what the rule's is without limits.
+
+    Raises:
+        BudgetError: If no architecture keeps the limits.
     """
     row = {d.name: probs[g.name][i] for g in groups for i, d in enumerate(g.decisions)}
     answers = {d.name: d.options[int(row[d.name].argmax())] for g in groups for d in g.decisions}
@@ -41,7 +90,10 @@ def strongest(
         best = {d: max(ops, key=lambda i, p=row[d]: p[i]) for d in rule.decisions}  # type: ignore[misc]
         ranked = sorted(rule.decisions, key=lambda d: -row[d][best[d]])  # stable
         answers |= {d: rule.options[best[d]] if d in ranked[: rule.k] else rule.none for d in rule.decisions}
-    return Architecture.of(space, answers)
+    arch = Architecture.of(space, answers)
+    if all(limit.holds(arch) for limit in limits):
+        return arch
+    return Solver(groups, rules, space, limits=limits).solve(probs).arch
 
 
 @dataclass(frozen=True)
@@ -51,12 +103,14 @@ class Solution:
     Attributes:
         arch: Complete and valid.
         score: Sum of the probabilities of what was kept.
-        latency_ms: Predicted, None without a latency model.
+        latency_ms: Predicted, None without a latency model; by the first of several.
+        others: What the other models predict, in their order.
     """
 
     arch: Architecture
     score: float
     latency_ms: float | None
+    others: tuple[float, ...] = ()
 
 
 def reachable_fps(latency_ms: float) -> str:
@@ -67,9 +121,9 @@ def reachable_fps(latency_ms: float) -> str:
 
 
 class Solver:
-    """The exact derivation as a mixed-integer program: one binary per literal, gates as linear constraints.
+    """The exact derivation, by a mixed-integer program: see `Program`.
 
-    Solved by HiGHS. Among architectures of the same score (to 1e-7) the paper's tie-breaks decide.
+    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide.
     """
 
     def __init__(
@@ -77,151 +131,218 @@ class Solver:
         groups: Sequence[Group],
         rules: Sequence[Rule],
         space: str,
-        latency: LatencyModel | None = None,
+        latency: LatencyModel | Sequence[LatencyModel] | None = None,
+        limits: Sequence[AtMost] = (),
     ) -> None:
-        """Set up the constraints of a space and of the latency model's gates.
+        """Set up the constraints of a space and of the latency models' gates.
 
         Args:
             groups: Of the space.
             rules: Of the space.
             space: Its name.
-            latency: Prices the gates at one scale; None if there will be no budget.
+            latency: Prices the gates at one scale; several if each is to have a budget (latency on two devices, or a
+                count of something: `hwnas.latency.resources`); None if there will be no budget.
+            limits: What an architecture may not have too much of.
         """
-        self.literals = Literals(groups)
-        self.space = space
-        self.latency = latency
-        self._rows: list[tuple[dict[int, float], float, float]] = []
-        self._n = len(self.literals)
-        for g in groups:
-            for d in g.decisions:
-                self._rows.append(({self.literals.index[d.name, o]: 1.0 for o in d.options}, 1.0, 1.0))
-        for rule in rules:
-            for r in rule.rows():
-                self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
+        self.models = () if latency is None else (latency,) if isinstance(latency, LatencyModel) else tuple(latency)
+        self.limits = tuple(limits)
+        self.program = Program(groups, [*rules, *limits], space, self.models)
+        self.literals = self.program.literals
         self._rules = {d: r for r in rules if isinstance(r, TopK) for d in r.decisions}
-        self._latency_row = self._price() if latency is not None else ({}, 0.0)
 
-    def _price(self) -> tuple[dict[int, float], float]:
-        """Return latency as a linear function of the variables: coefficients and constant."""
-        assert self.latency is not None
-        row: dict[int, float] = {}
-        constant = self.latency.base_ms
-        for gate, ms in zip(self.latency.gates, self.latency.gate_ms, strict=True):
-            clauses = [self._clause(c) for c in sorted(gate.clauses, key=sorted)]
-            if not clauses:
-                constant += float(ms)
-                continue
-            for i, c in (clauses[0] if len(clauses) == 1 else self._all_of(clauses)).items():
-                row[i] = row.get(i, 0.0) + c * float(ms)
-        return row, constant
-
-    def _variable(self) -> int:
-        self._n += 1
-        return self._n - 1
-
-    def _clause(self, clause: frozenset[tuple[str, str]]) -> dict[int, float]:
-        """Return "at least one literal holds" as a linear expression; literals of one decision exclude each other."""
-        by_decision: dict[str, dict[int, float]] = {}
-        for d, o in sorted(clause):
-            by_decision.setdefault(d, {})[self.literals.index[d, o]] = 1.0
-        parts = list(by_decision.values())
-        if len(parts) == 1:
-            return parts[0]
-        y = self._variable()
-        every: dict[int, float] = {y: 1.0}
-        for part in parts:
-            self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, 0.0, np.inf))  # y >= part
-            every |= {i: -c for i, c in part.items()}
-        self._rows.append((every, -np.inf, 0.0))  # y <= sum of parts
-        return {y: 1.0}
-
-    def _all_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
-        """Return "all parts hold" as a linear expression."""
-        y = self._variable()
-        total: dict[int, float] = {y: 1.0}
-        for part in parts:
-            self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, -np.inf, 0.0))  # y <= part
-            for i, c in part.items():
-                total[i] = total.get(i, 0.0) - c
-        self._rows.append((total, 1.0 - len(parts), np.inf))  # y >= sum - (n - 1)
-        return {y: 1.0}
-
-    def solve(self, probs: Mapping[str, np.ndarray], budget_ms: float | None = None) -> Solution:
+    def solve(self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None) -> Solution:
         """Return the architecture of the highest score that meets the budget.
 
         Args:
             probs: ``{group: (decisions, options)}`` after the softmax. A dropped edge scores 0.
-            budget_ms: Upper bound of the predicted latency; None for none.
+            budget_ms: Upper bound of the predicted latency, or one for each model; None for none.
 
         Raises:
             BudgetError: If nothing meets the budget; names the fastest reachable latency.
         """
+        return self.best(probs, budget_ms)[0]
+
+    def best(
+        self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None, k: int = 1
+    ) -> list[Solution]:
+        """Return the k architectures of the highest scores that meet the budget, best first.
+
+        After each the next is found with a cut that all found so far violate, so the list is exact.
+
+        Args:
+            probs: As in `solve`.
+            budget_ms: As in `solve`.
+            k: How many; fewer come if there are no more.
+
+        Raises:
+            BudgetError: If nothing meets the budget; names the fastest reachable latency.
+        """
+        p, score = self._flat(probs)
+        budgets = self._budgets(budget_ms)
+        limits, found, cuts = list(budgets), list[Solution](), list[Row]()
+        while len(found) < k:
+            arch = self._best(score, p, [*self._budget_rows(limits), *cuts])
+            if arch is None:
+                break
+            values = [m.predict_ms(arch) for m in self.models]
+            over = [v > b * (1 + 1e-9) for v, b in zip(values, budgets, strict=False)]
+            if any(over):
+                worst = max(v / b for v, b in zip(values, budgets, strict=False))
+                assert worst <= 1.01, "the constraints price a network lower than the prediction does"
+                limits = [min(x, b) * (1 - TOLERANCE * o) for x, b, o in zip(limits, budgets, over, strict=True)]
+                continue
+            first = values[0] if values else None
+            found.append(Solution(arch, float(score @ self.literals.vector(arch)), first, tuple(values[1:])))
+            cuts.append(self._other_than(arch))
+        if not found:
+            raise self._refusal(budgets)
+        return found
+
+    def cost_of_change(
+        self,
+        probs: Mapping[str, np.ndarray],
+        arch: Architecture,
+        budget_ms: float | Sequence[float] | None = None,
+        update: Update = ignore,
+    ) -> dict[str, float]:
+        """Return for each decision how much score is lost at least if it is answered otherwise than in `arch`.
+
+        Args:
+            probs: As in `solve`.
+            arch: What `solve` returned for them.
+            budget_ms: As in `solve`.
+            update: Told after each decision.
+
+        Returns:
+            By decision, in units of probability; infinite where no other answer meets the budget. Others may change
+            along with it: an edge that is dropped makes room for another.
+        """
+        _, score = self._flat(probs)
+        reached, rows = float(score @ self.literals.vector(arch)), self._budget_rows(self._budgets(budget_ms))
+        out: dict[str, float] = {}
+        for done, (decision, option) in enumerate(arch.answers, start=1):
+            other = self.program.architecture(
+                self._score_cost(score), [*rows, ({self.literals.index[decision, option]: 1.0}, 0.0, 0.0)]
+            )
+            lost = math.inf if other is None else reached - float(score @ self.literals.vector(other))
+            out[decision] = max(0.0, lost)
+            update(done, decision)
+        return out
+
+    def fastest(self, model: int = 0, within: Sequence[float] = ()) -> Solution:
+        """Return the architecture of the lowest latency that one of the models predicts.
+
+        Args:
+            model: Which of them.
+            within: Upper bounds of what the models predict, one for each, infinite where there is none.
+
+        Raises:
+            BudgetError: If no architecture keeps the limits and is within the bounds.
+        """
+        cost = self._latency_cost(model)
+        arch = self.program.architecture(cost / max(1e-12, np.abs(cost).max()), self._budget_rows(within))
+        if arch is None:
+            raise self._refusal(())
+        return Solution(arch, 0.0, self.models[model].predict_ms(arch))
+
+    def nearest(self, budget_ms: Sequence[float]) -> float:
+        """Return the least factor that all budgets together must be eased by; at most 1 if they can be met.
+
+        Args:
+            budget_ms: One for each model.
+
+        Raises:
+            BudgetError: If no architecture keeps the limits.
+        """
+        cost = np.zeros(self.program.size)
+        cost[self.program.worst] = 1.0
+        rows = [({**row, self.program.worst: -1.0}, low, high - 1.0) for row, low, high in self._budget_rows(budget_ms)]
+        arch = self.program.architecture(cost, rows)
+        if arch is None:
+            raise self._refusal(())
+        return max(m.predict_ms(arch) / b for m, b in zip(self.models, budget_ms, strict=True))
+
+    def latency_of(self, arch: Architecture, model: int = 0) -> float:
+        """Return the latency the constraints see for an architecture: that of the loss, to the solver's tolerance."""
+        pinned = [({i: 1.0}, on, on) for i, on in enumerate(self.literals.vector(arch))]
+        cost = self._latency_cost(model)
+        result = self.program.values(cost, pinned)
+        assert result is not None, "a valid architecture meets its space's constraints"
+        return float(cost @ result) + self.program.prices[model][1]
+
+    def _flat(self, probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probability of each literal, and its score: the same, but 0 for a dropped edge."""
         p = np.concatenate([np.asarray(probs[g.name], dtype=np.float64).reshape(-1) for g in self.literals.groups])
         score = np.array([0.0 if self._is_drop(d, o) else v for (d, o), v in zip(self.literals.names, p, strict=True)])
         if not np.isfinite(score).all() or (score < 0).any():
             raise HwnasError("probabilities must be finite and not negative; the search that made them went wrong")
-        limit = budget_ms
-        while True:
-            arch = self._best(score, p, limit)
-            if arch is None:
-                fastest = self.fastest()
-                assert fastest.latency_ms is not None and budget_ms is not None
-                raise BudgetError(
-                    f"no architecture meets {budget_ms:.4g} ms; the fastest takes {fastest.latency_ms:.4g} ms "
-                    f"({1000 / fastest.latency_ms:.1f} fps); ask for at most {reachable_fps(fastest.latency_ms)} fps "
-                    "or allow narrower networks"
-                )
-            ms = None if self.latency is None else self.latency.predict_ms(arch)
-            if budget_ms is None or ms is None or ms <= budget_ms * (1 + 1e-9):
-                return Solution(arch, float(score @ self.literals.vector(arch)), ms)
-            assert limit is not None
-            assert ms <= 1.01 * budget_ms, "the constraints price a network lower than the prediction does"
-            limit = min(limit, budget_ms) * (1 - TOLERANCE)
+        return p, score
 
-    def fastest(self) -> Solution:
-        """Return the architecture of the lowest predicted latency."""
-        cost = self._latency_cost()
-        arch = self._run(cost / max(1e-12, np.abs(cost).max()), [])
-        assert arch is not None and self.latency is not None, "some architecture is always valid"
-        return Solution(arch, 0.0, self.latency.predict_ms(arch))
+    def _budgets(self, budget_ms: float | Sequence[float] | None) -> tuple[float, ...]:
+        if budget_ms is None:
+            return ()
+        budgets = tuple(budget_ms) if isinstance(budget_ms, Sequence) else (budget_ms,)
+        assert len(budgets) == len(self.models), "each budget needs a latency model, and each model a budget"
+        return budgets
 
-    def latency_of(self, arch: Architecture) -> float:
-        """Return the latency the constraints see for an architecture: that of the loss, to the solver's tolerance."""
-        pinned = [({i: 1.0}, on, on) for i, on in enumerate(self.literals.vector(arch))]
-        cost = self._latency_cost()
-        result = self._milp(cost, pinned)
-        assert result is not None, "a valid architecture meets its space's constraints"
-        return float(cost @ result) + self._latency_row[1]
+    def _budget_rows(self, limits_ms: Sequence[float]) -> list[Row]:
+        """Return the budgets as rows; relative to each, so that the solver's tolerance is relative too."""
+        return [
+            ({i: c / limit for i, c in row.items()}, -np.inf, 1.0 - constant / limit)
+            for (row, constant), limit in zip(self.program.prices, limits_ms, strict=False)
+        ]
 
-    def _latency_cost(self) -> np.ndarray:
+    def _refusal(self, budgets: Sequence[float]) -> BudgetError:
+        """Return the error for budgets that nothing meets."""
+        if not budgets:
+            said = ", ".join(f"{x.most} {x.option} at most" for x in self.limits) or "what is asked for"
+            return BudgetError(f"no architecture of the space has {said}; allow more of it")
+        if len(budgets) > 1:
+            factor = self.nearest(budgets)
+            asked = ", ".join(f"{b:.4g}" for b in budgets)
+            return BudgetError(
+                f"no architecture meets the budgets {asked} at once; together they must be {factor:.4g} times as large"
+            )
+        ms = self.fastest().latency_ms
+        assert ms is not None
+        return BudgetError(
+            f"no architecture meets {budgets[0]:.4g} ms; the fastest takes {ms:.4g} ms "
+            f"({1000 / ms:.1f} fps); ask for at most {reachable_fps(ms)} fps "
+            "or allow narrower networks"
+        )
+
+    def _latency_cost(self, model: int) -> np.ndarray:
         """Return latency, less its constant, as a cost vector over all variables."""
-        row, _ = self._latency_row
-        cost = np.zeros(self._n)
+        row, _ = self.program.prices[model]
+        cost = np.zeros(self.program.size)
         cost[list(row)] = list(row.values())
         return cost
+
+    def _score_cost(self, score: np.ndarray) -> np.ndarray:
+        """Return the score, relative to the largest probability, as a cost vector over all variables."""
+        cost = np.zeros(self.program.size)
+        cost[: len(score)] = -score / max(float(score.max()), 1e-300)
+        return cost
+
+    def _other_than(self, arch: Architecture) -> Row:
+        """Return the cut that this architecture alone violates: not all of its answers at once."""
+        row = {self.literals.index[answer]: 1.0 for answer in arch.answers}
+        return row, -np.inf, len(row) - 1.0
 
     def _is_drop(self, decision: str, option: str) -> bool:
         return decision in self._rules and option == self._rules[decision].none
 
-    def _best(self, score: np.ndarray, p: np.ndarray, limit_ms: float | None) -> Architecture | None:
+    def _best(self, score: np.ndarray, p: np.ndarray, rows: list[Row]) -> Architecture | None:
         """Maximise the score, then break ties by the paper's order of literals within each rule."""
-        rows = []
-        if limit_ms is not None:
-            assert self.latency is not None, "a budget needs a latency model"
-            row, constant = self._latency_row
-            # Relative to the budget, so that the solver's tolerance is relative too.
-            rows.append(({i: c / limit_ms for i, c in row.items()}, -np.inf, 1.0 - constant / limit_ms))
-        top = max(float(score.max()), 1e-300)
-        cost = np.zeros(self._n)
-        cost[: len(score)] = -score / top
-        first = self._run(cost, rows)
+        cost = self._score_cost(score)
+        first = self.program.architecture(cost, rows)
         if first is None:
             return None
-        reached = float(score @ self.literals.vector(first)) / top
-        near = {i: float(v) / top for i, v in enumerate(score) if v > 0}
-        ties = np.zeros(self._n)
+        reached = -float(cost[: len(score)] @ self.literals.vector(first))
+        near = {i: -float(c) for i, c in enumerate(cost) if c < 0}
+        ties = np.zeros(self.program.size)
         ties[: len(score)] = -self._ranks(p)
-        return self._run(ties, [*rows, (near, reached - TIE, np.inf)]) or first
+        return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first
 
     def _ranks(self, p: np.ndarray) -> np.ndarray:
         """Return, for each literal, how many of its rule's (else its decision's) literals it beats; ties go first."""
@@ -234,32 +355,3 @@ class Solver:
             for rank, i in enumerate(sorted(members, key=lambda i: (p[i], -i))):
                 out[i] = rank + 1
         return out
-
-    def _run(self, cost: np.ndarray, extra: list[tuple[dict[int, float], float, float]]) -> Architecture | None:
-        """Return the architecture of the lowest linear cost; None if nothing is feasible."""
-        values = self._milp(cost, extra)
-        if values is None:
-            return None
-        chosen = np.round(values[: len(self.literals)])
-        return Architecture.of(self.space, {d: o for (d, o), on in zip(self.literals.names, chosen, strict=True) if on})
-
-    def _milp(self, cost: np.ndarray, extra: list[tuple[dict[int, float], float, float]]) -> np.ndarray | None:
-        """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
-        rows = [*self._rows, *extra]
-        data = [(r, i, c) for r, (row, _, _) in enumerate(rows) for i, c in row.items()]
-        r, i, c = zip(*data, strict=True)
-        matrix = csr_matrix((c, (r, i)), shape=(len(rows), self._n))
-        integrality = np.zeros(self._n)
-        integrality[: len(self.literals)] = 1  # gates follow from literals
-        result = milp(
-            cost,
-            integrality=integrality,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
-            options={"mip_rel_gap": 0},
-        )
-        if result.x is None:
-            assert result.status == 2, f"the solver stopped without an answer: {result.message}"
-            return None
-        values: np.ndarray = result.x
-        return values

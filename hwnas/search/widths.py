@@ -1,10 +1,11 @@
-"""Derivation at every width: width has no alpha, so the solver runs at each, and the candidates compete."""
+"""Derivation at every width and depth: sizes have no alpha, so the solver runs at each, and the candidates compete."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,14 +13,26 @@ from hwnas.arch import Architecture
 from hwnas.errors import BudgetError
 from hwnas.gates import TopK
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
-from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
+from hwnas.ops.trace import Trace
+from hwnas.search.derive import AtMost, Solution, Solver, reachable_fps, strongest
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
+from hwnas.ui import Update, ignore
 
-# How far below the budget the prediction of a derived network stays: two standard errors of the table's predictions,
-# but never more than a tenth: a table worse than that should be measured again, not paid for in width.
-SAFETY = 2.0
+# How far below the budget the prediction of a derived network stays: one standard error of the table, but
+# never more than a tenth: a table worse than that should be measured again, not paid for in width.
+SAFETY = 1.0
 MOST = 0.1
+
+
+@lru_cache(maxsize=32)
+def _traced(space: SearchSpace, merge: bool) -> Trace:
+    return trace_space(space, merge=merge)  # most of a second, and the same for every table and resource
+
+
+def _traces(space: SearchSpace, scales: Sequence[Scale], merge: bool) -> list[Trace]:
+    return [_traced(space.at(s), merge) for s in scales]  # type: ignore[arg-type] # spaces are hashable
 
 
 def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
@@ -28,9 +41,20 @@ def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> l
     Raises:
         MissingOp: If the table lacks an op.
     """
-    merge = bool(table.where["merges"])
-    traces = [trace_space(space.at(s), merge=merge) for s in scales]
+    traces = _traces(space, scales, bool(table.where["merges"]))
     return [LatencyModel(t.terms(), table, space.groups, space.rules()) for t in traces]
+
+
+def count(space: SearchSpace, scales: Sequence[Scale], resource: str) -> list[LatencyModel]:
+    """Return models that predict a count in place of milliseconds, one for each scale.
+
+    Args:
+        space: Any scale.
+        scales: The deployment scales.
+        resource: One of `hwnas.latency.resources.RESOURCES`.
+    """
+    traces = _traces(space, scales, merge=True)  # what is merged has neither parameters nor multiply-adds
+    return [LatencyModel(t.terms(), Counts.of(t, resource), space.groups, space.rules()) for t in traces]
 
 
 def random_latencies_ms(space: SearchSpace, models: Sequence[LatencyModel], n: int, seed: int) -> np.ndarray:
@@ -39,16 +63,44 @@ def random_latencies_ms(space: SearchSpace, models: Sequence[LatencyModel], n: i
     return np.array([[m.predict_ms(sample(space, rng)) for _ in range(n)] for m in models])
 
 
+def safety(model: LatencyModel) -> float:
+    """Return by what factor the prediction of a derived network stays below its budget."""
+    return 1 + min(SAFETY * (model.relative_error or 0.0), MOST)
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """The best architecture of one width.
+class Constraint:
+    """Something else a network may not exceed: latency on another device, multiply-adds, parameters.
 
     Attributes:
-        scale: The width it was derived at.
-        arch: None if nothing of this width meets the budget.
-        latency_ms: Predicted; of the fastest network of this width if none meets the budget.
+        name: What messages call it: a table, or one of `hwnas.latency.resources.RESOURCES`.
+        models: One for each scale.
+        most: Milliseconds, or a count.
+    """
+
+    name: str
+    models: Sequence[LatencyModel]
+    most: float
+
+    def say(self, value: float) -> str:
+        """Return a value as messages have it: frames per second by a table, or a count."""
+        return f"{value:.4g} {self.name}" if self.name in RESOURCES else f"{1000 / value:.1f} fps by {self.name}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the best architectures of one width and depth.
+
+    Attributes:
+        scale: The scale it was derived at.
+        arch: None if nothing of this scale meets the budget.
+        latency_ms: Predicted; of the fastest network of this scale, with the safety allowed for, if none meets the
+            budget.
         score: Share of the score of the paper's rule without a budget that is left under it.
-        utility: What the candidates compete by: score + `width_utility` per doubling of channels.
+        utility: What the candidates compete by: score + `width_utility` per doubling of channels + `depth_utility`
+            per doubling of cells.
+        interval_ms: (low, high) that holds the measured latency with 95 % confidence; None for an untested table.
+        others: What is predicted for each further `Constraint`.
     """
 
     scale: Scale
@@ -56,6 +108,149 @@ class Candidate:
     latency_ms: float
     score: float = 0.0
     utility: float = -math.inf
+    interval_ms: tuple[float, float] | None = None
+    others: tuple[float, ...] = ()
+
+
+class Contest:
+    """The solvers of all scales, and what the candidates of one compete by with those of another."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        scales: Sequence[Scale],
+        models: Sequence[LatencyModel],
+        probs: Mapping[str, np.ndarray],
+        width_utility: float,
+        depth_utility: float = 0.0,
+        limits: Sequence[AtMost] = (),
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
+        """Set up a solver for each scale; see `derive`."""
+        self.space = space
+        self.scales, self.models, self.constraints, self.probs = tuple(scales), tuple(models), tuple(constraints), probs
+        groups, rules = space.groups, space.rules()
+        self.best_score = _score(space, probs, strongest(groups, rules, space.name, probs, limits))
+        channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
+        self.bonus = [
+            width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
+            for s in scales
+        ]
+        per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
+        self.solvers = [Solver(groups, rules, space.name, every, limits) for every in per_scale]
+        self._margins = [[safety(m) for m in every] for every in per_scale]
+        # By scale: the least budget that was solved for, what it gave, and the largest that nothing meets.
+        self._known: dict[int, tuple[float, Candidate]] = {}
+        self._impossible = [0.0] * len(self.scales)
+
+    def budgets(self, scale: int, budget_ms: float) -> list[float]:
+        """Return what may be predicted at a scale, by table or resource: budget and constraints, less the safety."""
+        return [
+            x / m for x, m in zip([budget_ms, *(b.most for b in self.constraints)], self._margins[scale], strict=True)
+        ]
+
+    def candidates(self, scale: int, budget_ms: float, k: int = 1) -> list[Candidate]:
+        """Return the k best of a scale, best first, or one without an architecture if none meets the budget."""
+        try:
+            found = self.solvers[scale].best(self.probs, self.budgets(scale, budget_ms), k)
+        except BudgetError:
+            return [Candidate(self.scales[scale], None, self.fastest_ms(scale))]
+        return [self._candidate(scale, s) for s in found]
+
+    def winner(self, budget_ms: float) -> Candidate | None:
+        """Return the candidate of the highest utility; None if no scale meets the budget.
+
+        The same as the best of `candidates` at every scale, but asked for falling budgets it solves little: what a
+        larger budget gave bounds the utility under a smaller one, and where it meets that it is the answer.
+        """
+        best: tuple[float, int, Candidate] | None = None
+        order = sorted(range(len(self.scales)), key=lambda i: -self._bound(i, budget_ms))
+        for i in order:
+            # Among equals the first of the scales wins, so that a later one must be better.
+            if best is not None and (-self._bound(i, budget_ms), i) > best[:2]:
+                continue
+            found = self._at(i, budget_ms)
+            if found is not None and (best is None or (-found.utility, i) < best[:2]):
+                best = (-found.utility, i, found)
+        return None if best is None else best[2]
+
+    def cost_of_change(self, chosen: Candidate, budget_ms: float, update: Update = ignore) -> dict[str, float]:
+        """Return for each decision how much of the sum of probabilities is lost at least if it is answered otherwise.
+
+        At the scale of the chosen candidate, under budget and constraints; see `Solver.cost_of_change`.
+        """
+        assert chosen.arch is not None
+        i = self.scales.index(chosen.scale)
+        return self.solvers[i].cost_of_change(self.probs, chosen.arch, self.budgets(i, budget_ms), update)
+
+    def fastest_ms(self, scale: int) -> float:
+        """Return the least budget that a scale meets, along with the constraints if it can meet those at all."""
+        return self._least(scale, 0, self.budgets(scale, math.inf)) or self._least(scale, 0)
+
+    def free_ms(self, scale: int) -> float:
+        """Return the budget from which on a larger one changes nothing; 0 if the scale meets no constraints."""
+        best = self._at(scale, math.inf)
+        return 0.0 if best is None else best.latency_ms * self._margins[scale][0]
+
+    def _least(self, scale: int, model: int, within: Sequence[float] = ()) -> float:
+        """Return the least budget for one of the models that a scale meets; 0 if it cannot be within the others."""
+        try:
+            fastest = self.solvers[scale].fastest(model, within).latency_ms
+        except BudgetError:
+            return 0.0
+        assert fastest is not None
+        return fastest * self._margins[scale][model]
+
+    def refusal(self, budget_ms: float) -> BudgetError:
+        """Return the error for a budget that no scale meets; it names what can be reached."""
+        fastest_ms = min(self._least(i, 0) for i in range(len(self.scales)))
+        asked = f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms)"
+        reach = (
+            f"the fastest reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error "
+            "allowed for)"
+        )
+        if not self.constraints:
+            return BudgetError(f"{asked}; {reach}; ask for at most --fps {reachable_fps(fastest_ms)}")
+        least = [min(self._least(i, 1 + j) for i in range(len(self.scales))) for j in range(len(self.constraints))]
+        alone = "; ".join(f"{b.say(b.most)} (at best {b.say(v)})" for b, v in zip(self.constraints, least, strict=True))
+        factor = min(s.nearest(self.budgets(i, budget_ms)) for i, s in enumerate(self.solvers))
+        eased = [
+            f"--fps {reachable_fps(factor * budget_ms)}",
+            *(b.say(1.001 * factor * b.most) for b in self.constraints),
+        ]  # said in four digits
+        return BudgetError(f"{asked} and {alone} at once; {reach}; all eased alike: {', '.join(eased)}")
+
+    def _bound(self, scale: int, budget_ms: float) -> float:
+        """Return what the utility of a scale cannot exceed under a budget, from what larger budgets gave."""
+        if budget_ms <= self._impossible[scale]:
+            return -math.inf
+        known = self._known.get(scale)
+        if known is not None and budget_ms <= known[0]:
+            return known[1].utility
+        return 1.0 + self.bonus[scale]
+
+    def _at(self, scale: int, budget_ms: float) -> Candidate | None:
+        """Return the best of a scale under a budget; None if nothing meets it."""
+        if budget_ms <= self._impossible[scale]:
+            return None
+        known = self._known.get(scale)
+        if known is not None and known[1].latency_ms * self._margins[scale][0] <= budget_ms <= known[0]:
+            return known[1]
+        (found,) = self.candidates(scale, budget_ms)
+        if found.arch is None:
+            self._impossible[scale] = budget_ms
+            return None
+        if known is None or budget_ms <= known[0]:
+            self._known[scale] = (budget_ms, found)
+        return found
+
+    def _candidate(self, scale: int, solution: Solution) -> Candidate:
+        assert solution.latency_ms is not None
+        score = solution.score / self.best_score
+        interval = self.models[scale].interval_ms(solution.arch)
+        utility = score + self.bonus[scale]
+        at = self.scales[scale]
+        return Candidate(at, solution.arch, solution.latency_ms, score, utility, interval, solution.others)
 
 
 def derive(
@@ -65,56 +260,47 @@ def derive(
     probs: Mapping[str, np.ndarray],
     budget_ms: float,
     width_utility: float,
+    *,
+    depth_utility: float = 0.0,
+    candidates: int = 1,
+    limits: Sequence[AtMost] = (),
+    constraints: Sequence[Constraint] = (),
 ) -> tuple[Candidate, list[Candidate]]:
-    """Derive at each scale under a budget and choose.
+    """Derive the best architectures of each scale under a budget, and choose among them.
 
     Args:
         space: The space.
-        scales: Deployment scales, narrowest first.
+        scales: Deployment scales, narrowest and shallowest first.
         models: Their prices.
         probs: ``{group: (decisions, options)}`` after the softmax.
         budget_ms: What the network may take.
         width_utility: What doubling the channels is worth, as a share of the paper's score.
+        depth_utility: What doubling the cells is worth.
+        candidates: How many of each scale, the best ones; only the first of each competes.
+        limits: What the network may not have too much of.
+        constraints: What else it may not exceed.
 
     Returns:
-        The chosen candidate and all of them.
+        The chosen candidate and all of them, by scale and best first.
 
     Raises:
         BudgetError: If no scale meets the budget; names the fastest reachable fps.
     """
-    rule = strongest(space.groups, space.rules(), space.name, probs)
-    best_score = _score(space, probs, rule)
-    out: list[Candidate] = []
-    for scale, model in zip(scales, models, strict=True):
-        solver = Solver(space.groups, space.rules(), space.name, model)
-        margin = 1 + min(SAFETY * (model.relative_error or 0.0), MOST)
-        try:
-            s: Solution = solver.solve(probs, budget_ms / margin)
-        except BudgetError:
-            fastest = solver.fastest().latency_ms
-            assert fastest is not None
-            out.append(Candidate(scale, None, fastest * margin))
-            continue
-        assert s.latency_ms is not None
-        score = s.score / best_score
-        out.append(
-            Candidate(
-                scale,
-                s.arch,
-                s.latency_ms,
-                score,
-                score + width_utility * math.log2(scale.channels / scales[0].channels),
-            )
-        )
-    chosen = max(out, key=lambda c: c.utility)
+    contest = Contest(space, scales, models, probs, width_utility, depth_utility, limits, constraints)
+    return choose(contest, budget_ms, candidates)
+
+
+def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Candidate, list[Candidate]]:
+    """Choose among the best of all scales by utility; see `derive`.
+
+    Raises:
+        BudgetError: If no scale meets the budget; names the fastest reachable fps.
+    """
+    per_scale = [contest.candidates(i, budget_ms, candidates) for i in range(len(contest.scales))]
+    chosen = max((every[0] for every in per_scale), key=lambda c: c.utility)
     if chosen.arch is None:
-        fastest_ms = min(c.latency_ms for c in out)
-        raise BudgetError(
-            f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms); the fastest "
-            f"reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error allowed for); "
-            f"ask for at most --fps {reachable_fps(fastest_ms)}"
-        )
-    return chosen, out
+        raise contest.refusal(budget_ms)
+    return chosen, [c for every in per_scale for c in every]
 
 
 def margins(space: SearchSpace, probs: Mapping[str, np.ndarray]) -> dict[str, float]:

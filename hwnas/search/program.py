@@ -1,0 +1,157 @@
+"""A space and its prices as a mixed-integer program: one binary per literal, gates and rules as linear constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix, vstack
+
+from hwnas.arch import Architecture, Group
+from hwnas.gates import Clause, Gate, Literals
+from hwnas.gates import Row as GateRow
+from hwnas.latency.model import LatencyModel
+
+Row = tuple[dict[int, float], float, float]  # coefficients by variable, low, high
+
+
+class Linear(Protocol):
+    """What is a set of linear constraints on literals: a `Rule`, a limit."""
+
+    def rows(self) -> list[GateRow]:
+        """Return the constraints."""
+
+
+class Program:
+    """The constraints of a space and of the gates that prices hang on; solved by HiGHS.
+
+    They are built once; what differs between questions, budgets and cuts, are rows on top of them.
+
+    Attributes:
+        literals: The first variables, in this order.
+        prices: Of each model, latency as a linear function of the variables: coefficients and constant.
+        worst: A variable from 0 to infinity that no constraint binds.
+        size: Number of variables.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], rules: Sequence[Linear], space: str, models: Sequence[LatencyModel]
+    ) -> None:
+        """Set up the variables and constraints.
+
+        Args:
+            groups: Of the space.
+            rules: Of the space, and whatever else an architecture must obey.
+            space: Its name.
+            models: Whose gates get variables. Models of one space have the same gates, so that each gets its own once.
+        """
+        self.literals = Literals(groups)
+        self.space = space
+        self.size = len(self.literals)
+        self._rows: list[Row] = []
+        for g in groups:
+            for d in g.decisions:
+                self._rows.append(({self.literals.index[d.name, o]: 1.0 for o in d.options}, 1.0, 1.0))
+        for r in [r for rule in rules for r in rule.rows()]:
+            self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
+        self._clauses: dict[Clause, dict[int, float]] = {}
+        self._gates: dict[Gate, dict[int, float]] = {}
+        self.prices = [self._price(m) for m in models]
+        self.worst = self._variable()
+        self._matrix, self._low, self._high = self._stacked(self._rows)
+        self._integrality = np.zeros(self.size)
+        self._integrality[: len(self.literals)] = 1  # gates follow from literals
+        self._upper = np.ones(self.size)
+        self._upper[self.worst] = np.inf
+
+    def architecture(self, cost: np.ndarray, extra: Sequence[Row] = ()) -> Architecture | None:
+        """Return the architecture of the lowest linear cost; None if nothing is feasible.
+
+        Args:
+            cost: Of each variable, (size,).
+            extra: Further constraints.
+        """
+        values = self.values(cost, extra)
+        if values is None:
+            return None
+        chosen = np.round(values[: len(self.literals)])
+        return Architecture.of(self.space, {d: o for (d, o), on in zip(self.literals.names, chosen, strict=True) if on})
+
+    def values(self, cost: np.ndarray, extra: Sequence[Row]) -> np.ndarray | None:
+        """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
+        matrix, low, high = self._matrix, self._low, self._high
+        if extra:
+            more, more_low, more_high = self._stacked(extra)
+            matrix, low = vstack([matrix, more], format="csr"), np.concatenate([low, more_low])
+            high = np.concatenate([high, more_high])
+        result = milp(
+            cost,
+            integrality=self._integrality,
+            bounds=Bounds(0, self._upper),
+            constraints=LinearConstraint(matrix, low, high),
+            options={"mip_rel_gap": 0},
+        )
+        if result.x is None:
+            assert result.status == 2, f"the solver stopped without an answer: {result.message}"
+            return None
+        values: np.ndarray = result.x
+        return values
+
+    def _price(self, model: LatencyModel) -> tuple[dict[int, float], float]:
+        """Return latency as a linear function of the variables: coefficients and constant."""
+        row: dict[int, float] = {}
+        constant = model.base_ms
+        for gate, ms in zip(model.gates, model.gate_ms, strict=True):
+            if not gate.clauses:
+                constant += float(ms)
+                continue
+            if gate not in self._gates:
+                clauses = [self._clause(c) for c in sorted(gate.clauses, key=sorted)]
+                self._gates[gate] = clauses[0] if len(clauses) == 1 else self._all_of(clauses)
+            for i, c in self._gates[gate].items():
+                row[i] = row.get(i, 0.0) + c * float(ms)
+        return row, constant
+
+    def _variable(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def _clause(self, clause: Clause) -> dict[int, float]:
+        """Return "at least one literal holds" as a linear expression; literals of one decision exclude each other."""
+        if clause not in self._clauses:
+            by_decision: dict[str, dict[int, float]] = {}
+            for d, o in sorted(clause):
+                by_decision.setdefault(d, {})[self.literals.index[d, o]] = 1.0
+            parts = list(by_decision.values())
+            self._clauses[clause] = parts[0] if len(parts) == 1 else self._any_of(parts)
+        return self._clauses[clause]
+
+    def _any_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
+        """Return "at least one part holds" as a linear expression."""
+        y = self._variable()
+        every: dict[int, float] = {y: 1.0}
+        for part in parts:
+            self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, 0.0, np.inf))  # y >= part
+            every |= {i: -c for i, c in part.items()}
+        self._rows.append((every, -np.inf, 0.0))  # y <= sum of parts
+        return {y: 1.0}
+
+    def _all_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
+        """Return "all parts hold" as a linear expression."""
+        y = self._variable()
+        total: dict[int, float] = {y: 1.0}
+        for part in parts:
+            self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, -np.inf, 0.0))  # y <= part
+            for i, c in part.items():
+                total[i] = total.get(i, 0.0) - c
+        self._rows.append((total, 1.0 - len(parts), np.inf))  # y >= sum - (n - 1)
+        return {y: 1.0}
+
+    def _stacked(self, rows: Sequence[Row]) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+        """Return rows as a sparse matrix, and their bounds."""
+        entries = [(r, i, c) for r, (row, _, _) in enumerate(rows) for i, c in row.items()]
+        r, i, c = zip(*entries, strict=True) if entries else ((), (), ())
+        matrix = csr_matrix((c, (r, i)), shape=(len(rows), self.size))
+        return matrix, np.array([low for _, low, _ in rows]), np.array([high for _, _, high in rows])

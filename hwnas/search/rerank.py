@@ -1,0 +1,319 @@
+"""Choosing among derived networks by what they score, and refusing to choose on noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hwnas.arch import Architecture
+from hwnas.data.augment import batch_source, normalise
+from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
+from hwnas.errors import HwnasError
+from hwnas.search.config import SearchConfig
+from hwnas.spaces.base import SearchSpace
+from hwnas.steplog import StepLog
+from hwnas.train import TrainConfig, Training, train
+from hwnas.ui import Update, ignore
+
+IMAGES = 64  # a network is judged on at most so many
+RECALIBRATION = 8  # batches that BatchNorm takes its statistics from
+DRAWS = 2000  # of the bootstrap
+LEVEL = 0.05  # chance, over all comparisons, to prefer a network that is no better
+
+Batch = tuple[Tensor, Tensor]
+Forward = Callable[[Tensor], Tensor]
+Merit = Literal["score", "loss"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a network scores on some images.
+
+    Attributes:
+        task: What decides the score.
+        losses: Cross-entropy of each image, mean over its labelled pixels, (images,).
+        confusions: (images, classes, classes); rows are labels, columns predictions.
+    """
+
+    task: Task
+    losses: NDArray[np.float64]
+    confusions: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """Mean over images."""
+        return float(self.losses.mean())
+
+    @property
+    def score(self) -> float:
+        """Score of the task over all images: mIoU, or accuracy."""
+        return float(scores(self.task, self.confusions.sum(0)[None])[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; `from_json` reads it."""
+        flat = self.confusions.reshape(len(self.confusions), -1)
+        return {"losses": self.losses.tolist(), "confusions": flat.tolist()}
+
+    @classmethod
+    def from_json(cls, task: Task, data: Mapping[str, Any]) -> Judgement:
+        """Read what `to_json` wrote."""
+        flat = np.array(data["confusions"], np.int64)
+        k = round(flat.shape[1] ** 0.5)
+        return cls(task, np.array(data["losses"], np.float64), flat.reshape(-1, k, k))
+
+
+def scores(task: Task, confusions: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the score of each confusion matrix, (n, classes, classes) -> (n,): mIoU, or accuracy.
+
+    The mean is over classes that occur in labels or predictions, as `ConfusionMatrix.miou` has it.
+    """
+    hit = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
+    if task is not SEGMENTATION:
+        right: NDArray[np.float64] = hit.sum(1) / np.maximum(1, confusions.sum((1, 2)))
+        return right
+    union = confusions.sum(1) + confusions.sum(2) - hit
+    there = union > 0
+    out: NDArray[np.float64] = np.where(there, hit / np.where(there, union, 1), 0).sum(1) / np.maximum(1, there.sum(1))
+    return out
+
+
+@torch.no_grad()
+def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update = ignore) -> Judgement:
+    """Judge a network image by image.
+
+    Args:
+        forward: From images (N, 3, H, W) to scores (N, K, H, W), or (N, K) where images are classified.
+        batches: Images and labels.
+        task: Of the data.
+        update: Told the images so far.
+    """
+    losses: list[float] = []
+    confusions: list[NDArray[np.int64]] = []
+    for images, labels in batches:
+        out = forward(images)
+        k = out.shape[1]
+        for one, label in zip(out, labels, strict=True):
+            known = label != IGNORE_LABEL if label.dim() else torch.ones((), dtype=torch.bool)
+            values, wanted = one.reshape(k, -1).T[known.reshape(-1)], label.reshape(-1)[known.reshape(-1)]
+            losses.append(float(F.cross_entropy(values, wanted)) if len(wanted) else 0.0)
+            cells = wanted * k + values.argmax(1)
+            confusions.append(torch.bincount(cells, minlength=k * k).reshape(k, k).numpy())
+        update(len(losses))
+    return Judgement(task, np.array(losses), np.stack(confusions))
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, forward: Forward, batches: Iterable[Batch]) -> None:
+    """Let BatchNorm take its statistics from what this very network computes, then set it to evaluation.
+
+    Those of a supernet are of the mixture; under them a single network may score anything. What is kept is the mean
+    over batches, not a decaying one.
+
+    Args:
+        net: Its BatchNorms are changed, and left in evaluation mode.
+        forward: Runs it.
+        batches: At least one; labels are not read.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # the plain mean, as torch has it
+    net.train()
+    for images, _ in batches:
+        forward(images)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+    net.eval()
+
+
+class Supernet:
+    """The weights of a finished search, and images that its weights did not learn on."""
+
+    def __init__(
+        self, space: SearchSpace, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
+    ) -> None:
+        """Take the weights, and draw the batches that all networks are judged on.
+
+        Args:
+            space: At any scale.
+            config: Of the search.
+            weights: Of the supernet: ``net`` in the state of the search.
+            data: The training set.
+
+        Raises:
+            HwnasError: If the weights are those of another supernet, or learned on all images.
+        """
+        if config.level == "single":
+            raise HwnasError("a single-level search leaves no image that its weights have not learned on")
+        self.space, self.config, self.weights, self.task = space.at(config.scale), config, weights, task_of(data)
+        learned, held_out = split_halves(len(data), config.seed)
+        # Seeds of their own: crops that the search has not seen.
+        first = batch_source(data, learned, config.batch, config.crop, 3 * config.seed + 1)
+        second = batch_source(data, held_out, config.batch, config.crop, 3 * config.seed + 2)
+        n = max(1, min(IMAGES, len(held_out)) // config.batch)
+        self.recalibration = [
+            _tensors(first(i)) for i in range(min(RECALIBRATION, max(1, len(learned) // config.batch)))
+        ]
+        self.batches = [_tensors(second(i)) for i in range(n)]
+
+    @property
+    def images(self) -> int:
+        """How many images a network is judged on."""
+        return sum(len(labels) for _, labels in self.batches)
+
+    def judge(self, arch: Architecture | None, probs: Mapping[str, Tensor] | None = None) -> Judgement:
+        """Judge one network with the supernet's weights, or the mixture of all, its BatchNorm recalibrated.
+
+        Args:
+            arch: Complete; None for the mixture.
+            probs: ``{group: (decisions, options)}`` of the mixture.
+        """
+        net = self.space.build(arch, form="search")
+        try:
+            net.load_state_dict({k: self.weights[k] for k in net.state_dict()})
+        except (KeyError, RuntimeError) as e:
+            raise HwnasError(f"the supernet's weights do not fit the recipe any more ({e}); search again") from e
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def forward(images: Tensor) -> Tensor:
+            out: Tensor = net(images, probs)
+            return out
+
+        recalibrate(net, forward, self.recalibration)
+        return judge(forward, self.batches, self.task)
+
+
+def judge_trained(
+    space: SearchSpace,
+    arch: Architecture,
+    config: TrainConfig,
+    data: tuple[SegmentationData, SegmentationData],
+    folder: Path,
+    settings: object,
+    update: Update = ignore,
+) -> Judgement:
+    """Train a network for a short while and judge it on val; goes on from the checkpoint in `folder`.
+
+    Args:
+        space: At the deployment scale.
+        arch: Complete.
+        config: Of the training; it is judged once, at its end.
+        data: The training set and val.
+        folder: Gets checkpoint, log and weights.
+        settings: What a checkpoint must have been made with, beside the training's own configuration.
+        update: Told after each step.
+    """
+    fitted, val = data
+    training = Training(space, arch, replace(config, evaluate_every=config.steps), fitted)
+    train(training, val, folder, settings, StepLog(folder / "train.jsonl"), update)
+    training.net.eval()
+    one_by_one = (_sample(val, i) for i in range(len(val)))
+    return judge(training.net, one_by_one, training.task)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better one network is than another on the same images; above 0 is better.
+
+    Attributes:
+        difference: In units of what is compared; the mean over repetitions.
+        low: Lower end of its interval; the least of the repetitions.
+        high: Upper end; the greatest of the repetitions.
+    """
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def better(self) -> bool:
+        """Whether it is better beyond doubt: in each repetition."""
+        return self.low > 0
+
+
+def compare(a: Sequence[Judgement], b: Sequence[Judgement], by: Merit = "score", level: float = LEVEL) -> Comparison:
+    """Compare two networks by a paired bootstrap over images (Efron), in each repetition by itself.
+
+    Args:
+        a: One judgement for each repetition, e.g. for each seed of a training.
+        b: Of the other network, on the same images.
+        by: What is compared.
+        level: One less the confidence of the intervals.
+    """
+    found = []
+    for one, other in zip(a, b, strict=True):
+        n = len(one.losses)
+        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)  # (draws, images): how often
+        whole, spread = _lead(one, other, by, np.ones((1, n), np.int64))[0], _lead(one, other, by, drawn)
+        found.append((whole, *np.quantile(spread, [level / 2, 1 - level / 2])))
+    difference, low, high = zip(*found, strict=True)
+    return Comparison(float(np.mean(difference)), float(min(low)), float(max(high)))
+
+
+def _lead(a: Judgement, b: Judgement, by: Merit, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return by how much `a` is better on each draw of images, (draws, images) -> (draws,)."""
+    if by == "loss":
+        less: NDArray[np.float64] = drawn @ (b.losses - a.losses) / drawn.sum(1)
+        return less
+    n, classes, _ = a.confusions.shape
+    summed = [(drawn @ x.confusions.reshape(n, -1)).reshape(-1, classes, classes) for x in (a, b)]
+    return scores(a.task, summed[0]) - scores(b.task, summed[1])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of several networks to take.
+
+    Attributes:
+        index: Of the one to take.
+        comparisons: Of each with the one that would be taken otherwise, in their order.
+        reason: For people.
+    """
+
+    index: int
+    comparisons: tuple[Comparison, ...]
+    reason: str
+
+
+def decide(judged: Sequence[Sequence[Judgement]], favourite: int, by: Merit = "score") -> Verdict:
+    """Return the best network if it is better than the favourite beyond doubt, else the favourite.
+
+    The doubt that is allowed, `LEVEL`, is shared by all comparisons (Bonferroni): the best of many that differ by
+    chance alone always looks better.
+
+    Args:
+        judged: For each network one judgement for each repetition, all on the same images.
+        favourite: Index of the one to keep in doubt.
+        by: What is compared.
+    """
+    level = LEVEL / max(1, len(judged) - 1)
+    comparisons = tuple(compare(j, judged[favourite], by, level) for j in judged)
+    best = max(range(len(judged)), key=lambda i: (comparisons[i].difference, i == favourite))
+    c = comparisons[best]
+    what = "a lower loss" if by == "loss" else f"a higher {judged[favourite][0].task.title}"
+    by_how_much = f"by {c.difference:.4f}, interval {c.low:+.4f} to {c.high:+.4f}"
+    if best == favourite:
+        return Verdict(favourite, comparisons, f"no other has {what} than the choice of utility, which is kept")
+    if c.better:
+        return Verdict(best, comparisons, f"another has {what} than the choice of utility, beyond doubt: {by_how_much}")
+    reason = f"the choice of utility is kept: another has {what} {by_how_much}, which may be chance"
+    return Verdict(favourite, comparisons, reason)
+
+
+def _tensors(batch: tuple[NDArray[Any], NDArray[Any]]) -> Batch:
+    images, labels = batch
+    return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
+
+
+def _sample(data: SegmentationData, index: int) -> Batch:
+    image, label, _ = data[index]
+    return torch.from_numpy(normalise(image, data.mean, data.std))[None], torch.from_numpy(label.astype(np.int64))[None]
