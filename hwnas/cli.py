@@ -6,22 +6,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Union
+from typing import Annotated, Literal, Union
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
 from hwnas import doctor, recipes, ui
 from hwnas.errors import HwnasError
 from hwnas.run import Run
-from hwnas.verbs import deriving, listing, pricing, profiling, searching, shipping, tables
+from hwnas.verbs import deriving, fronts, listing, pricing, profiling, searching, shipping, tables
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
+Tables = Annotated[
+    tuple[Path, ...],
+    UseAppendAction,
+    arg(metavar="FILE", help="latency table (default: the run's own); given again, the network must meet both"),
+]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
 TableName = Annotated[Positional[str], arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
+Measure = Annotated[bool, arg(help="measure what is derived, here, and derive again until a network is at the budget")]
 DataFolder = Annotated[
-    Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout (default: the recipe's)")
+    Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout, or of CIFAR-10 (default: the recipe's)")
 ]
 
 
@@ -101,21 +107,31 @@ class Search:
     """Search for a network under a budget of frames per second, and derive it.
 
     Example: hwnas search darts-quick --fps 200
+
+    Example: hwnas search darts-quick --table a.json --fps 60 --table b.json --fps 30
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
     run: RunName = None
     data: DataFolder = None
-    fps: Annotated[float | None, arg(help="budget (default: the recipe's percentile of random networks)")] = None
-    table: TableFile = None
+    fps: Annotated[
+        tuple[float, ...],
+        UseAppendAction,
+        arg(
+            metavar="FPS",
+            help="budget (default: the recipe's percentile of random networks); with several --table one for each",
+        ),
+    ] = ()
+    table: Tables = ()
     foreign_table: Foreign = False
     seed: Annotated[int | None, arg(help="of everything random (default: the recipe's)")] = None
+    measure: Measure = False
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.seed)
         with run.locked():
-            searching.run_search(run, self.table, self.fps, self.foreign_table)
+            searching.run_search(run, self.table, self.fps, self.foreign_table, self.measure)
         return 0
 
 
@@ -124,17 +140,52 @@ class Derive:
     """Derive another network from a finished search: another budget, another device's table.
 
     Example: hwnas derive darts-quick --fps 300
+
+    Example: hwnas derive darts-quick --table a.json --fps 60 --table b.json --fps 30
+
+    Example: hwnas derive darts-quick --pareto 12
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN", help="a run that was searched")]
     to: Annotated[str | None, arg(metavar="NAME", help="the run that gets the network (default: RUN-<fps>fps)")] = None
-    fps: Annotated[float | None, arg(help="budget (default: that of the search)")] = None
-    table: TableFile = None
+    fps: Annotated[
+        tuple[float, ...],
+        UseAppendAction,
+        arg(metavar="FPS", help="budget (default: that of the search); with several --table one for each"),
+    ] = ()
+    table: Tables = ()
     foreign_table: Foreign = False
+    candidates: Annotated[
+        int | None, arg(metavar="K", help="how many to list of each width and depth (default: 1, with --rerank 4)")
+    ] = None
+    rerank: Annotated[
+        Literal["supernet", "train"] | None,
+        arg(help="let the weights of the search, or short trainings, choose among the candidates"),
+    ] = None
+    rerank_steps: Annotated[int | None, arg(help="steps of each short training (default: the recipe's)")] = None
+    max_skips: Annotated[int | None, arg(metavar="M", help="skip_connect in the normal cell, at most")] = None
+    max_macs: Annotated[float | None, arg(help="multiply-adds, at most")] = None
+    max_params: Annotated[float | None, arg(help="parameters, at most")] = None
+    measure: Measure = False
+    pareto: Annotated[
+        int | None, arg(metavar="N", help="derive at N budgets from the fastest on, and list what is best at each")
+    ] = None
 
     def __call__(self) -> int:
         """Run the verb."""
-        deriving.derive_into(Run(self.source), self.to, self.table, self.fps, self.foreign_table)
+        wishes = deriving.Wishes(
+            self.candidates, self.rerank, self.rerank_steps, self.max_skips, self.max_macs, self.max_params
+        )
+        if self.pareto is None:
+            deriving.derive_into(
+                Run(self.source), self.to, self.table, self.fps, self.foreign_table, wishes, self.measure
+            )
+            return 0
+        if self.measure:
+            raise HwnasError("--measure is for one budget: derive at one of the front's with it")
+        if self.to is not None or self.fps or len(self.table) > 1:
+            raise HwnasError("--pareto takes its budgets from one table: leave out --to, --fps and a second --table")
+        fronts.pareto(Run(self.source), self.pareto, self.table[0] if self.table else None, self.foreign_table, wishes)
         return 0
 
 

@@ -31,6 +31,7 @@ from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.plan import Call, Entry
 from hwnas.search.derive import Solver, strongest
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
+from hwnas.spaces.cell import Evaluation, set_evaluation
 
 PAPER = {
     "device": {"name": "paper"},
@@ -187,6 +188,22 @@ class SpaceContract:
         with torch.no_grad():
             torch.testing.assert_close(net(image, one_hot), whole(image, one_hot), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("evaluation", ["fast", "lean"])
+    def test_how_a_supernet_is_computed_changes_nothing(self, space: SearchSpace, evaluation: Evaluation) -> None:
+        image = torch.randn(2, 3, *space.scale.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        found = []
+        for how in ("plain", evaluation):
+            torch.manual_seed(0)
+            net = space.build(form="search").double()
+            set_evaluation(net, how)  # type: ignore[arg-type]
+            probs = {k: torch.from_numpy(p).requires_grad_() for k, p in random_probs(space, 0).items()}
+            out = net(image, probs)
+            wanted = [*probs.values(), *net.parameters()]
+            grads = torch.autograd.grad(out.square().mean(), wanted, allow_unused=True)
+            found.append([out.detach(), *(g for g in grads if g is not None), *net.buffers()])
+        for plain, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-8 * max(1.0, float(plain.abs().max())))
+
     def test_every_decision_that_can_reach_an_op_gets_a_gradient(self, space: SearchSpace, model: LatencyModel) -> None:
         net = space.build(form="search")
         logits = {g.name: torch.randn(g.shape, requires_grad=True) for g in space.groups}
@@ -292,11 +309,12 @@ class SpaceContract:
         assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
 
 
-# From an image to labels, to scores at full size, and to scores that are to be upsampled.
+# From an image to labels, to scores at full size, to scores that are to be upsampled, and to those of the whole image.
 ENDINGS = {
     "labels": OpSpec("argmax", (), ((1, 3, 32, 48),)),
     "logits": OpSpec("conv_bn", (("c_in", 3), ("c_out", 5)), ((1, 3, 32, 48),)),
     "scores": OpSpec("conv_bn", (("c_in", 3), ("c_out", 5), ("stride", 2)), ((1, 3, 32, 48),)),
+    "scores of the image": OpSpec("global_pool", (), ((1, 3, 32, 48),)),
 }
 
 
@@ -404,7 +422,7 @@ class EngineContract:
         for spec in (
             OpSpec("relu", (), (self.SHAPE,)),
             OpSpec("add", (), ((1, 3, 8, 8), (1, 3, 8, 8))),
-            OpSpec("global_pool", (), ((1, 3, 8, 8),)),
+            OpSpec("linear", (("c_in", 3), ("c_out", 5)), ((1, 3),)),
         ):
             entry, _ = self.entry(engine, spec, tmp_path)
             with pytest.raises(HwnasError, match="an application needs") as refusal:

@@ -282,6 +282,23 @@ def test_a_search_with_a_table_from_elsewhere_takes_it_into_the_run(profiled: Pa
     assert Path("runs/guest/table.json").read_bytes() == Path("elsewhere.json").read_bytes()
 
 
+def test_a_search_with_two_tables_holds_its_network_to_both(profiled: Path) -> None:
+    shutil.copy(profiled / "table.json", "b.json")
+    tables = ("--table", str(profiled / "table.json"), "--table", "b.json")
+    refused = hwnas("search", RECIPE, "--run", "both", *tables)
+    assert "2 --table need a budget: give --fps once for all of them, or once for each" in refused.err
+    impossible = hwnas("search", RECIPE, "--run", "both", *tables, "--fps", "3000", "--fps", "1e9")
+    assert re.search(r"1000000000\.0 fps by b\.json", impossible.err)
+    assert not Path("runs/both").exists()
+    done("search", RECIPE, "--run", "both", *tables, "--fps", "2900", "--fps", "3600")
+    derived = Run("both").derived()
+    assert derived.budget_ms == 1000 / 2900
+    assert derived.predicted_ms < 1000 / 3600  # the stricter of two equal tables
+    log = StepLog(Path("runs/both/search.jsonl")).read()
+    assert log[-1]["derived_ms_2"] == log[-1]["derived_ms"]
+    assert "was made with how" in hwnas("search", RECIPE, "--run", "both", *tables, "--fps", "2900").err
+
+
 def test_the_budget_and_its_verdict(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert report["met"] is True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
@@ -57,6 +59,28 @@ def read_split(run: Run, split: str) -> SegmentationData:
             _ = data[i]
             update(i + 1)
     return data
+
+
+def budgets_ms_of(fps: Sequence[float], tables: int) -> list[float]:
+    """Return the budget in milliseconds of each table, none if no --fps was given.
+
+    Args:
+        fps: One for each table in their order, or one for all.
+        tables: How many there are; the run's own counts where none was named.
+
+    Raises:
+        HwnasError: If they do not go together, or one is no speed.
+    """
+    tables = max(1, tables)
+    if len(fps) not in (0, 1, tables):
+        raise HwnasError(f"{tables} --table need one --fps for all or one each, in their order; got {len(fps)}")
+    budgets = [budget_ms_of(f) for f in fps]
+    return budgets * tables if len(budgets) == 1 else budgets
+
+
+def further(tables: Sequence[Path], budgets_ms: Sequence[float]) -> list[dict[str, Any]]:
+    """Return what a run's settings say of the tables after the first, and their budgets."""
+    return [{"table": str(path), "budget_ms": ms} for path, ms in zip(tables[1:], budgets_ms[1:], strict=True)]
 
 
 def budget_ms_of(fps: float) -> float:

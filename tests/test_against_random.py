@@ -1,0 +1,100 @@
+"""The benchmark against random networks: its statistics, and which networks it takes as equally fast."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hwnas.errors import HwnasError
+from hwnas.search.widths import count
+from hwnas.spaces import ChainSpace, Scale, check
+from hwnas.spaces.genotype import DARTS_V2
+
+BENCH: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).resolve().parents[1] / "scripts" / "bench" / "against_random.py")
+)
+SPACE = ChainSpace(Scale(16, 3, (48, 64)), 11)
+SCALES = (Scale(8, 3, (48, 64)), Scale(16, 3, (48, 64)))
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Any]:
+    """Multiply-adds in place of milliseconds: a price of ops that needs no table."""
+    return count(SPACE, SCALES, "macs")
+
+
+def searched(models: list[Any], seed: int) -> Any:
+    """Return a network of the space as if a search had found it."""
+    arch = SPACE.architecture(DARTS_V2) if seed < 0 else BENCH["sample"](SPACE, np.random.default_rng(seed))
+    return BENCH["Network"]("searched", arch, SCALES[1], models[1].predict_ms(arch))
+
+
+class TestStanding:
+    """Where one stands among others."""
+
+    def test_it_is_that_of_scipy(self) -> None:
+        others = [0.31, 0.35, 0.30, 0.36]
+        found = BENCH["standing"](0.34, others)
+        assert found["mean"] == pytest.approx(0.33)
+        assert found["std"] == pytest.approx(stats.tstd(others))
+        assert found["z"] == pytest.approx((0.34 - 0.33) / stats.tstd(others))
+        assert found["rank"] == 3
+
+    def test_ranks_go_from_best_to_last(self) -> None:
+        ranks = [BENCH["standing"](ours, [1.0, 2.0, 3.0])["rank"] for ours in (4.0, 2.5, 0.0)]
+        assert ranks == [1, 2, 4]
+
+    def test_what_is_no_better_than_random_has_a_z_of_variance_one_over_seeds(self) -> None:
+        rng = np.random.default_rng(0)
+
+        def study() -> float:
+            found = []
+            for scale in (1.0, 3.0):  # seeds need not spread alike
+                drawn = scale * rng.standard_normal(200)
+                found.append({"ours": float(scale * rng.standard_normal()), "random": list(drawn)})
+                found[-1] |= {k: v for k, v in BENCH["standing"](0.0, list(drawn)).items() if k in ("mean", "std")}
+            return float(BENCH["together"](found, "ours")["z"])
+
+        z = [study() for _ in range(2000)]
+        assert np.mean(z) == pytest.approx(0, abs=0.1)
+        assert np.std(z) == pytest.approx(1, abs=0.06)
+
+    def test_over_seeds(self) -> None:
+        found = [
+            {"ours": 3.0, "random": [1.0, 2.0], "mean": 1.5, "std": 0.5},
+            {"ours": 1.0, "random": [0.0, 4.0], "mean": 2.0, "std": 2.0},
+        ]
+        said = BENCH["together"](found, "ours")
+        assert said["ahead"] == pytest.approx((1.5 - 1.0) / 2)
+        assert said["beaten"] == 0.75
+
+
+class TestEquallyFast:
+    """Which networks are compared."""
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_random_networks_are_valid_different_and_within_tolerance(self, models: list[Any], seed: int) -> None:
+        target = searched(models, seed)
+        found = BENCH["draw"](SPACE, SCALES, models, target, 6, np.random.default_rng(seed))
+        assert len({n.key for n in found} | {target.key}) == 7
+        assert [n.name for n in found] == [f"random{i}" for i in range(6)]
+        for n in found:
+            check(SPACE, n.arch)
+            assert n.predicted_ms == models[SCALES.index(n.scale)].predict_ms(n.arch)
+            assert abs(n.predicted_ms / target.predicted_ms - 1) <= BENCH["WITHIN"]
+
+    def test_a_latency_that_no_network_has_is_refused(self, models: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(BENCH["draw"].__globals__, "DRAWS", 20)
+        target = BENCH["Network"]("searched", SPACE.architecture(DARTS_V2), SCALES[1], 1.0)
+        with pytest.raises(HwnasError, match="only 0 of 20 random networks are within 2% of 1 ms.*--fps"):
+            BENCH["draw"](SPACE, SCALES, models, target, 2, np.random.default_rng(0))
+
+    def test_darts_is_as_wide_as_may_be(self, models: list[Any]) -> None:
+        narrow, wide = (m.predict_ms(SPACE.architecture(DARTS_V2)) for m in models)
+        for target, channels in ((wide, 16), (wide / 1.049, 16), (wide / 1.06, 8), (narrow, 8), (narrow / 2, 8)):
+            assert BENCH["darts"](SPACE, SCALES, models, target).scale.channels == channels
