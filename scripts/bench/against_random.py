@@ -1,0 +1,529 @@
+"""Whether a searched network is better than random ones of the same latency, and than DARTS_V2, after equal training.
+
+For each seed: a search under a budget in milliseconds; random networks of the space that are predicted to take as long
+as what it derived, at any width of the table; DARTS_V2 at the widest width that is predicted no more than 5 % slower.
+All are measured in one interleaved run. Of the random ones those that took nearest to as long as the searched one are
+trained, as are the searched one and DARTS_V2: the same steps, batches and seed, at the recipe's size. Then the mIoU of
+each on the test split, and where the searched one stands among the random ones. Last the searched network of the first
+seed is trained with further seeds: what of the differences between networks is chance.
+
+The recipe is a smaller darts-camvid, see `small`. Everything is kept in ``--folder``; the same command goes on where it
+was stopped, and with more ``--seeds`` it adds to what is there.
+
+example: python scripts/bench/against_random.py --data camvid --folder /tmp/against_random
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from hwnas import recipes
+from hwnas.arch import Architecture
+from hwnas.errors import HwnasError
+from hwnas.files import read_json
+from hwnas.latency import LatencyTable
+from hwnas.latency.model import LatencyModel
+from hwnas.profile import Calibration, PlanWriter
+from hwnas.recipes.base import Recipe, recipe
+from hwnas.run import Run
+from hwnas.runtime.device import device_name
+from hwnas.runtime.journal import Journal
+from hwnas.runtime.measure import Measurement, StopRule
+from hwnas.runtime.plan import PLAN_FILE, load_plan
+from hwnas.runtime.results import collect
+from hwnas.runtime.supervise import supervise
+from hwnas.search.widths import Contest, price, safety
+from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces.base import sample
+from hwnas.spaces.genotype import DARTS_V2
+from hwnas.steplog import StepLog
+from hwnas.train import Training, evaluate, train
+from hwnas.ui import bar, table
+from hwnas.verbs.common import read_split
+from hwnas.verbs.deriving import Wishes, open_contest
+from hwnas.verbs.profiling import profile
+from hwnas.verbs.searching import run_search
+
+SIZE = (120, 160)  # (height, width)
+CROP = (96, 128)
+WIDTHS, CELLS = (8, 16), 5
+SLACK = 1.02  # of the budget above what DARTS_V2 takes, so that both can be at it
+WITHIN = 0.02  # of the searched network's prediction: what counts as the same latency
+DARTS_WITHIN = 0.05
+AGAIN = 1000  # first of the seeds that a network is trained with again
+DRAWS = 20_000  # of random networks in all, before the latency counts as one that none has
+MEASURED = StopRule(min_visits=30, max_visits=100, min_s=30.0)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the networks of a seed.
+
+    Attributes:
+        name: ``"searched"``, ``"darts_v2"``, or ``"random0"`` and so on.
+        arch: Complete.
+        scale: The deployment scale.
+        predicted_ms: By the table.
+    """
+
+    name: str
+    arch: Architecture
+    scale: Scale
+    predicted_ms: float
+
+    @property
+    def key(self) -> str:
+        """What it is called in a plan."""
+        return f"net/{self.arch.id}-c{self.scale.channels}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A network after its training.
+
+    Attributes:
+        network: Which.
+        measured_ms: In the run with all others of its seed.
+        val_miou: The best; its weights are those that count.
+        test_miou: Of these.
+        score: Sum of the probabilities of its answers, as a share of that of the rule's network.
+    """
+
+    network: Network
+    measured_ms: float
+    val_miou: float
+    test_miou: float
+    score: float
+
+
+def standing(ours: float, others: Sequence[float]) -> dict[str, float]:
+    """Return where a score stands among at least two others that are not all equal.
+
+    Returns:
+        ``mean`` and ``std`` of the others, ``z``: how many of these standard deviations the score is above that mean,
+        and its ``rank`` among all, 1 for the best.
+    """
+    mean, std = float(np.mean(others)), float(np.std(others, ddof=1))
+    return {"mean": mean, "std": std, "z": (ours - mean) / std, "rank": 1 + sum(o > ours for o in others)}
+
+
+def together(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """Return what all seeds say of ``"ours"`` or ``"darts_v2"``.
+
+    Returns:
+        ``ahead``: mIoU above the mean of the random ones, the mean over seeds; ``z``: that over its standard error if
+        the network were one more random one of each seed; ``beaten``: share of all random ones that are worse.
+    """
+    ahead = [f[name] - f["mean"] for f in found]
+    # One drawn from the same distribution differs from the mean of n others by its own deviation and that of the mean.
+    error = [f["std"] * math.sqrt(1 + 1 / len(f["random"])) for f in found]
+    beaten = [f[name] > r for f in found for r in f["random"]]
+    z = sum(ahead) / math.sqrt(sum(e**2 for e in error))
+    return {"ahead": float(np.mean(ahead)), "z": z, "beaten": float(np.mean(beaten))}
+
+
+def small(search_steps: int, train_steps: int, batch: int) -> Recipe:
+    """Return a darts-camvid that fits one core for an hour, known to the verbs."""
+    base = recipes.get("darts-camvid")
+    name = "camvid-against-random"
+    made = replace(
+        base,
+        name=name,
+        title="darts-camvid at 120x160, 5 cells, 8 or 16 channels",
+        space=base.space.at(Scale(WIDTHS[-1], CELLS, SIZE)),
+        widths=WIDTHS,
+        # As deep as what is derived, so that width alone is a proxy.
+        search=replace(
+            base.search,
+            scale=Scale(WIDTHS[0], CELLS, SIZE),
+            steps=search_steps,
+            warmup=search_steps // 6,
+            crop=CROP,
+            alpha_lr=0.1,  # in so few steps DARTS' own leaves all undecided
+        ),
+        train=replace(base.train, steps=train_steps, batch=batch, crop=CROP, evaluate_every=max(1, train_steps // 4)),
+        calibration=Calibration(isolated=False),
+    )
+
+    def make() -> Recipe:
+        return made
+
+    make.__name__ = name.replace("-", "_")
+    recipe(make)
+    return made
+
+
+def open_search(made: Recipe, seed: int, data: str, path: Path, budget_ms: float) -> Run:
+    """Search with a seed, unless that is done."""
+    run = Run(f"seed{seed}")
+    run.ask(recipe=made.name, seed=seed, data=data)
+    if not (run.folder / "arch.json").exists():
+        with run.locked():
+            run_search(run, [path], [1000 / budget_ms], foreign=False)
+    return run
+
+
+def draw(
+    space: ChainSpace,
+    scales: Sequence[Scale],
+    models: Sequence[LatencyModel],
+    target: Network,
+    n: int,
+    rng: np.random.Generator,
+) -> list[Network]:
+    """Return n different random networks that are predicted to take as long as `target`, at any scale.
+
+    Raises:
+        HwnasError: If the space has too few of them.
+    """
+    found: dict[str, Network] = {target.key: target}
+    for _ in range(DRAWS):
+        if len(found) > n:
+            break
+        arch = sample(space, rng)
+        for scale, model in zip(scales, models, strict=True):
+            ms = model.predict_ms(arch)
+            if abs(ms / target.predicted_ms - 1) <= WITHIN:
+                made = Network(f"random{len(found) - 1}", arch, scale, ms)
+                found.setdefault(made.key, made)
+    if len(found) <= n:
+        raise HwnasError(
+            f"only {len(found) - 1} of {DRAWS} random networks are within {WITHIN:.0%} of "
+            f"{target.predicted_ms:.4g} ms, {n} were expected; give another --fps"
+        )
+    return list(found.values())[1 : n + 1]
+
+
+def darts(space: ChainSpace, scales: Sequence[Scale], models: Sequence[LatencyModel], target_ms: float) -> Network:
+    """Return DARTS_V2 at the widest scale at most 5 % slower than `target_ms`, or the narrowest if none is."""
+    arch = space.architecture(DARTS_V2)
+    every = [Network("darts_v2", arch, s, m.predict_ms(arch)) for s, m in zip(scales, models, strict=True)]
+    fitting = [d for d in every if d.predicted_ms <= (1 + DARTS_WITHIN) * target_ms]
+    return max(fitting, key=lambda d: d.scale.channels) if fitting else every[0]
+
+
+def measure(networks: Sequence[Network], space: ChainSpace, latency: LatencyTable, folder: Path) -> dict[str, float]:
+    """Measure networks in one interleaved run, and return the milliseconds of each by its name.
+
+    Raises:
+        HwnasError: If the engine could not run one.
+    """
+    if not (folder / PLAN_FILE).exists():
+        writer = PlanWriter(folder, precision=str(latency.where["engine"]["precision"]))
+        for n in networks:
+            writer.plan_network("compared", space.at(n.scale), n.arch, bool(latency.where["merges"]))
+        writer.write()
+    engine, results = latency.where["engine"], folder / "results.jsonl"
+    with bar(f"measure {len(networks)} networks", None) as update:
+        supervise(
+            folder,
+            str(engine["name"]),
+            int(engine["threads"]),
+            MEASURED,
+            results,
+            lambda p: update(p.done, str(p.record["key"])[:40], p.total),
+        )
+    _, rows = collect(results, load_plan(folder))
+    found: dict[str, Measurement | None] = {r.key: r.measurement for r in rows}
+    out: dict[str, float] = {}
+    for n in networks:
+        measurement = found.get(n.key)
+        if measurement is None:
+            raise HwnasError(f"{engine['name']} could not run {n.key}; see {results}")
+        out[n.name] = measurement.latency_ms
+    return out
+
+
+def score(contest: Contest, arch: Architecture) -> float:
+    """Return the sum of an architecture's probabilities, as a share of that of the rule's network."""
+    kept = (
+        contest.probs[g.name][i][d.options.index(answer)]
+        for g in contest.space.groups
+        for i, d in enumerate(g.decisions)
+        if (answer := arch.get(d.name)) not in (None, "none")
+    )
+    return float(sum(kept)) / contest.best_score
+
+
+class Trainer:
+    """Trains networks alike, and keeps what came out in a journal."""
+
+    def __init__(self, made: Recipe, run: Run, journal: Journal) -> None:
+        """Read all three splits."""
+        self._made, self._journal = made, journal
+        self._train, self._val, self._test = (read_split(run, s) for s in ("train", "val", "test"))
+        self._known = {(r["seed"], r["key"]): r for r in journal.records}
+
+    def train(self, network: Network, seed: int, title: str) -> tuple[float, float]:
+        """Return the best mIoU on val, and that of the same weights on test."""
+        if (seed, network.key) not in self._known:
+            self._known[seed, network.key] = self._run(network, seed, title)
+        record = self._known[seed, network.key]
+        return float(record["val_miou"]), float(record["test_miou"])
+
+    def done(self, network: Network, seed: int) -> bool:
+        """Tell whether a network was trained."""
+        return (seed, network.key) in self._known
+
+    def _run(self, network: Network, seed: int, title: str) -> dict[str, Any]:
+        start_s = time.monotonic()
+        folder = Path("trained") / f"seed{seed}" / network.key.rpartition("/")[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        config = replace(self._made.train, seed=seed)
+        training = Training(self._made.space.at(network.scale), network.arch, config, self._train)
+        with bar(title, config.steps) as update:
+            val = train(training, self._val, folder, network.key, StepLog(folder / "train.jsonl"), update)
+        training.net.load_state_dict(training.best)
+        training.net.eval()
+        record = {
+            "type": "training",
+            "seed": seed,
+            "key": network.key,
+            "val_miou": val,
+            "test_miou": evaluate(training.net, self._test).miou(),
+            "seconds": round(time.monotonic() - start_s, 1),
+        }
+        self._journal.append(record)
+        return record
+
+
+def told(run: Run) -> dict[str, Any]:
+    """Return how sure a search was of its network."""
+    arch = read_json(run.folder / "arch.json", "a derived architecture")
+    steps = StepLog(run.folder / "search.jsonl").read()
+    sure = np.array(list(arch["margins"].values()))
+    last = {k: steps[-1][k] for k in ("entropy", "lambda", "expected_ms", "derived_ms")}
+    return {
+        **last,
+        "genotype": arch["genotype"],
+        "margin_mean": float(sure.mean()),
+        "margin_median": float(np.median(sure)),
+        "decisions": len(sure),
+        "coin_tosses": len(arch["coin_tosses"]),
+        "flips": len(arch["flips"]),
+        "discretisation": arch["discretisation_gap"],
+        "search_s": round(sum(s["seconds"] for s in steps), 1),
+    }
+
+
+def _as_wide(said: Mapping[str, float] | None) -> str:
+    return "fewer than two" if said is None else "mean {mean:.4f} +- {std:.4f}, z {z:+.2f}, rank {rank}".format(**said)
+
+
+def compare_all(
+    made: Recipe, args: argparse.Namespace, late: Callable[[], bool]
+) -> tuple[LatencyTable, list[dict[str, Any]], list[float]]:
+    """Measure a table and compare with every seed, as far as there is time.
+
+    Returns:
+        The table, what came out by seed, and the test mIoU of the first searched network, trained again and again.
+    """
+    # In the journal's header, so that what is there under other settings is refused and not reported under these.
+    settings = {
+        "search": made.search.to_json(),
+        "train": asdict(made.train),
+        "data": args.data,
+        "fps": args.fps,
+        "drawn": [args.random, args.measured],
+    }
+    found = []
+    with Journal(Path("trainings.jsonl"), {"plan": "trainings", "where": settings}) as journal:
+        run = Run("profiled")
+        run.ask(recipe=made.name)
+        path = (run.folder / "table.json").resolve()
+        if not path.exists():  # else what is doubtful would be measured again, and searches have used it
+            with run.locked():
+                profile(run, None, None, None)
+        latency = LatencyTable.load(path)
+        for seed in args.seeds:
+            if late() and not any(r["seed"] == seed for r in journal.records):
+                break
+            outcome = compare(made, latency, path, seed, args, journal, late)
+            if outcome is not None:
+                found.append(outcome)
+                show(outcome)
+        again = train_again(made, found[0]["seed"], args.again, journal, late) if found else []
+    return latency, found, again
+
+
+def train_again(made: Recipe, searched: int, n: int, journal: Journal, late: Callable[[], bool]) -> list[float]:
+    """Train the searched network of a seed with n further seeds, and return the test mIoU of each."""
+    run = Run(f"seed{searched}")
+    derived, trainer, out = run.derived(), Trainer(made, run, journal), []
+    network = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
+    for seed in range(AGAIN, AGAIN + n):
+        if late() and not trainer.done(network, seed):
+            break
+        out.append(trainer.train(network, seed, f"searched, again, seed {seed}")[1])
+        print(f"searched, again, seed {seed}: test {out[-1]:.4f}", flush=True)
+    return out
+
+
+def compare(
+    made: Recipe,
+    latency: LatencyTable,
+    path: Path,
+    seed: int,
+    args: argparse.Namespace,
+    journal: Journal,
+    late: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Search, draw, measure and train with one seed; None if time was up before two random networks were trained."""
+    space, scales = made.space, made.scales()
+    models = price(space, scales, latency)
+    darts_ms = models[-1].predict_ms(space.architecture(DARTS_V2))
+    budget_ms = 1000 / args.fps if args.fps else SLACK * darts_ms * safety(models[-1])
+    run = open_search(made, seed, args.data, path, budget_ms)
+    derived = run.derived()
+    ours = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
+    drawn = draw(space, scales, models, ours, args.measured, np.random.default_rng([seed, 1]))
+    published = darts(space, scales, models, ours.predicted_ms)
+    took = measure([ours, published, *drawn], space, latency, Path("measured") / f"seed{seed}")
+    nearest = sorted(drawn, key=lambda n: abs(took[n.name] / took[ours.name] - 1))[: args.random]
+    contest = open_contest(run, latency, Wishes())
+    trainer, found = Trainer(made, run, journal), []
+    chosen = [ours, published, *nearest]
+    for i, n in enumerate(chosen):
+        if late() and not trainer.done(n, seed):
+            break
+        title = f"seed {seed}, {i + 1} of {len(chosen)}: {n.name}, {n.scale.channels} channels"
+        val, test = trainer.train(n, seed, title)
+        found.append(Outcome(n, took[n.name], val, test, score(contest, n.arch)))
+        print(f"{title}: val {val:.4f}, test {test:.4f}", flush=True)
+    if len(found) < 4:
+        return None
+    return {"seed": seed, "budget_ms": budget_ms, **figures(found), "search": told(run)}
+
+
+def figures(found: Sequence[Outcome]) -> dict[str, Any]:
+    """Return what is to be said of the networks of a seed: the searched one, DARTS_V2, then random ones."""
+    ours, published, *drawn = found
+    others = [o.test_miou for o in drawn]
+    as_wide = [o.test_miou for o in drawn if o.network.scale == ours.network.scale]
+    apart = [abs(o.measured_ms / ours.measured_ms - 1) for o in drawn]
+    return {
+        "ours": ours.test_miou,
+        "darts_v2": published.test_miou,
+        "random": others,
+        **standing(ours.test_miou, others),
+        "darts_v2_standing": standing(published.test_miou, others),
+        "random_measured_apart_most": max(apart),
+        "darts_v2_measured_apart": published.measured_ms / ours.measured_ms - 1,
+        # Width is chosen by an opinion of the recipe, not by the search.
+        "as_wide": standing(ours.test_miou, as_wide) if len(as_wide) > 1 else None,
+        # Whether what the search found probable is what trains well, over all that were trained.
+        "score_against_test_miou": float(spearmanr([o.score for o in found], [o.test_miou for o in found])[0]),
+        "networks": [
+            {
+                "name": o.network.name,
+                "key": o.network.key,
+                "channels": o.network.scale.channels,
+                "predicted_ms": o.network.predicted_ms,
+                "measured_ms": o.measured_ms,
+                "val_miou": o.val_miou,
+                "test_miou": o.test_miou,
+                "score": o.score,
+            }
+            for o in found
+        ],
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the networks of a seed, the best first, and where the searched one stands."""
+    ranked = sorted(found["networks"], key=lambda n: -n["test_miou"])
+    rows = [
+        [n["name"], str(n["channels"])]
+        + [f"{n[k]:.4g}" for k in ("predicted_ms", "measured_ms")]
+        + [f"{n[k]:.4f}" for k in ("val_miou", "test_miou")]
+        + [f"{n['score']:.3f}"]
+        for n in ranked
+    ]
+    header = ("network", "channels", "predicted ms", "measured ms", "val mIoU", "test mIoU", "score")
+    table(f"seed {found['seed']}", header, rows, numbers=True)
+    s = found["search"]
+    print(
+        f"random {found['mean']:.4f} +- {found['std']:.4f}; searched {found['ours']:.4f}, rank {found['rank']} of "
+        f"{len(found['random']) + 1}, z {found['z']:+.2f}; DARTS_V2 {found['darts_v2']:.4f}, "
+        f"z {found['darts_v2_standing']['z']:+.2f}\n"
+        f"random ones as wide as the searched: {_as_wide(found['as_wide'])}\n"
+        f"search: entropy {s['entropy']:.3f}, margins mean {s['margin_mean']:.3f} median {s['margin_median']:.3f}, "
+        f"{s['coin_tosses']} coin tosses and {s['flips']} flips of {s['decisions']}, "
+        f"discretisation gap {s['discretisation'].get('gap', float('nan')):+.3f}; "
+        f"rank correlation of score and test mIoU {found['score_against_test_miou']:+.2f}\n{s['genotype']}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="DIR", help="a folder in CamVid's layout")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search, draw and training (0 1)")
+    parser.add_argument("--fps", type=float, help="the budget (DARTS_V2 at the widest width, and the table's error)")
+    parser.add_argument("--random", type=int, default=8, help="random networks to train, a seed (%(default)s)")
+    parser.add_argument("--measured", type=int, default=16, help="to measure, of which these are (%(default)s)")
+    parser.add_argument("--again", type=int, default=4, help="trainings of one network with other seeds (%(default)s)")
+    parser.add_argument("--search-steps", type=int, default=700, help="(%(default)s)")
+    parser.add_argument("--train-steps", type=int, default=700, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="of the trainings (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=45.0, help="begin no training after that (%(default)s)")
+    args = parser.parse_args()
+    if not 2 <= args.random <= args.measured:
+        parser.error(f"--random must be 2 to --measured ({args.measured}), got {args.random}")
+    start_s = time.monotonic()
+    torch.set_num_threads(1)  # small tensors; and the same sums on any machine
+    args.data = str(Path(args.data).resolve())
+    made = small(args.search_steps, args.train_steps, args.batch)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.chdir(args.folder):
+            latency, found, again = compare_all(made, args, lambda: time.monotonic() - start_s > 60 * args.minutes)
+    except HwnasError as e:
+        sys.exit(f"against_random: {e}")
+    if not found:
+        sys.exit("against_random: time was up before there was anything to compare; give the same command again")
+    over = {name: together(found, name) for name in ("ours", "darts_v2")}
+    for name, said in over.items():
+        print(
+            f"{name}, {len(found)} seeds: {said['ahead']:+.4f} against the mean of the random ones, "
+            f"z {said['z']:+.2f}; better than {said['beaten']:.0%} of them"
+        )
+    if again:
+        again = [found[0]["ours"], *again]
+        print(f"searched, {len(again)} trainings of one network: {np.mean(again):.4f} +- {np.std(again, ddof=1):.4f}")
+    report = {
+        "seeds": found,
+        "same_network": {"test_miou": again, "std": float(np.std(again, ddof=1)) if again else None},
+        "over_seeds": over,
+        "device": device_name(latency.where),
+        "table_on_derived": latency.report.get("derived"),
+        "size": SIZE,
+        "crop": CROP,
+        "cells": CELLS,
+        "widths": WIDTHS,
+        "search_steps": args.search_steps,
+        "train_steps": args.train_steps,
+        "batch": args.batch,
+        "left_out": len(args.seeds) * args.random - sum(len(f["random"]) for f in found),
+        "seconds": round(time.monotonic() - start_s, 1),
+    }
+    print(json.dumps(report, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
