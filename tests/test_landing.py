@@ -106,7 +106,7 @@ def spells(rng: np.random.Generator) -> float:
         ({"slow": spells}, 0.99, 0.95),
         ({"noise": 0.008}, 0.97, 0.93),  # two of five percent is all that such a machine leaves
     ],
-    ids=str,
+    ids=["plain", "noise", "error", "bias", "cliff", "slow", "much-noise"],
 )
 def test_a_fresh_process_finds_it_at_the_budget(more: dict[str, Any], least_met: float, least_within: float) -> None:
     above, within = [], []

@@ -12,18 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.data.base import (
-    CACHE_BYTES,
-    SPLITS,
     ClassList,
-    Sample,
-    SampleCache,
-    check_index,
-    check_seed,
-    check_size,
-    check_split,
 )
 from hwnas.data.cifar10 import CIFAR10_CLASSES
-from hwnas.errors import DataError
+from hwnas.data.drawn import Drawn
 from hwnas.optional import require
 
 if TYPE_CHECKING:
@@ -72,59 +64,26 @@ _OUTLINES: tuple[tuple[tuple[Point, ...], tuple[Point, ...]], ...] = (
 )
 
 
-class Shapes:
+class Shapes(Drawn):
     """Drawn pictures as a sequence of samples; every tenth one is of the same class, and a label is one class number.
 
     Picture i is a pure function of (seed, split, i, size): equal in every process, and never shared by two splits.
 
-    Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        size: (height, width), each side at least LEAST_SIDE.
-        seed: Of the whole dataset.
-        length: Number of pictures; DEFAULT_LENGTHS of the split if None.
-        cache_bytes: Limit of pictures kept in memory.
-
-    Raises:
-        DataError: If split, size, seed or length is out of range.
+    See `hwnas.data.drawn.Drawn` for the arguments.
     """
 
     classes = SHAPES
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
 
-    def __init__(
-        self,
-        split: str,
-        size: tuple[int, int],
-        seed: int = 0,
-        length: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
-        self.split = check_split(split)
-        self.size = check_size(size, least=LEAST_SIDE)
-        self.seed = check_seed(seed)
-        self.length = DEFAULT_LENGTHS[split] if length is None else length
-        if self.length < 1:
-            raise DataError(f"expected a length of at least 1 picture, got {self.length}; ask for more")
-        self.name = f"synthetic-shapes/{split}"
-        self._cache = SampleCache(cache_bytes)
+    kind = "synthetic-shapes"
+    lengths = DEFAULT_LENGTHS
+    least_side = LEAST_SIDE
 
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return picture `index` and its label ().
-
-        Raises:
-            IndexError: If there is no such picture.
-        """
-        return self._cache.get(check_index(index, self.length), self._make)
-
-    def _make(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return a picture and its label ()."""
         label = index % len(SHAPES)
-        return Sample(_draw(label, self.size, rng), np.array(label, np.uint8), f"{self.split}-{index:05d}")
+        return _draw(label, self.size, rng), np.array(label, np.uint8)
 
 
 def _draw(label: int, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:

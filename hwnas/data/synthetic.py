@@ -12,22 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.data.base import (
-    CACHE_BYTES,
     IGNORE_LABEL,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    SPLITS,
-    Sample,
-    SampleCache,
-    check_index,
-    check_seed,
-    check_size,
-    check_split,
 )
 from hwnas.data.camvid import CAMVID_CLASSES
+from hwnas.data.drawn import Drawn
 from hwnas.data.scenery import paint_scene
 from hwnas.data.street import CAMERA_HEIGHT, PAVEMENT, ROAD, SKY, Street
-from hwnas.errors import DataError
 from hwnas.optional import require
 
 if TYPE_CHECKING:
@@ -43,61 +35,28 @@ _GRAIN = (0.01, 0.06, 0.04, 0.05, 0.05, 0.18, 0.02, 0.05, 0.02, 0.05, 0.05, 0.04
 _PATCH = (0.03, 0.05, 0.04, 0.04, 0.05, 0.2, 0.03, 0.06, 0.04, 0.06, 0.06, 0.05)
 
 
-class Synthetic:
+class Synthetic(Drawn):
     """One split of generated street scenes with the classes of CamVid.
 
     Scene i is a pure function of (seed, split, i, size): equal in every process, and never shared by two splits.
 
-    Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        size: (height, width), each side at least LEAST_SIDE.
-        seed: Of the whole dataset.
-        length: Number of scenes; DEFAULT_LENGTHS of the split if None.
-        cache_bytes: Limit of scenes kept in memory.
-
-    Raises:
-        DataError: If split, size, seed or length is out of range.
+    See `hwnas.data.drawn.Drawn` for the arguments.
     """
 
     classes = CAMVID_CLASSES
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
-    def __init__(
-        self,
-        split: str,
-        size: tuple[int, int],
-        seed: int = 0,
-        length: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
-        self.split = check_split(split)
-        self.size = check_size(size, least=LEAST_SIDE)
-        self.seed = check_seed(seed)
-        self.length = DEFAULT_LENGTHS[split] if length is None else length
-        if self.length < 1:
-            raise DataError(f"expected a length of at least 1 scene, got {self.length}; ask for more")
-        self.name = f"synthetic/{split}"
-        self._cache = SampleCache(cache_bytes)
+    kind = "synthetic"
+    lengths = DEFAULT_LENGTHS
+    least_side = LEAST_SIDE
 
-    def __len__(self) -> int:
-        """Return the number of scenes."""
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return scene `index`.
-
-        Raises:
-            IndexError: If there is no such scene.
-        """
-        return self._cache.get(check_index(index, self.length), self._make)
-
-    def _make(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return a scene and its labels."""
         street = Street(self.size, rng)
         paint_scene(street)
         label = np.array(street.label)
-        return Sample(_photograph(street, label, rng), label, f"{self.split}-{index:05d}")
+        return _photograph(street, label, rng), label
 
 
 def _photograph(s: Street, label: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
