@@ -53,25 +53,21 @@ class TestStanding:
         rng = np.random.default_rng(0)
 
         def study() -> float:
-            found = []
+            pairs = []
             for scale in (1.0, 3.0):  # seeds need not spread alike
-                drawn = scale * rng.standard_normal(200)
-                found.append({"ours": float(scale * rng.standard_normal()), "random": list(drawn)})
-                found[-1] |= {k: v for k, v in BENCH["standing"](0.0, list(drawn)).items() if k in ("mean", "std")}
-            return float(BENCH["together"](found, "ours")["z"])
+                drawn = [float(x) for x in scale * rng.standard_normal(50)]
+                pairs.append((float(scale * rng.standard_normal()), drawn))
+            return float(BENCH["together"](pairs)["z"])
 
         z = [study() for _ in range(2000)]
         assert np.mean(z) == pytest.approx(0, abs=0.1)
         assert np.std(z) == pytest.approx(1, abs=0.06)
 
     def test_over_seeds(self) -> None:
-        found = [
-            {"ours": 3.0, "random": [1.0, 2.0], "mean": 1.5, "std": 0.5},
-            {"ours": 1.0, "random": [0.0, 4.0], "mean": 2.0, "std": 2.0},
-        ]
-        said = BENCH["together"](found, "ours")
+        said = BENCH["together"]([(3.0, [1.0, 2.0]), (1.0, [0.0, 4.0])])
         assert said["ahead"] == pytest.approx((1.5 - 1.0) / 2)
         assert said["beaten"] == 0.75
+        assert said["z"] == pytest.approx(0.5 / np.sqrt(1.5 * (0.5 + 8)))  # variances of the two are 0.5 and 8
 
 
 class TestEquallyFast:
@@ -87,6 +83,17 @@ class TestEquallyFast:
             check(SPACE, n.arch)
             assert n.predicted_ms == models[SCALES.index(n.scale)].predict_ms(n.arch)
             assert abs(n.predicted_ms / target.predicted_ms - 1) <= BENCH["WITHIN"]
+
+    def test_more_of_one_width_are_others(self, models: list[Any]) -> None:
+        target = searched(models, 0)
+        first = BENCH["draw"](SPACE, SCALES, models, target, 6, np.random.default_rng(0))
+        # The same stream of chance would draw the same ones again.
+        again = (SPACE, SCALES[1:], models[1:], target, 4, np.random.default_rng(0), "as_wide")
+        assert {n.key for n in BENCH["draw"](*again)} & {n.key for n in first}
+        more = BENCH["draw"](*again[:5], np.random.default_rng(0), "as_wide", first)
+        assert [n.name for n in more] == [f"as_wide{i}" for i in range(4)]
+        assert {n.scale for n in more} == {SCALES[1]}
+        assert not {n.key for n in more} & {n.key for n in first}
 
     def test_a_latency_that_no_network_has_is_refused(self, models: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(BENCH["draw"].__globals__, "DRAWS", 20)

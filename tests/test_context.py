@@ -126,11 +126,13 @@ class TestPrice:
         assert [c.spec.kind for c in context.trace().calls] == ["conv_bn"] * 3 + ["global_pool"]
 
     def test_what_has_no_neighbours_is_measured_alone(self) -> None:
-        """Convolutions make no vectors: a linear layer is charged a run of its own."""
-        context = next(c for c in plain(classifier()).values() if c.spec.kind == "linear")
-        assert len(context.spec.in_shapes[0]) == 2
-        assert (context.source, context.sink, context.neighbours) == (False, False, {})
-        assert priced(context) == pytest.approx(alone(context) + RUN_MS, rel=1e-9)
+        """Convolutions make no vectors: what ends a classifier is charged a run, what it ends is measured with it."""
+        found = {c.spec.kind: c for c in plain(classifier()).values()}
+        for kind in ("linear", "argmax"):
+            assert len(found[kind].spec.in_shapes[0]) == 2
+            assert (found[kind].source, found[kind].sink, found[kind].neighbours) == (False, False, {})
+        assert priced(found["argmax"]) == pytest.approx(alone(found["argmax"]) + RUN_MS, rel=1e-9)
+        assert priced(found["linear"]) == pytest.approx(alone(found["linear"]) - SAVING_MS, rel=1e-9)
 
     def test_is_never_negative(self) -> None:
         context = Context(RELU, X16, True, True)

@@ -4,8 +4,12 @@ For each seed: a search under a budget in milliseconds; random networks of the s
 as what it derived, at any width of the table; DARTS_V2 at the widest width that is predicted no more than 5 % slower.
 All are measured in one interleaved run. Of the random ones those that took nearest to as long as the searched one are
 trained, as are the searched one and DARTS_V2: the same steps, batches and seed, at the recipe's size. Then the mIoU of
-each on the test split, and where the searched one stands among the random ones. Last the searched network of the first
-seed is trained with further seeds: what of the differences between networks is chance.
+each on the test split, and where the searched one stands among the random ones.
+
+Width is not searched: the derivation takes the widest that the budget allows, and networks drawn at random are mostly
+narrower where the budget is tight. So more are drawn in the same way at the searched network's own width, until there
+are as many of these, and it is compared with them apart. Last the searched network of the first seed is trained with
+further seeds: how much of the differences between networks is chance.
 
 The recipe is a smaller darts-camvid, see `small`. Everything is kept in ``--folder``; the same command goes on where it
 was stopped, and with more ``--seeds`` it adds to what is there.
@@ -73,7 +77,7 @@ class Network:
     """One of the networks of a seed.
 
     Attributes:
-        name: ``"searched"``, ``"darts_v2"``, or ``"random0"`` and so on.
+        name: ``"searched"``, ``"darts_v2"``, ``"random0"`` and so on, or ``"as_wide0"`` and so on.
         arch: Complete.
         scale: The deployment scale.
         predicted_ms: By the table.
@@ -96,7 +100,8 @@ class Outcome:
 
     Attributes:
         network: Which.
-        measured_ms: In the run with all others of its seed.
+        measured_ms: In a run with others of its seed.
+        apart: That over what the searched one took in the same run, less one.
         val_miou: The best; its weights are those that count.
         test_miou: Of these.
         score: Sum of the probabilities of its answers, as a share of that of the rule's network.
@@ -104,6 +109,7 @@ class Outcome:
 
     network: Network
     measured_ms: float
+    apart: float
     val_miou: float
     test_miou: float
     score: float
@@ -120,19 +126,19 @@ def standing(ours: float, others: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "std": std, "z": (ours - mean) / std, "rank": 1 + sum(o > ours for o in others)}
 
 
-def together(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """Return what all seeds say of ``"ours"`` or ``"darts_v2"``.
+def together(pairs: Sequence[tuple[float, Sequence[float]]]) -> dict[str, float]:
+    """Return what all seeds say of one network each, from its score and those of the random ones of its seed.
 
     Returns:
-        ``ahead``: mIoU above the mean of the random ones, the mean over seeds; ``z``: that over its standard error if
-        the network were one more random one of each seed; ``beaten``: share of all random ones that are worse.
+        ``ahead``: above the mean of the random ones, the mean over seeds; ``z``: that over its standard error if the
+        network were one more random one of each seed; ``beaten``: share of all random ones that are worse.
     """
-    ahead = [f[name] - f["mean"] for f in found]
-    # One drawn from the same distribution differs from the mean of n others by its own deviation and that of the mean.
-    error = [f["std"] * math.sqrt(1 + 1 / len(f["random"])) for f in found]
-    beaten = [f[name] > r for f in found for r in f["random"]]
-    z = sum(ahead) / math.sqrt(sum(e**2 for e in error))
-    return {"ahead": float(np.mean(ahead)), "z": z, "beaten": float(np.mean(beaten))}
+    said = [standing(ours, others) for ours, others in pairs]
+    ahead = [ours - s["mean"] for (ours, _), s in zip(pairs, said, strict=True)]
+    # One more of the same distribution differs from the mean of n others by its own deviation and by that of the mean.
+    variance = sum(s["std"] ** 2 * (1 + 1 / len(others)) for (_, others), s in zip(pairs, said, strict=True))
+    beaten = [ours > other for ours, others in pairs for other in others]
+    return {"ahead": float(np.mean(ahead)), "z": sum(ahead) / math.sqrt(variance), "beaten": float(np.mean(beaten))}
 
 
 def small(search_steps: int, train_steps: int, batch: int) -> Recipe:
@@ -183,28 +189,42 @@ def draw(
     target: Network,
     n: int,
     rng: np.random.Generator,
+    name: str = "random",
+    but: Sequence[Network] = (),
 ) -> list[Network]:
-    """Return n different random networks that are predicted to take as long as `target`, at any scale.
+    """Return n different random networks that are predicted to take as long as `target`, at any of some scales.
+
+    Args:
+        space: At any scale.
+        scales: The scales.
+        models: Their prices.
+        target: What they are to be as fast as; not among them.
+        n: How many.
+        rng: Where chance comes from.
+        name: What they are called, with a number.
+        but: Others that are not to be among them.
 
     Raises:
         HwnasError: If the space has too few of them.
     """
-    found: dict[str, Network] = {target.key: target}
+    found: dict[str, Network] = {}
+    known = {target.key, *(o.key for o in but)}
     for _ in range(DRAWS):
-        if len(found) > n:
+        if len(found) >= n:
             break
         arch = sample(space, rng)
         for scale, model in zip(scales, models, strict=True):
             ms = model.predict_ms(arch)
             if abs(ms / target.predicted_ms - 1) <= WITHIN:
-                made = Network(f"random{len(found) - 1}", arch, scale, ms)
-                found.setdefault(made.key, made)
-    if len(found) <= n:
+                made = Network(f"{name}{len(found)}", arch, scale, ms)
+                if made.key not in known:
+                    found.setdefault(made.key, made)
+    if len(found) < n:
         raise HwnasError(
-            f"only {len(found) - 1} of {DRAWS} random networks are within {WITHIN:.0%} of "
+            f"only {len(found)} of {DRAWS} random networks are within {WITHIN:.0%} of "
             f"{target.predicted_ms:.4g} ms, {n} were expected; give another --fps"
         )
-    return list(found.values())[1 : n + 1]
+    return list(found.values())[:n]
 
 
 def darts(space: ChainSpace, scales: Sequence[Scale], models: Sequence[LatencyModel], target_ms: float) -> Network:
@@ -319,8 +339,8 @@ def told(run: Run) -> dict[str, Any]:
     }
 
 
-def _as_wide(said: Mapping[str, float] | None) -> str:
-    return "fewer than two" if said is None else "mean {mean:.4f} +- {std:.4f}, z {z:+.2f}, rank {rank}".format(**said)
+def _as_wide(said: Mapping[str, Any] | None) -> str:
+    return "fewer than two" if said is None else "{mean:.4f} +- {std:.4f}, z {z:+.2f}, rank {rank}".format(**said)
 
 
 def compare_all(
@@ -389,41 +409,54 @@ def compare(
     run = open_search(made, seed, args.data, path, budget_ms)
     derived = run.derived()
     ours = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
-    drawn = draw(space, scales, models, ours, args.measured, np.random.default_rng([seed, 1]))
     published = darts(space, scales, models, ours.predicted_ms)
-    took = measure([ours, published, *drawn], space, latency, Path("measured") / f"seed{seed}")
-    nearest = sorted(drawn, key=lambda n: abs(took[n.name] / took[ours.name] - 1))[: args.random]
+    folder = Path("measured")
+    drawn = draw(space, scales, models, ours, args.measured, np.random.default_rng([seed, 1]))
+    took = measure([ours, published, *drawn], space, latency, folder / f"seed{seed}")
+    chosen = [(n, took) for n in (ours, published, *nearest(ours, drawn, took, args.random))]
+    missing = args.random - sum(n.scale == ours.scale for n, _ in chosen[2:])
+    if missing:
+        at = [scales.index(ours.scale)]
+        same = [scales[i] for i in at], [models[i] for i in at]
+        more = draw(space, *same, ours, args.measured, np.random.default_rng([seed, 2]), "as_wide", drawn)
+        took = measure([ours, *more], space, latency, folder / f"seed{seed}-as-wide")
+        chosen += [(n, took) for n in nearest(ours, more, took, missing)]
     contest = open_contest(run, latency, Wishes())
     trainer, found = Trainer(made, run, journal), []
-    chosen = [ours, published, *nearest]
-    for i, n in enumerate(chosen):
+    for i, (n, took) in enumerate(chosen):
         if late() and not trainer.done(n, seed):
             break
         title = f"seed {seed}, {i + 1} of {len(chosen)}: {n.name}, {n.scale.channels} channels"
         val, test = trainer.train(n, seed, title)
-        found.append(Outcome(n, took[n.name], val, test, score(contest, n.arch)))
+        apart = took[n.name] / took[ours.name] - 1
+        found.append(Outcome(n, took[n.name], apart, val, test, score(contest, n.arch)))
         print(f"{title}: val {val:.4f}, test {test:.4f}", flush=True)
     if len(found) < 4:
         return None
-    return {"seed": seed, "budget_ms": budget_ms, **figures(found), "search": told(run)}
+    left_out = len(chosen) - len(found)
+    return {"seed": seed, "budget_ms": budget_ms, "left_out": left_out, **figures(found), "search": told(run)}
+
+
+def nearest(ours: Network, drawn: Sequence[Network], took: Mapping[str, float], n: int) -> list[Network]:
+    """Return the n networks that took nearest to as long as the searched one."""
+    return sorted(drawn, key=lambda d: abs(took[d.name] / took[ours.name] - 1))[:n]
 
 
 def figures(found: Sequence[Outcome]) -> dict[str, Any]:
     """Return what is to be said of the networks of a seed: the searched one, DARTS_V2, then random ones."""
     ours, published, *drawn = found
-    others = [o.test_miou for o in drawn]
-    as_wide = [o.test_miou for o in drawn if o.network.scale == ours.network.scale]
-    apart = [abs(o.measured_ms / ours.measured_ms - 1) for o in drawn]
+    others = [o.test_miou for o in drawn if o.network.name.startswith("random")]
+    wide = [o.test_miou for o in drawn if o.network.scale == ours.network.scale]
+    as_wide = {"random": wide, **standing(ours.test_miou, wide)} if len(wide) > 1 else None
     return {
         "ours": ours.test_miou,
         "darts_v2": published.test_miou,
         "random": others,
         **standing(ours.test_miou, others),
         "darts_v2_standing": standing(published.test_miou, others),
-        "random_measured_apart_most": max(apart),
-        "darts_v2_measured_apart": published.measured_ms / ours.measured_ms - 1,
-        # Width is chosen by an opinion of the recipe, not by the search.
-        "as_wide": standing(ours.test_miou, as_wide) if len(as_wide) > 1 else None,
+        "as_wide": as_wide,
+        "random_measured_apart_most": max(abs(o.apart) for o in drawn),
+        "darts_v2_measured_apart": published.apart,
         # Whether what the search found probable is what trains well, over all that were trained.
         "score_against_test_miou": float(spearmanr([o.score for o in found], [o.test_miou for o in found])[0]),
         "networks": [
@@ -433,6 +466,7 @@ def figures(found: Sequence[Outcome]) -> dict[str, Any]:
                 "channels": o.network.scale.channels,
                 "predicted_ms": o.network.predicted_ms,
                 "measured_ms": o.measured_ms,
+                "measured_apart": o.apart,
                 "val_miou": o.val_miou,
                 "test_miou": o.test_miou,
                 "score": o.score,
@@ -497,7 +531,9 @@ def main() -> None:
         sys.exit(f"against_random: {e}")
     if not found:
         sys.exit("against_random: time was up before there was anything to compare; give the same command again")
-    over = {name: together(found, name) for name in ("ours", "darts_v2")}
+    over = {name: together([(f[name], f["random"]) for f in found]) for name in ("ours", "darts_v2")}
+    if all(f["as_wide"] for f in found):
+        over["ours_as_wide"] = together([(f["ours"], f["as_wide"]["random"]) for f in found])
     for name, said in over.items():
         print(
             f"{name}, {len(found)} seeds: {said['ahead']:+.4f} against the mean of the random ones, "
@@ -519,7 +555,7 @@ def main() -> None:
         "search_steps": args.search_steps,
         "train_steps": args.train_steps,
         "batch": args.batch,
-        "left_out": len(args.seeds) * args.random - sum(len(f["random"]) for f in found),
+        "seeds_left_out": len(args.seeds) - len(found),
         "seconds": round(time.monotonic() - start_s, 1),
     }
     print(json.dumps(report, allow_nan=False))
