@@ -500,7 +500,8 @@ class SearchKiller:
         self.finished += 1
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow  # shorter ones are in test_search_and_train
+@pytest.mark.parametrize("kills", [6, 50])
 def test_a_search_killed_at_random_moments_loses_a_step_at_most_each_time(
     starter: Starter, jobs: Path, tmp_path: Path, kills: int
 ) -> None:

@@ -127,7 +127,7 @@ class TestTask:
             assert found == {ms}
 
 
-@pytest.mark.parametrize("way", ["budget", "free"])
+@pytest.mark.parametrize("way", ["budget", pytest.param("free", marks=pytest.mark.slow)])
 def test_the_planted_network_is_found(way: str) -> None:
     result = planted.find(way, seed=0)
     assert result["found"], result
