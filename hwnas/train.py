@@ -21,7 +21,7 @@ from hwnas.errors import DataError, HwnasError
 from hwnas.files import write_atomic
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
-from hwnas.search.objective import task_loss
+from hwnas.search.objective import task_loss, tensors
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
 from hwnas.spaces.chain import AuxiliaryHead, ChainSpace
@@ -182,8 +182,7 @@ class Training:
     def _backward(self, number: int) -> float:
         """Add the gradients of batch `number` to those there are, and return its share of the loss."""
         c = self.config
-        images, labels = (torch.from_numpy(a) for a in self.batches(number))
-        images = images.contiguous(memory_format=torch.channels_last)
+        images, labels = tensors(self.batches(number))
         seed = int(np.random.SeedSequence([c.seed, _DROP_PATH, number]).generate_state(1)[0])
         with seeded(seed), torch.autocast(images.device.type, torch.bfloat16, enabled=c.bf16):
             if self.auxiliary is None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hwnas.errors import BuildError
 from hwnas.ops import mixed, native
-from hwnas.ops.fused import frozen_statistics, primitives
+from hwnas.ops.branches import frozen_statistics
+from hwnas.ops.fused import primitives
 from hwnas.ops.layers import ConvBN
 from hwnas.ops.primitives import Primitives
 from hwnas.ops.primitives_native import Native

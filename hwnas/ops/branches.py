@@ -83,7 +83,6 @@ class Separable:
 
     def __init__(self, modules: Sequence[layers.SepConv | layers.DilConv]) -> None:
         """Read the candidates of the edges."""
-        self.modules = modules
         first = modules[0]
         names, norms = ["depthwise", "pointwise"], ["bn"]
         if isinstance(first, layers.SepConv):
@@ -158,6 +157,11 @@ class Reduced:
         self.names = ["weight", "weight"]
         self.norms = [[m.bn for m in modules]]
 
+    def _columns(self, packs: Sequence[Tensor]) -> tuple[slice, slice]:
+        """Return the channels of the result that either sampling gives."""
+        half = packs[0].shape[1]
+        return slice(None, half), slice(half, None)
+
     def _samples(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return both samplings of the ReLU, (1, rows, C): even rows and columns, and odd ones."""
         _, h, w, c = x.shape
@@ -170,11 +174,9 @@ class Reduced:
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], out: Tensor, bias: Tensor
     ) -> tuple[Memory, list[Stats]]:
         """See `Branch`."""
-        half = packs[0].shape[1]
-        columns = (slice(None, half), slice(half, None))
         kept = [
             ops.normed_linear(z, w.flatten(2), p, out[..., to], bias[:, to])
-            for z, w, to in zip(self._samples(x), packs, columns, strict=True)
+            for z, w, to in zip(self._samples(x), packs, self._columns(packs), strict=True)
         ]
         stats = (torch.cat([k.mean for k in kept], 1), torch.cat([k.var for k in kept], 1))
         return tuple(tuple(k) for k in kept), [stats]
@@ -184,9 +186,8 @@ class Reduced:
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Branch`."""
         n, h, w, c = x.shape
-        half = packs[0].shape[1]
         dp, found = torch.zeros_like(p), []
-        for i, (z, to) in enumerate(zip(self._samples(x), (slice(None, half), slice(half, None)), strict=True)):
+        for i, (z, to) in enumerate(zip(self._samples(x), self._columns(packs), strict=True)):
             dpart, dw, dz = ops.normed_linear_data(
                 z, packs[i].flatten(2), p, Moments(*kept[i]), g[..., to], grads.sums[:, to], grads.parameters
             )
@@ -280,8 +281,7 @@ class Shared:
             if isinstance(kind, nn.Identity):
                 term.copy_(x.reshape(term.shape))
                 continue
-            stride = int(kind.stride)  # type: ignore[arg-type]
-            shaped = term.view(len(x), -(-x.shape[1] // stride), -(-x.shape[2] // stride), c)
+            stride, shaped = _pooled(kind, x, term)
             if isinstance(kind, layers.MaxPool):
                 which.append(ops.max_pool(x, stride, shaped))
             else:
@@ -306,13 +306,19 @@ class Shared:
             if isinstance(kind, nn.Identity):
                 into += term.view(into.shape)
                 continue
-            stride = int(kind.stride)  # type: ignore[arg-type]
-            shaped = term.view(len(into), -(-into.shape[1] // stride), -(-into.shape[2] // stride), into.shape[3])
+            stride, shaped = _pooled(kind, into, term)
             if isinstance(kind, layers.MaxPool):
                 ops.max_pool_data(shaped, which.pop(0), stride, into)
             else:
                 ops.avg_pool_data(shaped, stride, into)
         return dp, sums
+
+
+def _pooled(pool: nn.Module, x: Tensor, term: Tensor) -> tuple[int, Tensor]:
+    """Return the stride of a pooling, and its result (rows, C) as a map (N, H', W', C)."""
+    assert isinstance(pool, layers.MaxPool | layers.AvgPool)
+    n, h, w, c = x.shape
+    return pool.stride, term.view(n, -(-h // pool.stride), -(-w // pool.stride), c)
 
 
 def branch_of(modules: Sequence[nn.Module]) -> Branch:

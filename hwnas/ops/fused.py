@@ -39,8 +39,6 @@ from hwnas.ops.primitives import Primitives
 from hwnas.ops.primitives_native import Native
 from hwnas.ops.primitives_torch import Torch
 
-__all__ = ["Fan", "Layout", "frozen_statistics", "fused_cell", "primitives"]
-
 
 def primitives(x: Tensor) -> Primitives:
     """Return what computes on tensors like `x`: C++ for float32 on a CPU where there is a compiler, else torch."""

@@ -87,7 +87,7 @@ class Native:
         """See `Primitives`."""
         (m, rows, a), b = x.shape, w.shape[2]
         out, whole = x.new_empty(m, rows, b), w.contiguous()
-        self._lib.hwnas_multiply(m, ctypes.c_long(rows), a, b, _at(x), _at(whole), 0, _at(out))
+        self._lib.hwnas_multiply(m, ctypes.c_long(rows), a, b, _at(x), _at(whole), _at(out))
         return out
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:

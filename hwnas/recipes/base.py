@@ -28,7 +28,8 @@ class Recipe:
         needs: What that folder is, for people.
         calibration: Whole networks measured beside the ops.
         budget_percentile: The default budget: this percentile of latency over random architectures of all widths.
-        width_utility: What doubling the channels is worth, as a share of the score of the paper's rule.
+        width_utility: What doubling the channels is worth, as a share of the score of the paper's rule. The default is
+            about what it was worth in `docs/results/against_random.md`.
         depths: Numbers of cells the derived network may have, least first; empty for that of `space` alone. Cells of
             one kind share their architecture, so that one search serves all.
         depth_utility: What doubling the cells is worth, as a share of the score of the paper's rule.
@@ -46,7 +47,7 @@ class Recipe:
     needs: str = "a folder in CamVid's layout"
     calibration: Calibration = field(default_factory=Calibration)
     budget_percentile: float = 30.0
-    width_utility: float = 0.5
+    width_utility: float = 0.7
     depths: tuple[int, ...] = ()
     depth_utility: float = 0.5
     rerank_steps: int = 100

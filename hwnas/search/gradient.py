@@ -24,7 +24,7 @@ from hwnas.search.derive import strongest
 from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.objective import task_loss
+from hwnas.search.objective import Batch, task_loss, tensors
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
@@ -34,7 +34,6 @@ from hwnas.ui import Update, ignore
 
 __all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
 
-Batch = tuple[Tensor, Tensor]
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes to checkpoints beyond those that are asked for
 
 
@@ -143,7 +142,7 @@ class BilevelSearch:
 
     def _batches(self, source: BatchSource) -> list[Batch]:
         first = self.step * self.config.accumulate
-        return [_tensors(source(first + j)) for j in range(self.config.accumulate)]
+        return [tensors(source(first + j)) for j in range(self.config.accumulate)]
 
     def _losses(self, batches: Sequence[Batch], stream: int) -> list[Loss]:
         """Return the loss on each batch, as a function of weights and logits."""
@@ -311,8 +310,3 @@ def _note(metrics: Mapping[str, Any]) -> str:
     out = [f"loss {metrics['train_loss']:.3f}", f"entropy {metrics['entropy']:.3f}"]
     out += [f"{k} {v:.4g}" for k, v in metrics.items() if k == "lambda" or k.startswith("derived_")]
     return " ".join(out)
-
-
-def _tensors(batch: tuple[np.ndarray, np.ndarray]) -> Batch:
-    images, labels = batch
-    return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)

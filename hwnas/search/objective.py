@@ -1,11 +1,23 @@
-"""What weights and alphas learn from: the loss of the task. What resources add for the alphas is in `costs`."""
+"""What weights and alphas learn from: batches, and the loss of the task. What resources add is in `costs`."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hwnas.data.base import IGNORE_LABEL
+
+Batch = tuple[Tensor, Tensor]  # images and labels
+
+
+def tensors(batch: tuple[NDArray[Any], NDArray[Any]]) -> Batch:
+    """Return a batch of `hwnas.data.augment.batch_source` as torch has it, images in channels-last layout."""
+    images, labels = batch
+    return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 
 
 def task_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:

@@ -96,16 +96,10 @@ class Temperature:
         return float(self.start * (self.end / self.start) ** at.progress)
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """The mixture of all candidates by their probabilities (DARTS, equation 2)."""
+class Categorical:
+    """What relaxations of categorical distributions by a softmax of logits share."""
 
     sampled: ClassVar[bool] = False
-
-    def weights(self, logits: Matrices, at: Moment) -> dict[str, Tensor]:
-        """Return the probabilities."""
-        del at
-        return softmax(logits)
 
     def probs(self, logits: Matrices) -> dict[str, Tensor]:
         """Return the probabilities."""
@@ -118,7 +112,17 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax:
+class Softmax(Categorical):
+    """The mixture of all candidates by their probabilities (DARTS, equation 2)."""
+
+    def weights(self, logits: Matrices, at: Moment) -> dict[str, Tensor]:
+        """Return the probabilities."""
+        del at
+        return softmax(logits)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(Categorical):
     """The mixture by a sample of the Gumbel-softmax, ever harder as it cools (SNAS, equation 5; FBNet, GAS).
 
     Attributes:
@@ -126,25 +130,15 @@ class GumbelSoftmax:
     """
 
     temperature: Temperature = field(default_factory=Temperature)
-    sampled: ClassVar[bool] = False
 
     def weights(self, logits: Matrices, at: Moment) -> dict[str, Tensor]:
         """Return a sample."""
         noise, tau = gumbel(logits, at), self.temperature(at)
         return softmax({name: (a + noise[name]) / tau for name, a in logits.items()})
 
-    def probs(self, logits: Matrices) -> dict[str, Tensor]:
-        """Return the probabilities that are sampled from."""
-        return softmax(logits)
-
-    def own_loss(self, logits: Matrices) -> Tensor:
-        """Return 0."""
-        del logits
-        return torch.zeros(())
-
 
 @dataclass(frozen=True)
-class SinglePath:
+class SinglePath(Categorical):
     """One sampled candidate for each decision, straight through (GDAS, equations 4 to 6).
 
     Weights are exactly one-hot, so the candidates that were not drawn are not computed, and take no memory. The
@@ -161,15 +155,6 @@ class SinglePath:
         """Return one-hot rows."""
         noise, tau = gumbel(logits, at), self.temperature(at)
         return {name: _straight_through((a + noise[name]) / tau) for name, a in logits.items()}
-
-    def probs(self, logits: Matrices) -> dict[str, Tensor]:
-        """Return the probabilities that are sampled from."""
-        return softmax(logits)
-
-    def own_loss(self, logits: Matrices) -> Tensor:
-        """Return 0."""
-        del logits
-        return torch.zeros(())
 
 
 def _straight_through(scores: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
 from hwnas.search.config import SearchConfig
+from hwnas.search.objective import Batch, tensors
 from hwnas.spaces.base import SearchSpace
 from hwnas.steplog import StepLog
 from hwnas.train import TrainConfig, Training, train
@@ -28,7 +29,6 @@ RECALIBRATION = 8  # batches that BatchNorm takes its statistics from
 DRAWS = 2000  # of the bootstrap
 LEVEL = 0.05  # chance, over all comparisons, to prefer a network that is no better
 
-Batch = tuple[Tensor, Tensor]
 Forward = Callable[[Tensor], Tensor]
 Merit = Literal["score", "loss"]
 
@@ -161,9 +161,9 @@ class Supernet:
         second = batch_source(data, held_out, config.batch, config.crop, 3 * config.seed + 2)
         n = max(1, min(IMAGES, len(held_out)) // config.batch)
         self.recalibration = [
-            _tensors(first(i)) for i in range(min(RECALIBRATION, max(1, len(learned) // config.batch)))
+            tensors(first(i)) for i in range(min(RECALIBRATION, max(1, len(learned) // config.batch)))
         ]
-        self.batches = [_tensors(second(i)) for i in range(n)]
+        self.batches = [tensors(second(i)) for i in range(n)]
 
     @property
     def images(self) -> int:
@@ -307,11 +307,6 @@ def decide(judged: Sequence[Sequence[Judgement]], favourite: int, by: Merit = "s
         return Verdict(best, comparisons, f"another has {what} than the choice of utility, beyond doubt: {by_how_much}")
     reason = f"the choice of utility is kept: another has {what} {by_how_much}, which may be chance"
     return Verdict(favourite, comparisons, reason)
-
-
-def _tensors(batch: tuple[NDArray[Any], NDArray[Any]]) -> Batch:
-    images, labels = batch
-    return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 
 
 def _sample(data: SegmentationData, index: int) -> Batch:

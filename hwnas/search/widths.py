@@ -16,6 +16,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
+from hwnas.search.costs import Bound
 from hwnas.search.derive import AtMost, Solution, Solver, reachable_fps, strongest
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
 from hwnas.ui import Update, ignore
@@ -82,6 +83,21 @@ class Constraint:
     models: Sequence[LatencyModel]
     most: float
 
+    @classmethod
+    def on_table(cls, space: SearchSpace, scales: Sequence[Scale], table: LatencyTable, most_ms: float) -> Constraint:
+        """Hold networks to a latency on the device of another table."""
+        return cls(str(table.path or table.name), price(space, scales, table), most_ms)
+
+    def bound(self, scale: int, name: str) -> Bound:
+        """Return what a search at one scale aims at, the table's error allowed for.
+
+        Args:
+            scale: Index of the scale.
+            name: In logs, with its unit.
+        """
+        model = self.models[scale]
+        return Bound(name, model, self.most / safety(model))
+
     def say(self, value: float) -> str:
         """Return a value as messages have it: frames per second by a table, or a count."""
         return f"{value:.4g} {self.name}" if self.name in RESOURCES else f"{1000 / value:.1f} fps by {self.name}"
@@ -130,7 +146,7 @@ class Contest:
         self.space = space
         self.scales, self.models, self.constraints, self.probs = tuple(scales), tuple(models), tuple(constraints), probs
         groups, rules = space.groups, space.rules()
-        self.best_score = _score(space, probs, strongest(groups, rules, space.name, probs, limits))
+        self._best_score = self._sum(strongest(groups, rules, space.name, probs, limits))
         channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
         self.bonus = [
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
@@ -173,6 +189,10 @@ class Contest:
             if found is not None and (best is None or (-found.utility, i) < best[:2]):
                 best = (-found.utility, i, found)
         return None if best is None else best[2]
+
+    def score(self, arch: Architecture) -> float:
+        """Return the sum of the probabilities of what is kept, as a share of that of the rule without a budget."""
+        return self._sum(arch) / self._best_score
 
     def cost_of_change(self, chosen: Candidate, budget_ms: float, update: Update = ignore) -> dict[str, float]:
         """Return for each decision how much of the sum of probabilities is lost at least if it is answered otherwise.
@@ -244,9 +264,19 @@ class Contest:
             self._known[scale] = (budget_ms, found)
         return found
 
+    def _sum(self, arch: Architecture) -> float:
+        """Return the sum of the probabilities of what is kept."""
+        dropped = {d: r.none for r in self.space.rules() if isinstance(r, TopK) for d in r.decisions}
+        return sum(
+            float(self.probs[g.name][i][d.options.index(answer)])
+            for g in self.space.groups
+            for i, d in enumerate(g.decisions)
+            if (answer := arch.get(d.name)) is not None and answer != dropped.get(d.name)
+        )
+
     def _candidate(self, scale: int, solution: Solution) -> Candidate:
         assert solution.latency_ms is not None
-        score = solution.score / self.best_score
+        score = solution.score / self._best_score
         interval = self.models[scale].interval_ms(solution.arch)
         utility = score + self.bonus[scale]
         at = self.scales[scale]
@@ -310,13 +340,3 @@ def margins(space: SearchSpace, probs: Mapping[str, np.ndarray]) -> dict[str, fl
         top = np.sort(probs[g.name], axis=1)[:, ::-1]
         out |= {d.name: float(m) for d, m in zip(g.decisions, top[:, 0] - top[:, 1], strict=True)}
     return out
-
-
-def _score(space: SearchSpace, probs: Mapping[str, np.ndarray], arch: Architecture) -> float:
-    dropped = {d: r.none for r in space.rules() if isinstance(r, TopK) for d in r.decisions}
-    return sum(
-        float(probs[g.name][i][d.options.index(answer)])
-        for g in space.groups
-        for i, d in enumerate(g.decisions)
-        if (answer := arch.get(d.name)) is not None and answer != dropped.get(d.name)
-    )

@@ -86,7 +86,7 @@ def open_contest(
     """
     recipe = source.recipe
     space, scales = recipe.space, recipe.scales()
-    bounds = [Constraint(str(t.path or t.name), price(space, scales, t), ms) for t, ms in others]
+    bounds = [Constraint.on_table(space, scales, t, ms) for t, ms in others]
     for resource in RESOURCES:
         most = getattr(wishes, f"max_{resource}")
         if most is not None:

@@ -15,7 +15,8 @@ from hwnas.ops import native
 from hwnas.run import Run
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig, search
-from hwnas.search.widths import Constraint, derive, price, random_latencies_ms, safety
+from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
+from hwnas.spaces.base import Scale, SearchSpace
 from hwnas.steplog import StepLog
 from hwnas.ui import bar, console, summary
 from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table, read_split
@@ -65,10 +66,9 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
     typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
     default_ms = float(np.percentile(typical, recipe.budget_percentile))
     budget_ms = float(run.settings.get("budget_ms", default_ms))
-    # An impossible budget is refused before the search, whatever it would find: any probabilities tell.
-    uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    elsewhere = [Constraint(str(t.path or t.name), price(space, scales, t), ms) for t, ms in others]
-    derive(space, scales, models, uniform, budget_ms, recipe.width_utility, constraints=elsewhere)
+    here = Constraint(str(latency.path), models, budget_ms)
+    elsewhere = [Constraint.on_table(space, scales, t, ms) for t, ms in others]
+    _refuse_impossible(space, scales, here, elsewhere)
     data = read_split(run, "train")
     run.ask(budget_ms=budget_ms)
     run.commit()
@@ -78,13 +78,9 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
         f"{typical.min():.4g} to {typical.max():.4g} ms"
     )
     _say_how_cells_are_computed(config)
-    # The width whose typical network is nearest to the budget is the one most likely to be derived.
+    # The scale whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
-    bound = Bound("ms", models[nearest], budget_ms / safety(models[nearest]))
-    bounds = [bound]
-    for i, c in enumerate(elsewhere, start=2):
-        model = c.models[nearest]
-        bounds.append(Bound(f"ms_{i}", model, c.most / safety(model)))
+    bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
     bilevel = BilevelSearch(space, config, data, bounds)
     settings = {"budget_ms": budget_ms, "table": latency.where, "data": data.name}
     if others:
@@ -94,8 +90,22 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
         logits = search(bilevel, run.folder / "search.pt", settings, log, update)
     content = {"groups": {k: v.tolist() for k, v in logits.items()}, "table": str(latency.path)}
     write_atomic(run.folder / "alphas.json", canonical_json(content) + "\n")
-    _show(run, bilevel, bound, log)
+    _show(run, bilevel, bounds[0], log)
     run_derive(run, run, latency, budget_ms, others=others, measure=measure)
+
+
+def _refuse_impossible(
+    space: SearchSpace, scales: Sequence[Scale], here: Constraint, elsewhere: Sequence[Constraint]
+) -> None:
+    """Refuse before the search what no network meets, whatever the search would find: any probabilities tell.
+
+    Raises:
+        BudgetError: If it is so; names what can be reached.
+    """
+    uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
+    contest = Contest(space, scales, here.models, uniform, 0.0, constraints=elsewhere)
+    if contest.winner(here.most) is None:
+        raise contest.refusal(here.most)
 
 
 def _say_how_cells_are_computed(config: SearchConfig) -> None:

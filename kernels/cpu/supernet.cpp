@@ -528,6 +528,40 @@ template <typename F> inline void each_block(int c, F visit) {
     for (; b < c; b++) visit(std::integral_constant<int, 1>{}, b);
 }
 
+// Two sums over the rows of each of `groups` matrices (rows, c), (groups, 2, c): term(start of the matrix, start of the
+// row, channel, first, second) adds to both. In float over 64 rows, in double beyond.
+template <class Term> std::vector<double> row_sums(int groups, long rows, int c, Term term) {
+    const long chunks = (rows + PIXELS - 1) / PIXELS;
+    std::vector<double> parts(groups * chunks * 2 * c), sums(groups * 2 * c);
+#pragma omp parallel for
+    for (long task = 0; task < groups * chunks; task++) {
+        const long matrix = task / chunks * rows * c, first = task % chunks * PIXELS;
+        const long last = std::min(first + PIXELS, rows);
+        std::vector<float> part(2 * c);
+        float *one = part.data(), *two = one + c;
+        double *sum = parts.data() + task * 2 * c;
+        for (long block = first; block < last; block += 64) {
+            std::fill(part.begin(), part.end(), 0.0f);
+            for (long r = block; r < std::min(block + 64, last); r++)
+                for (int b = 0; b < c; b++) term(matrix, matrix + r * c, b, one[b], two[b]);
+            for (int b = 0; b < 2 * c; b++) sum[b] += part[b];
+        }
+    }
+    for (long task = 0; task < groups * chunks; task++)
+        for (int b = 0; b < 2 * c; b++) sums[task / chunks * 2 * c + b] += parts[task * 2 * c + b];
+    return sums;
+}
+
+// body(matrix, row) for all rows of `groups` matrices
+template <class Body> void each_row(int groups, long rows, Body body) {
+    const long chunks = (rows + PIXELS - 1) / PIXELS;
+#pragma omp parallel for
+    for (long task = 0; task < groups * chunks; task++) {
+        const long first = task % chunks * PIXELS;
+        for (long r = first; r < std::min(first + PIXELS, rows); r++) body(task / chunks, r);
+    }
+}
+
 } // namespace
 
 extern "C" {
@@ -596,90 +630,46 @@ void hwnas_avg_pool_data(int n, int h, int w, int c, int s, const float *g, floa
 
 // Normalise `groups` matrices (rows, c) in place, by their own mean and biased variance, which are given too.
 void hwnas_batch_norm(int groups, long rows, int c, float eps, float *x, float *mean, float *var) {
-    const long chunks = (rows + PIXELS - 1) / PIXELS;
-    std::vector<double> sums(groups * chunks * 2 * c);
-#pragma omp parallel for
-    for (long task = 0; task < groups * chunks; task++) {
-        const float *matrix = x + task / chunks * rows * c;
-        const long first = task % chunks * PIXELS, last = std::min(first + PIXELS, rows);
-        std::vector<float> part(2 * c);
-        double *sum = sums.data() + task * 2 * c;
-        for (long block = first; block < last; block += 64) {
-            std::fill(part.begin(), part.end(), 0.0f);
-            for (long r = block; r < std::min(block + 64, last); r++)
-                for (int b = 0; b < c; b++) {
-                    // differences from the first row: no cancellation where the mean is large
-                    const float v = matrix[r * c + b] - matrix[b];
-                    part[b] += v;
-                    part[c + b] += v * v;
-                }
-            for (int b = 0; b < 2 * c; b++) sum[b] += part[b];
-        }
-    }
+    const std::vector<double> sums = row_sums(groups, rows, c, [=](long matrix, long at, int b, float &one, float &two) {
+        const float v = x[at + b] - x[matrix + b]; // from the first row: no cancellation where the mean is large
+        one += v;
+        two += v * v;
+    });
     std::vector<float> scale(groups * c);
     for (int i = 0; i < groups; i++)
         for (int b = 0; b < c; b++) {
-            double sum = 0, square = 0;
-            for (long task = i * chunks; task < (i + 1) * chunks; task++) {
-                sum += sums[task * 2 * c + b];
-                square += sums[task * 2 * c + c + b];
-            }
-            const double shift = sum / rows, spread = square / rows - shift * shift;
+            const double *sum = sums.data() + i * 2 * c + b;
+            const double shift = sum[0] / rows, spread = sum[c] / rows - shift * shift;
             mean[i * c + b] = float(x[i * rows * c + b] + shift);
             var[i * c + b] = float(spread < 0 ? 0 : spread);
             scale[i * c + b] = 1 / std::sqrt(var[i * c + b] + eps);
         }
-#pragma omp parallel for
-    for (long task = 0; task < groups * chunks; task++) {
-        const long i = task / chunks, first = task % chunks * PIXELS, last = std::min(first + PIXELS, rows);
-        float *matrix = x + i * rows * c;
+    each_row(groups, rows, [=, &scale](long i, long r) {
         const float *m = mean + i * c, *by = scale.data() + i * c;
-        for (long r = first; r < last; r++)
-            for (int b = 0; b < c; b++) matrix[r * c + b] = (matrix[r * c + b] - m[b]) * by[b];
-    }
+        float *row = x + (i * rows + r) * c;
+        for (int b = 0; b < c; b++) row[b] = (row[b] - m[b]) * by[b];
+    });
 }
 
 // Turn the gradients g of what `hwnas_batch_norm` made, y, into those of what it was given, in place.
 void hwnas_batch_norm_data(int groups, long rows, int c, float eps, const float *y, const float *var, float *g) {
-    const long chunks = (rows + PIXELS - 1) / PIXELS;
-    std::vector<double> sums(groups * chunks * 2 * c);
-#pragma omp parallel for
-    for (long task = 0; task < groups * chunks; task++) {
-        const long offset = task / chunks * rows * c, first = task % chunks * PIXELS;
-        const long last = std::min(first + PIXELS, rows);
-        std::vector<float> part(2 * c);
-        double *sum = sums.data() + task * 2 * c;
-        for (long block = first; block < last; block += 64) {
-            std::fill(part.begin(), part.end(), 0.0f);
-            for (long r = block; r < std::min(block + 64, last); r++)
-                for (int b = 0; b < c; b++) {
-                    part[b] += g[offset + r * c + b];
-                    part[c + b] += g[offset + r * c + b] * y[offset + r * c + b];
-                }
-            for (int b = 0; b < 2 * c; b++) sum[b] += part[b];
-        }
-    }
+    const std::vector<double> sums = row_sums(groups, rows, c, [=](long, long at, int b, float &one, float &two) {
+        one += g[at + b];
+        two += g[at + b] * y[at + b];
+    });
     std::vector<float> mean(groups * c), dot(groups * c), scale(groups * c);
     for (int i = 0; i < groups; i++)
         for (int b = 0; b < c; b++) {
-            double sum = 0, product = 0;
-            for (long task = i * chunks; task < (i + 1) * chunks; task++) {
-                sum += sums[task * 2 * c + b];
-                product += sums[task * 2 * c + c + b];
-            }
-            mean[i * c + b] = float(sum / rows);
-            dot[i * c + b] = float(product / rows);
+            mean[i * c + b] = float(sums[i * 2 * c + b] / rows);
+            dot[i * c + b] = float(sums[i * 2 * c + c + b] / rows);
             scale[i * c + b] = 1 / std::sqrt(var[i * c + b] + eps);
         }
-#pragma omp parallel for
-    for (long task = 0; task < groups * chunks; task++) {
-        const long i = task / chunks, first = task % chunks * PIXELS, last = std::min(first + PIXELS, rows);
+    each_row(groups, rows, [=, &mean, &dot, &scale](long i, long r) {
         const float *m = mean.data() + i * c, *d = dot.data() + i * c, *by = scale.data() + i * c;
-        const float *from = y + i * rows * c;
-        float *to = g + i * rows * c;
-        for (long r = first; r < last; r++)
-            for (int b = 0; b < c; b++) to[r * c + b] = by[b] * (to[r * c + b] - m[b] - from[r * c + b] * d[b]);
-    }
+        const float *from = y + (i * rows + r) * c;
+        float *to = g + (i * rows + r) * c;
+        for (int b = 0; b < c; b++) to[b] = by[b] * (to[b] - m[b] - from[b] * d[b]);
+    });
 }
 
 // out[e] += sum over k of weights[e, k] * x[k] + bias[e], for m matrices of (rows, c) and `terms` matrices x alike
@@ -744,12 +734,12 @@ void hwnas_combine_data(int m, int terms, long rows, int c, const float *weights
     }
 }
 
-// out[e] (rows, co) = x[e] (rows, ci) times w[e] (ci, co), added to what is there if add
-void hwnas_multiply(int m, long rows, int ci, int co, const float *x, const float *w, int add, float *out) {
+// out[e] (rows, co) = x[e] (rows, ci) times w[e] (ci, co)
+void hwnas_multiply(int m, long rows, int ci, int co, const float *x, const float *w, float *out) {
     by_width(co, [&](auto l) {
         std::vector<Factor> factors;
         for (int e = 0; e < m; e++) factors.push_back({x + e * rows * ci, ci, ci, w + long(e) * ci * co});
-        multiply_all<l()>(m, factors.data(), 1, nullptr, co, rows, add, out, rows * co, co);
+        multiply_all<l()>(m, factors.data(), 1, nullptr, co, rows, false, out, rows * co, co);
     });
 }
 

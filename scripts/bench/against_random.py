@@ -49,7 +49,7 @@ from hwnas.runtime.measure import Measurement, StopRule
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
 from hwnas.runtime.supervise import supervise
-from hwnas.search.widths import Contest, price, safety
+from hwnas.search.widths import price, safety
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.spaces.base import sample
 from hwnas.spaces.genotype import DARTS_V2
@@ -267,17 +267,6 @@ def measure(networks: Sequence[Network], space: ChainSpace, latency: LatencyTabl
     return out
 
 
-def score(contest: Contest, arch: Architecture) -> float:
-    """Return the sum of an architecture's probabilities, as a share of that of the rule's network."""
-    kept = (
-        contest.probs[g.name][i][d.options.index(answer)]
-        for g in contest.space.groups
-        for i, d in enumerate(g.decisions)
-        if (answer := arch.get(d.name)) not in (None, "none")
-    )
-    return float(sum(kept)) / contest.best_score
-
-
 class Trainer:
     """Trains networks alike, and keeps what came out in a journal."""
 
@@ -429,7 +418,7 @@ def compare(
         title = f"seed {seed}, {i + 1} of {len(chosen)}: {n.name}, {n.scale.channels} channels"
         val, test = trainer.train(n, seed, title)
         apart = took[n.name] / took[ours.name] - 1
-        found.append(Outcome(n, took[n.name], apart, val, test, score(contest, n.arch)))
+        found.append(Outcome(n, took[n.name], apart, val, test, contest.score(n.arch)))
         print(f"{title}: val {val:.4f}, test {test:.4f}", flush=True)
     if len(found) < 4:
         return None

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency import LatencyTable
 from hwnas.recipes.base import Recipe, recipe
@@ -115,18 +114,7 @@ def darts(made: Recipe, contest: Contest, budget_ms: float) -> tuple[int, float,
         for s, model in zip(contest.scales, contest.models, strict=True)
         if (ms := model.predict_ms(arch)) <= budget_ms
     ]
-    return (*max(fitting), score(contest, arch)) if fitting else None
-
-
-def score(contest: Contest, arch: Architecture) -> float:
-    """Return the sum of an architecture's probabilities, as a share of that of the rule's network."""
-    kept = (
-        contest.probs[g.name][i][d.options.index(answer)]
-        for g in contest.space.groups
-        for i, d in enumerate(g.decisions)
-        if (answer := arch.get(d.name)) not in (None, "none")
-    )
-    return float(sum(kept)) / contest.best_score
+    return (*max(fitting), contest.score(arch)) if fitting else None
 
 
 def measure_last(bench: Bench, candidate: Candidate) -> Latency:
