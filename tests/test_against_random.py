@@ -70,6 +70,36 @@ class TestStanding:
         assert said["z"] == pytest.approx(0.5 / np.sqrt(1.5 * (0.5 + 8)))  # variances of the two are 0.5 and 8
 
 
+class TestWorth:
+    """What channels and score are worth."""
+
+    @staticmethod
+    def found(noise: float, seed: int = 0) -> list[dict[str, Any]]:
+        """Return two seeds of 40 networks each, where doubling is worth 0.02 and a score of 1 is worth 0.05."""
+        rng = np.random.default_rng(seed)
+        drawn = [
+            (i, int(c), float(s)) for i in (0, 1) for c, s in zip(rng.choice([8, 16], 40), rng.random(40), strict=True)
+        ]
+        miou = [0.3 + 0.1 * i + 0.02 * np.log2(c) + 0.05 * s + noise * rng.standard_normal() for i, c, s in drawn]
+        every = [(i, {"channels": c, "score": s, "test_miou": m}) for (i, c, s), m in zip(drawn, miou, strict=True)]
+        return [{"networks": [n for i, n in every if i == seed]} for seed in (0, 1)]
+
+    def test_what_the_networks_were_made_of_is_found(self) -> None:
+        said = BENCH["worth"](self.found(0.0))
+        assert said["networks"] == 80
+        assert (said["doubling"], said["score"]) == pytest.approx((0.02, 0.05))
+        assert max(said["doubling_se"], said["score_se"]) < 1e-9
+
+    def test_its_standard_errors_are_those_of_repetitions(self) -> None:
+        said = [BENCH["worth"](self.found(0.01, seed)) for seed in range(200)]
+        for name in ("doubling", "score"):
+            assert np.std([s[name] for s in said]) == pytest.approx(np.mean([s[name + "_se"] for s in said]), rel=0.2)
+
+    def test_networks_of_one_width_do_not_tell(self) -> None:
+        alike = [{"networks": [{"channels": 8, "score": s, "test_miou": s} for s in (0.1, 0.5, 0.9)]}]
+        assert BENCH["worth"](alike) is None
+
+
 class TestEquallyFast:
     """Which networks are compared."""
 

@@ -141,6 +141,34 @@ def together(pairs: Sequence[tuple[float, Sequence[float]]]) -> dict[str, float]
     return {"ahead": float(np.mean(ahead)), "z": sum(ahead) / math.sqrt(variance), "beaten": float(np.mean(beaten))}
 
 
+def worth(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what channels and score are worth in test mIoU, over all networks of all seeds, by least squares.
+
+    Returns:
+        ``doubling`` the channels, a ``score`` of 1 over one of 0, their standard errors ``doubling_se`` and
+        ``score_se``, and how many ``networks``; None where these do not tell the two apart.
+    """
+    rows = [
+        (i, math.log2(n["channels"]), n["score"], n["test_miou"]) for i, f in enumerate(found) for n in f["networks"]
+    ]
+    x = np.array([[*(float(i == j) for j in range(len(found))), width, score] for i, width, score, _ in rows])
+    y = np.array([miou for *_, miou in rows])
+    free = len(y) - x.shape[1]
+    if free < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
+        return None
+    fit = np.linalg.lstsq(x, y, rcond=None)[0]
+    *_, doubling, score = fit
+    left = y - x @ fit
+    *_, doubling_se, score_se = np.sqrt(left @ left / free * np.diag(np.linalg.inv(x.T @ x)))
+    return {
+        "doubling": float(doubling),
+        "doubling_se": float(doubling_se),
+        "score": float(score),
+        "score_se": float(score_se),
+        "networks": len(y),
+    }
+
+
 def small(search_steps: int, train_steps: int, batch: int) -> Recipe:
     """Return a darts-camvid that fits one core for an hour, known to the verbs."""
     base = recipes.get("darts-camvid")
@@ -528,6 +556,13 @@ def main() -> None:
             f"{name}, {len(found)} seeds: {said['ahead']:+.4f} against the mean of the random ones, "
             f"z {said['z']:+.2f}; better than {said['beaten']:.0%} of them"
         )
+    valued = worth(found)
+    if valued:
+        doubling, score = (f"{valued[k]:+.4f} +- {valued[k + '_se']:.4f}" for k in ("doubling", "score"))
+        print(
+            f"over {valued['networks']} networks twice the channels are worth {doubling} of test mIoU, "
+            f"and a score of 1 over one of 0 is worth {score}"
+        )
     if again:
         again = [found[0]["ours"], *again]
         print(f"searched, {len(again)} trainings of one network: {np.mean(again):.4f} +- {np.std(again, ddof=1):.4f}")
@@ -535,6 +570,7 @@ def main() -> None:
         "seeds": found,
         "same_network": {"test_miou": again, "std": float(np.std(again, ddof=1)) if again else None},
         "over_seeds": over,
+        "worth": valued,
         "device": device_name(latency.where),
         "table_on_derived": latency.report.get("derived"),
         "size": SIZE,
