@@ -21,7 +21,7 @@ def darts_quick() -> Recipe:
         title="DARTS cells, synthetic streets, 192x256: minutes on a laptop",
         space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
         # Cells are the finer step: with one depth there are budgets between the widths that no network comes near.
-        # 24 channels would be one too, but ONNX Runtime computes 16 at once, and its networks are predicted 5 % wrong.
+        # 24 channels are no way to that, see docs/architecture.md: ONNX Runtime computes 16 at once.
         widths=(16, 32),
         depths=(6, 8, 10, 12, 14),
         depth_utility=0.3,
