@@ -20,14 +20,19 @@ class Decision:
     Attributes:
         name: Unique in its space, path-like from coarse to fine: ``"normal/0-2"``.
         options: At least one; order is the order of logits everywhere.
+        closed: Those of them that a search gives no probability: what follows from other answers, and what is an option
+            in other rows of the matrix alone.
     """
 
     name: str
     options: tuple[str, ...]
+    closed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.options or len(set(self.options)) != len(self.options):
             raise HwnasError(f"decision {self.name!r} needs distinct options, at least one; got {self.options}")
+        if not self.closed < set(self.options):
+            raise HwnasError(f"decision {self.name!r} has no open option: {self.closed} are closed")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Group:
     def options(self) -> tuple[str, ...]:
         """The columns of the group's matrix."""
         return self.decisions[0].options
+
+    @property
+    def closed(self) -> list[list[bool]]:
+        """Which options a search gives no probability, by row and column."""
+        return [[o in d.closed for o in d.options] for d in self.decisions]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Gates and rules, declared once: the probability in the loss and the linear constraint in the solver.
 
-A *literal* is a pair (decision, option). A `Gate` says when an op is part of the derived network: a conjunction of
-clauses, each a disjunction of literals. A `Rule` says what every valid architecture obeys.
+A *literal* is a pair (decision, option). A `Gate` says how often an op is part of the derived network: a conjunction of
+clauses, each a disjunction of literals, and how many of some walks are taken. A `Rule` says what every valid
+architecture obeys.
 """
 
 from __future__ import annotations
@@ -18,27 +19,80 @@ from hwnas.arch import Architecture, Group
 
 Literal = tuple[str, str]
 Clause = frozenset[Literal]
+Probs = Mapping[str, Mapping[str, float]]  # {decision: {option: probability}}
+
+
+# Steps of a path, one after the other: the literals of decisions at successive places, each taken only where it passes.
+Walk = tuple[Literal, ...]
+Walks = frozenset[tuple[Walk, int]]  # with how often each counts
 
 
 @dataclass(frozen=True)
 class Gate:
-    """When an op is part of the derived network: all clauses hold, each by at least one of its literals."""
+    """How often an op is part of the derived network: not at all unless each clause holds by one of its literals.
+
+    Attributes:
+        clauses: All of them must hold.
+        walks: How often each walk counts; none for once, whatever path is taken. A negative number takes back what two
+            others count together.
+    """
 
     clauses: frozenset[Clause] = frozenset()
+    walks: Walks = frozenset()
 
     def __and__(self, other: Gate) -> Gate:
         """Both hold."""
-        return Gate(self.clauses | other.clauses)
+        assert not (self.walks and other.walks), "a walk within a walk has no meaning yet"
+        return Gate(self.clauses | other.clauses, self.walks | other.walks)
 
     def __or__(self, other: Gate) -> Gate:
         """At least one holds; distributes over clauses, so that the result is again a conjunction of clauses."""
+        if self.walks != other.walks:
+            assert self.clauses == other.clauses, "alternatives differ in their walks or in their clauses"
+            return Gate(self.clauses, _any_walk(self.walks, other.walks))
         common = self.clauses & other.clauses
         # If one gate implies the other, only what they share is left, and there is nothing to pair.
-        return Gate(common | {a | b for a in self.clauses - common for b in other.clauses - common})
+        pairs = frozenset(a | b for a in self.clauses - common for b in other.clauses - common)
+        return Gate(common | pairs, self.walks)
+
+    @classmethod
+    def total(cls, gates: Sequence[Gate]) -> Gate:
+        """Return how often one of several gates is open, each counted: they differ in their walks alone."""
+        return cls(gates[0].clauses, _sum([walk for g in gates for walk in g.walks]))
+
+    def count(self, arch: Architecture) -> int:
+        """Return how often the gate is open in an architecture."""
+        if not all(any(arch.get(d) == o for d, o in clause) for clause in self.clauses):
+            return 0
+        return sum(n for walk, n in self.walks if all(arch.get(d) == o for d, o in walk)) if self.walks else 1
 
     def holds(self, arch: Architecture) -> bool:
         """Tell whether the gate is open in an architecture."""
-        return all(any(arch.get(d) == o for d, o in clause) for clause in self.clauses)
+        return self.count(arch) > 0
+
+
+def _any_walk(a: Walks, b: Walks) -> Walks:
+    """Return walks that count 1 where those of a, or of b, or of both count 1: their sum less their product."""
+    assert a and b, "an op that is always there is no alternative to one on a walk"
+    both = [(walk, -n * m) for v, n in a for w, m in b if (walk := _both(v, w)) is not None]
+    return _sum([*a, *b, *both])
+
+
+def _both(v: Walk, w: Walk) -> Walk | None:
+    """Return the walk that takes both; None if no path does. Walks that share no step pass a layer at two places."""
+    for first, then in ((v, w), (w, v)):
+        for at in range(len(first)):
+            overlap = min(len(first) - at, len(then))
+            if first[at : at + overlap] == then[:overlap]:
+                return first + then[overlap:]
+    return None
+
+
+def _sum(walks: Sequence[tuple[Walk, int]]) -> Walks:
+    total: dict[Walk, int] = {}
+    for walk, n in walks:
+        total[walk] = total.get(walk, 0) + n
+    return frozenset((walk, n) for walk, n in total.items() if n)
 
 
 ALWAYS = Gate()
@@ -89,7 +143,29 @@ class Row:
 
 
 class Rule(Protocol):
-    """What every valid architecture obeys."""
+    """What every valid architecture obeys.
+
+    Attributes:
+        decisions: Those it is about.
+        none: The option that means dropped: it costs 0 and scores 0.
+    """
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """See above."""
+
+    @property
+    def none(self) -> str:
+        """See above."""
+
+    def draw(self, rng: np.random.Generator) -> dict[str, str]:
+        """Draw which decisions are dropped, and the answers to others as far as the rule is about them."""
+
+    def strongest(self, probs: Probs) -> dict[str, str]:
+        """Return the paper's answers to all of its decisions."""
+
+    def worth(self, probs: Probs) -> dict[Literal, float]:
+        """Return what each option but `none` adds to a score: of all that obeys, `strongest` has the largest sum."""
 
     def relax(self, q: Tensor, literals: Literals) -> Tensor:
         """Turn probabilities (n_literals,) into marginals of the derived network; the identity on valid one-hots."""
@@ -116,6 +192,22 @@ class TopK:
     options: tuple[str, ...]
     k: int
     none: str = "none"
+
+    def draw(self, rng: np.random.Generator) -> dict[str, str]:
+        """Drop all but k edges, each set of k equally often."""
+        kept = set(rng.permutation(len(self.decisions))[: self.k].tolist())
+        return {d: self.none for i, d in enumerate(self.decisions) if i not in kept}
+
+    def strongest(self, probs: Probs) -> dict[str, str]:
+        """Keep the k edges whose best op is the most probable, with that op; ties keep what comes first (DARTS 2.3)."""
+        ops = [o for o in self.options if o != self.none]
+        best = {d: max(ops, key=probs[d].__getitem__) for d in self.decisions}
+        ranked = sorted(self.decisions, key=lambda d: -probs[d][best[d]])  # stable
+        return {d: best[d] if d in ranked[: self.k] else self.none for d in self.decisions}
+
+    def worth(self, probs: Probs) -> dict[Literal, float]:
+        """Return the probabilities."""
+        return {(d, o): probs[d][o] for d in self.decisions for o in self.options if o != self.none}
 
     def relax(self, q: Tensor, literals: Literals) -> Tensor:
         """Return marginals under a relaxed top-k that sums to k, ops renormalised over non-none.
@@ -190,6 +282,17 @@ class Marginals:
         )
         clause_of = {c: i for i, c in enumerate(clauses)}
         self._gate_clauses = _padded([[clause_of[c] for c in g.clauses] for g in self.gates], len(clauses))
+        walks = sorted({walk for g in self.gates for walk, _ in g.walks})
+        self._walks = _padded([[self.literals.index[step] for step in walk] for walk in walks], len(self.literals))
+        # Where a step is not the first of its walk, how probable it is where it is passed: over the place's marginal.
+        dropped = {d: self.literals.index[d, r.none] for r in rules for d in r.decisions}
+        self._places = _padded([[dropped[d] for d, _ in walk[1:]] for walk in walks], len(self.literals))
+        self._places = self._places[:, : self._walks.shape[1] - 1]
+        walk_of = {walk: i for i, walk in enumerate(walks)}
+        counted = [(i, walk_of[walk], n) for i, g in enumerate(self.gates) for walk, n in sorted(g.walks)]
+        self._gate_walks = torch.tensor([c[:2] for c in counted], dtype=torch.long).reshape(-1, 2)
+        self._counts = torch.tensor([c[2] for c in counted])
+        self._anywhere = torch.tensor([float(not g.walks) for g in self.gates])
 
     def literal_probs(self, probs: Mapping[str, Tensor]) -> Tensor:
         """Return the marginals of literals in the derived network, (n_literals,)."""
@@ -199,11 +302,18 @@ class Marginals:
         return q
 
     def gate_probs(self, q: Tensor) -> Tensor:
-        """Return the probability that each gate is open, (n_gates,), from literal marginals (n_literals,)."""
+        """Return how often each gate is open in expectation, (n_gates,), from literal marginals (n_literals,)."""
         one = q.new_ones(1)
         parts = q.new_zeros(self._n_parts).index_add(0, self._part, q[self._literal])
         clauses = 1 - torch.cat([1 - parts, one])[self._clause_parts].prod(dim=1)
-        return torch.cat([clauses, one])[self._gate_clauses].prod(dim=1)
+        hold = torch.cat([clauses, one])[self._gate_clauses].prod(dim=1)
+        if not len(self._counts):
+            return hold
+        steps = torch.cat([q, one])[self._walks]
+        passed = 1 - torch.cat([q, 0 * one])[self._places]
+        taken = steps[:, 0] * (steps[:, 1:] / passed.clamp_min(torch.finfo(q.dtype).tiny)).prod(dim=1)
+        gate, walk = self._gate_walks.unbind(1)
+        return hold * self._anywhere.to(q).index_add(0, gate, self._counts.to(q) * taken[walk])
 
 
 def _padded(rows: list[list[int]], pad: int) -> Tensor:

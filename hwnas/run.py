@@ -17,7 +17,7 @@ from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.recipes import Recipe
-from hwnas.spaces import ChainSpace, Scale, check
+from hwnas.spaces import Scale, SearchSpace, check
 
 SCHEMA = 1
 RUNS = Path("runs")
@@ -193,6 +193,6 @@ class Run:
         check(self.recipe.space, arch)
         return out
 
-    def space(self, derived: Derived) -> ChainSpace:
+    def space(self, derived: Derived) -> SearchSpace:
         """Return the recipe's space at the scale of a derived network."""
         return self.recipe.space.at(derived.scale)

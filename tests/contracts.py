@@ -20,7 +20,7 @@ from torch import nn
 
 from hwnas.arch import Architecture
 from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
-from hwnas.gates import Literals, Marginals
+from hwnas.gates import Literals, Marginals, TopK
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.onnx_graph import export_network
@@ -30,6 +30,7 @@ from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.plan import Call, Entry
 from hwnas.search.derive import Solver, strongest
+from hwnas.search.relax import open_logits, softmax
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
 
@@ -60,7 +61,7 @@ def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> dict[str,
     """Return softmax probabilities of random logits."""
     rng = np.random.RandomState(seed)
     logits = {g.name: torch.from_numpy(scale * rng.randn(*g.shape)) for g in space.groups}
-    return {name: torch.softmax(a, dim=-1).numpy() for name, a in logits.items()}
+    return {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
 
 
 class SpaceContract:
@@ -72,6 +73,18 @@ class SpaceContract:
     def archs(self, space: SearchSpace) -> list[Architecture]:
         rng = np.random.default_rng(0)
         return [sample(space, rng) for _ in range(self.N_ARCHS)]
+
+    def frequencies(self, space: SearchSpace) -> dict[str, dict[str, float]]:
+        """Return how often each option is to be drawn."""
+        rule_of = {d: r for r in space.rules() for d in r.decisions}
+        out = {}
+        for d in decisions(space):
+            rule = rule_of.get(d.name)
+            assert rule is None or isinstance(rule, TopK)
+            kept = 1.0 if rule is None else rule.k / len(rule.decisions)
+            live = [o for o in d.options if rule is None or o != rule.none]
+            out[d.name] = {o: kept / len(live) if o in live else 1 - kept for o in d.options}
+        return out
 
     @pytest.fixture
     def model(self, space: SearchSpace) -> LatencyModel:
@@ -104,25 +117,23 @@ class SpaceContract:
         """An edge survives with k of n, and what sits on a survivor is uniform over the options but ``none``."""
         rng, n = np.random.default_rng(0), 600
         drawn = [sample(space, rng) for _ in range(n)]
-        rule_of = {d: r for r in space.rules() for d in r.decisions}
+        expected = self.frequencies(space)
         for d in decisions(space):
             counts = {o: sum(a.get(d.name) == o for a in drawn) for o in d.options}
-            rule = rule_of.get(d.name)
-            kept = 1.0 if rule is None else rule.k / len(rule.decisions)
-            live = [o for o in d.options if rule is None or o != rule.none]
-            expected = {o: kept / len(live) if o in live else 1 - kept for o in d.options}
-            for option, p in expected.items():
+            for option, p in expected[d.name].items():
                 assert abs(counts[option] - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1e-9, (d.name, option)
 
     def test_concentrated_samples_are_of_few_ops(self, space: SearchSpace) -> None:
         """The most frequent option of a group takes most of its survivors, where uniform draws spread them."""
         rng = np.random.default_rng(0)
+        drawn_whole = {d for r in space.rules() if not isinstance(r, TopK) for d in r.decisions}  # as paths are
+        groups = [g for g in space.groups if g.decisions[0].name not in drawn_whole]
 
         def largest_share(concentration: float | None) -> float:
             shares = []
             for _ in range(60):
                 arch = sample(space, rng, concentration)
-                for g in space.groups:
+                for g in groups:
                     taken = Counter(arch.get(d.name) for d in g.decisions if arch.get(d.name) != "none")
                     shares.append(max(taken.values()) / taken.total())
             return float(np.mean(shares))
@@ -246,7 +257,7 @@ class SpaceContract:
         for arch in archs:
             q = marginals.literal_probs({k: v.double() for k, v in marginals.literals.matrices(arch).items()})
             np.testing.assert_allclose(q.numpy(), marginals.literals.vector(arch), atol=1e-12)
-            opened = [float(g.holds(arch)) for g in model.gates]
+            opened = [float(g.count(arch)) for g in model.gates]
             np.testing.assert_allclose(marginals.gate_probs(q).numpy(), opened, atol=1e-12)
             solver = Solver(space.groups, space.rules(), space.name, model)
             assert solver.latency_of(arch) == pytest.approx(model.predict_ms(arch), rel=1e-6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
-from hwnas.gates import Gate, Marginals, Rule
+from hwnas.gates import Clause, Gate, Marginals, Rule
 from hwnas.latency.calibrate import Correction
 from hwnas.latency.diff import order
 from hwnas.ops.registry import OpSpec
@@ -50,8 +50,8 @@ class LatencyModel(nn.Module):
         self.terms = tuple(terms)
         prices = [table.correction.factor(t.spec.kind) * table[t.spec] for t in terms]
         per_gate: dict[Gate, float] = {}
-        for term, ms in zip(terms, prices, strict=True):
-            per_gate[term.gate] = per_gate.get(term.gate, 0.0) + ms
+        for gate, ms in _counted(terms, prices):
+            per_gate[gate] = per_gate.get(gate, 0.0) + ms
         self.prices = prices
         self.base_ms = table.correction.base_ms
         self.gates = tuple(per_gate)
@@ -75,7 +75,7 @@ class LatencyModel(nn.Module):
 
     def predict_ms(self, arch: Architecture) -> float:
         """Return the predicted latency of a complete architecture."""
-        return self.base_ms + float(self.gate_ms @ np.array([g.holds(arch) for g in self.gates]))
+        return self.base_ms + float(self.gate_ms @ np.array([g.count(arch) for g in self.gates]))
 
     def interval_ms(self, arch: Architecture) -> tuple[float, float] | None:
         """Return (low, high) that holds the measured latency with 95 % confidence; None for an untested table."""
@@ -94,9 +94,21 @@ class LatencyModel(nn.Module):
 
     def by_kind(self, arch: Architecture) -> dict[str, float]:
         """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""
-        open_gates = {g for g in self.gates if g.holds(arch)}
+        counts = {g: g.count(arch) for g in {t.gate for t in self.terms}}
         out = {"(base)": self.base_ms}
         for term, ms in zip(self.terms, self.prices, strict=True):
-            if term.gate in open_gates:
-                out[term.spec.kind] = out.get(term.spec.kind, 0.0) + ms
+            if counts[term.gate]:
+                out[term.spec.kind] = out.get(term.spec.kind, 0.0) + counts[term.gate] * ms
         return dict(sorted(out.items(), key=lambda item: -item[1]))
+
+
+def _counted(terms: Sequence[Term], prices: Sequence[float]) -> list[tuple[Gate, float]]:
+    """Return terms as gates with prices; an op that is the same on several walks is one, counted over all of them."""
+    out: list[tuple[Gate, float]] = []
+    alike: dict[tuple[OpSpec, frozenset[Clause]], tuple[list[Gate], float]] = {}
+    for term, ms in zip(terms, prices, strict=True):
+        if term.gate.walks:
+            alike.setdefault((term.spec, term.gate.clauses), ([], ms))[0].append(term.gate)
+        else:
+            out.append((term.gate, ms))
+    return out + [(Gate.total(gates), ms) for gates, ms in alike.values()]

@@ -84,6 +84,46 @@ class DilConv(Op):
         return y
 
 
+@op("atrous_conv")
+class AtrousConv(Op):
+    """Full convolution of any dilation and BatchNorm, then ReLU if `relu` (DeepLab; `atrous` of Auto-DeepLab)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, dilation: int, relu: bool = False, affine: bool = True
+    ) -> None:
+        """Build with `c_in` to `c_out` channels; `affine` is BatchNorm's."""
+        super().__init__(c_in=c_in, c_out=c_out, kernel=kernel, dilation=dilation, relu=relu, affine=affine)
+        self.conv = _conv(c_in, c_out, kernel, dilation=dilation)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, H, W)."""
+        x = self.bn(self.conv(x))
+        return F.relu(x) if self.relu else x
+
+
+@op("image_pooling")
+class ImagePooling(Op):
+    """Mean over the map, 1x1 convolution, BatchNorm, ReLU, the same at every place (ParseNet; ASPP of DeepLabv3)."""
+
+    def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
+        """Build with `c_in` to `c_out` channels; `affine` is BatchNorm's."""
+        super().__init__(c_in=c_in, c_out=c_out, affine=affine)
+        self.conv = _conv(c_in, c_out, 1)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, H, W)."""
+        pooled = self.conv(x.mean(dim=(2, 3), keepdim=True))
+        # One value for each channel has no statistics: with a batch of 1 the running ones count in training too.
+        bn = self.bn
+        known = bn.training and len(x) == 1
+        normed = F.batch_norm(pooled, bn.running_mean, bn.running_var, bn.weight, bn.bias) if known else bn(pooled)
+        pooled = F.relu(normed)
+        return pooled.expand(-1, -1, x.shape[2], x.shape[3])
+
+
 @op("shift", pure=True)
 class Shift(Op):
     """The map without its first row and column: what the second half of a factorized reduction reads.
@@ -210,6 +250,11 @@ class Resize(Op):
 def resize(x: Tensor, like: Tensor) -> Tensor:
     """Return `x` resized to the height and width of `like`; the op is made on the spot, so any input size works."""
     return Resize(like.shape[2], like.shape[3])(x)
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return `x` resized to (height, width); itself, without an op, if it has that size."""
+    return x if x.shape[2:] == size else Resize(*size)(x)
 
 
 @op("context")

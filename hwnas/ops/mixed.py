@@ -93,6 +93,27 @@ def _dil_conv_5x5(channels: int, stride: int, search: bool) -> nn.Module:
     return nn.Sequential(layers.ReLU(), layers.DilConv(channels, 5, stride, affine=not search))
 
 
+class _Halve(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return layers.Resize(-(-x.shape[2] // 2), -(-x.shape[3] // 2))(x)
+
+
+def _atrous(channels: int, kernel: int, stride: int, search: bool) -> nn.Module:
+    # With a stride it sees as far without a rate, on a map of half the size (tensorflow/models, nas_cell.py).
+    before = [layers.ReLU()] if stride == 1 else [layers.ReLU(), _Halve()]
+    return nn.Sequential(*before, layers.AtrousConv(channels, channels, kernel, 3 - stride, affine=not search))
+
+
+@candidate("atrous_conv_3x3")
+def _atrous_conv_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return _atrous(channels, 3, stride, search)
+
+
+@candidate("atrous_conv_5x5")
+def _atrous_conv_5x5(channels: int, stride: int, search: bool) -> nn.Module:
+    return _atrous(channels, 5, stride, search)
+
+
 class MixedOp(nn.Module):
     """The candidates of one decision: a mixture while it is open, the chosen one once it is answered.
 

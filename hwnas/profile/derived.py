@@ -20,6 +20,7 @@ from hwnas.profile.plan import PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
 from hwnas.search.derive import Solver
+from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
 from hwnas.ui import Update, ignore
@@ -98,10 +99,8 @@ def _plan_derived(
     for i in range(n):
         index = i % len(scales)
         solver = Solver(space.groups, space.rules(), space.name, models[index])
-        probs = {
-            g.name: torch.softmax(torch.from_numpy(LOGITS * rng.standard_normal(g.shape)), dim=1).numpy()
-            for g in space.groups
-        }
+        logits = {g.name: torch.from_numpy(LOGITS * rng.standard_normal(g.shape)) for g in space.groups}
+        probs = {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous

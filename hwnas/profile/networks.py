@@ -58,7 +58,7 @@ def choose_networks(
         if (index, arch.id) in drawn:
             continue
         drawn[index, arch.id] = (index, arch)
-        features.append(sum((ms for gate, ms in per_gate[index].items() if gate.holds(arch)), np.zeros(len(kinds))))
+        features.append(sum((gate.count(arch) * ms for gate, ms in per_gate[index].items()), np.zeros(len(kinds))))
     found = list(drawn.values())
     if len(found) < calibration.fit + calibration.test:
         raise HwnasError("the space is too small to calibrate on that many networks; ask for fewer")

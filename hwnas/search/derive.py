@@ -10,8 +10,9 @@ import numpy as np
 
 from hwnas.arch import Architecture, Group
 from hwnas.errors import BudgetError, HwnasError, unknown
+from hwnas.gates import Literal as GateLiteral
+from hwnas.gates import Literals, Rule
 from hwnas.gates import Row as GateRow
-from hwnas.gates import Rule, TopK
 from hwnas.latency.model import LatencyModel
 from hwnas.search.program import Program, Row
 from hwnas.ui import Update, ignore
@@ -82,18 +83,30 @@ def strongest(
     Raises:
         BudgetError: If no architecture keeps the limits.
     """
-    row = {d.name: probs[g.name][i] for g in groups for i, d in enumerate(g.decisions)}
-    answers = {d.name: d.options[int(row[d.name].argmax())] for g in groups for d in g.decisions}
+    every = [(d, probs[g.name][i]) for g in groups for i, d in enumerate(g.decisions)]
+    answers = {d.name: d.options[int(row.argmax())] for d, row in every}
+    by_option = {d.name: dict(zip(d.options, map(float, row), strict=True)) for d, row in every}
     for rule in rules:
-        assert isinstance(rule, TopK), "the paper's rule is for spaces that keep k edges per node"
-        ops = [i for i, o in enumerate(rule.options) if o != rule.none]
-        best = {d: max(ops, key=lambda i, p=row[d]: p[i]) for d in rule.decisions}  # type: ignore[misc]
-        ranked = sorted(rule.decisions, key=lambda d: -row[d][best[d]])  # stable
-        answers |= {d: rule.options[best[d]] if d in ranked[: rule.k] else rule.none for d in rule.decisions}
+        answers |= rule.strongest(by_option)
     arch = Architecture.of(space, answers)
     if all(limit.holds(arch) for limit in limits):
         return arch
     return Solver(groups, rules, space, limits=limits).solve(probs).arch
+
+
+def worth(literals: Literals, rules: Sequence[Rule], p: np.ndarray) -> np.ndarray:
+    """Return what each literal adds to the score of an architecture, from their probabilities, both (n_literals,).
+
+    That is what its rule says; 0 for what is dropped. Decisions outside of every rule count their probability.
+    """
+    probs: dict[str, dict[str, float]] = {}
+    for (d, option), value in zip(literals.names, p, strict=True):
+        probs.setdefault(d, {})[option] = float(value)
+    by_rule: dict[GateLiteral, float] = {}
+    for rule in rules:
+        by_rule |= dict.fromkeys(((d, rule.none) for d in rule.decisions), 0.0)
+        by_rule |= rule.worth(probs)
+    return np.array([by_rule.get(literal, value) for literal, value in zip(literals.names, p, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,8 @@ class Solver:
         self.limits = tuple(limits)
         self.program = Program(groups, [*rules, *limits], space, self.models)
         self.literals = self.program.literals
-        self._rules = {d: r for r in rules if isinstance(r, TopK) for d in r.decisions}
+        self._every_rule = tuple(rules)
+        self._rules = {d: r for r in rules for d in r.decisions}
 
     def solve(self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None) -> Solution:
         """Return the architecture of the highest score that meets the budget.
@@ -271,12 +285,11 @@ class Solver:
         return float(cost @ result) + self.program.prices[model][1]
 
     def _flat(self, probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the probability of each literal, and its score: the same, but 0 for a dropped edge."""
+        """Return the probability of each literal, and what it is worth."""
         p = np.concatenate([np.asarray(probs[g.name], dtype=np.float64).reshape(-1) for g in self.literals.groups])
-        score = np.array([0.0 if self._is_drop(d, o) else v for (d, o), v in zip(self.literals.names, p, strict=True)])
-        if not np.isfinite(score).all() or (score < 0).any():
+        if not np.isfinite(p).all() or (p < 0).any():
             raise HwnasError("probabilities must be finite and not negative; the search that made them went wrong")
-        return p, score
+        return p, worth(self.literals, self._every_rule, p)
 
     def _budgets(self, budget_ms: float | Sequence[float] | None) -> tuple[float, ...]:
         if budget_ms is None:
@@ -321,7 +334,7 @@ class Solver:
     def _score_cost(self, score: np.ndarray) -> np.ndarray:
         """Return the score, relative to the largest probability, as a cost vector over all variables."""
         cost = np.zeros(self.program.size)
-        cost[: len(score)] = -score / max(float(score.max()), 1e-300)
+        cost[: len(score)] = -score / max(float(np.abs(score).max()), 1e-300)
         return cost
 
     def _other_than(self, arch: Architecture) -> Row:
@@ -339,7 +352,7 @@ class Solver:
         if first is None:
             return None
         reached = -float(cost[: len(score)] @ self.literals.vector(first))
-        near = {i: -float(c) for i, c in enumerate(cost) if c < 0}
+        near = {i: -float(c) for i, c in enumerate(cost) if c}
         ties = np.zeros(self.program.size)
         ties[: len(score)] = -self._ranks(p)
         return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first

@@ -25,7 +25,7 @@ from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.objective import Batch, task_loss, tensors
-from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment
+from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
 from hwnas.spaces.cell import set_evaluation
@@ -43,17 +43,18 @@ class Alphas(nn.Module):
     def __init__(self, groups: Sequence[Group], seed: int) -> None:
         """Initialise with 1e-3 * N(0, 1), as DARTS does."""
         super().__init__()
+        self.groups = tuple(groups)
         rng = np.random.default_rng(seed)
         self.logits = nn.ParameterDict(
             {g.name: nn.Parameter(torch.from_numpy(1e-3 * rng.standard_normal(g.shape)).float()) for g in groups}
         )
 
     def forward(self) -> dict[str, Tensor]:
-        """Return ``{group: (decisions, options)}``."""
-        return dict(self.logits.items())
+        """Return ``{group: (decisions, options)}``, -inf for closed options."""
+        return open_logits(dict(self.logits.items()), self.groups)
 
     def numpy(self) -> dict[str, np.ndarray]:
-        """Return the logits as arrays."""
+        """Return the logits as arrays, those of closed options as they are, which means nothing."""
         return {name: a.detach().numpy().copy() for name, a in self.logits.items()}
 
 
@@ -191,8 +192,8 @@ class BilevelSearch:
         total = total + relaxation.own_loss(logits)
         # A product scales the gradient of the task loss: the first of these by how much.
         scale, *more = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
-        for (name, a), g in zip(logits.items(), more, strict=True):
-            a.grad = scale * task.logits[name] + g
+        for name, g in zip(logits, more, strict=True):
+            self.alphas.logits[name].grad = scale * task.logits[name] + g
         self.alpha_optimizer.step()
 
     def _move_weights(self, batches: Sequence[Batch]) -> Gradient:

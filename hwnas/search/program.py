@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
 from hwnas.arch import Architecture, Group
-from hwnas.gates import Clause, Gate, Literals
+from hwnas.gates import Clause, Gate, Literals, Walk, Walks
 from hwnas.gates import Row as GateRow
 from hwnas.latency.model import LatencyModel
 
@@ -58,13 +58,20 @@ class Program:
             self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
         self._clauses: dict[Clause, dict[int, float]] = {}
         self._gates: dict[Gate, dict[int, float]] = {}
+        self._walks: dict[Walk, dict[int, float]] = {}
+        self._counts: dict[Walks, tuple[dict[int, float], float]] = {}  # and their largest values
+        self._bounds = [1.0] * self.size
+        rows = list(self._rows)
+        if any(len(walk) > 1 for m in models for g in m.gates for walk, _ in g.walks):
+            self._flows(rows)
+        self._count_walks(dict.fromkeys(g.walks for m in models for g in m.gates if g.walks))
+        self._products: dict[tuple[Walks, tuple[tuple[int, float], ...]], dict[int, float]] = {}
         self.prices = [self._price(m) for m in models]
-        self.worst = self._variable()
+        self.worst = self._variable(np.inf)
         self._matrix, self._low, self._high = self._stacked(self._rows)
         self._integrality = np.zeros(self.size)
         self._integrality[: len(self.literals)] = 1  # gates follow from literals
-        self._upper = np.ones(self.size)
-        self._upper[self.worst] = np.inf
+        self._upper = np.array(self._bounds)
 
     def architecture(self, cost: np.ndarray, extra: Sequence[Row] = ()) -> Architecture | None:
         """Return the architecture of the lowest linear cost; None if nothing is feasible.
@@ -104,19 +111,83 @@ class Program:
         row: dict[int, float] = {}
         constant = model.base_ms
         for gate, ms in zip(model.gates, model.gate_ms, strict=True):
-            if not gate.clauses:
+            if not gate.clauses and not gate.walks:
                 constant += float(ms)
                 continue
             if gate not in self._gates:
-                clauses = [self._clause(c) for c in sorted(gate.clauses, key=sorted)]
-                self._gates[gate] = clauses[0] if len(clauses) == 1 else self._all_of(clauses)
+                self._gates[gate] = self._gate(gate)
             for i, c in self._gates[gate].items():
                 row[i] = row.get(i, 0.0) + c * float(ms)
         return row, constant
 
-    def _variable(self) -> int:
+    def _variable(self, most: float = 1.0) -> int:
         self.size += 1
+        self._bounds.append(most)
         return self.size - 1
+
+    def _count_walks(self, every: Iterable[Walks]) -> None:
+        """Give counts of walks their linear expressions, and bounds: a product with a count needs a tight one."""
+        for walks in every:
+            total: dict[int, float] = {}
+            for walk, n in sorted(walks):
+                for i, c in self._walk(walk).items():
+                    total[i] = total.get(i, 0.0) + n * c
+            self._counts[walks] = {i: c for i, c in total.items() if c}, 0.0
+        if not self._counts:
+            return
+        matrix, low, high = self._stacked(self._rows)
+        for walks, (counted, _) in self._counts.items():
+            cost = np.zeros(self.size)
+            cost[list(counted)] = [-c for c in counted.values()]
+            result = milp(cost, bounds=Bounds(0, 1), constraints=LinearConstraint(matrix, low, high))
+            assert result.x is not None, "there is a path"
+            self._counts[walks] = counted, float(np.floor(-result.fun + 1e-6))
+
+    def _gate(self, gate: Gate) -> dict[int, float]:
+        """Return how often a gate is open as a linear expression."""
+        clauses = [self._clause(c) for c in sorted(gate.clauses, key=sorted)]
+        holds = clauses[0] if len(clauses) == 1 else self._all_of(clauses) if clauses else {}
+        if not gate.walks:
+            return holds
+        return self._product(gate.walks, holds) if holds else self._counts[gate.walks][0]
+
+    def _product(self, walks: Walks, holds: dict[int, float]) -> dict[int, float]:
+        """Return a count of walks where an expression is 1, and 0 where it is 0."""
+        key = walks, tuple(sorted(holds.items()))
+        if key in self._products:
+            return self._products[key]
+        counted, most = self._counts[walks]
+        y = self._variable(most)
+        self._rows.append(({y: 1.0, **{i: -most * c for i, c in holds.items()}}, -np.inf, 0.0))  # y <= most * holds
+        self._rows.append(({y: 1.0, **{i: -c for i, c in counted.items()}}, -np.inf, 0.0))  # y <= counted
+        both = {y: 1.0, **{i: -c for i, c in counted.items()}}
+        for i, c in holds.items():
+            both[i] = both.get(i, 0.0) - most * c
+        self._rows.append((both, -most, np.inf))  # y >= counted - most * (1 - holds)
+        self._products[key] = {y: 1.0}
+        return self._products[key]
+
+    def _flows(self, conserved: Sequence[Row]) -> None:
+        """Say of walks through a place that each step into it goes on by one of the steps from there, and the reverse.
+
+        It follows from the rest where variables are whole numbers. Where they are not yet, a walk of two steps that
+        are half taken might not be taken at all, and the solver has to try out what it could have known.
+        """
+        for row, low, high in conserved:
+            into, out = ([i for i, c in row.items() if c == sign] for sign in (-1.0, 1.0))
+            if low == high == 0 and into and out and len(into) + len(out) == len(row):
+                names = self.literals.names
+                walks = {(i, j): self._walk((names[i], names[j])) for i in into for j in out}
+                for i in (*into, *out):
+                    through = {k: c for pair, y in walks.items() if i in pair for k, c in y.items()}
+                    self._rows.append(({**through, i: -1.0}, 0.0, 0.0))
+
+    def _walk(self, walk: Walk) -> dict[int, float]:
+        """Return "all steps are taken" as a linear expression."""
+        if walk not in self._walks:
+            steps = [{self.literals.index[step]: 1.0} for step in walk]
+            self._walks[walk] = steps[0] if len(steps) == 1 else self._all_of(steps)
+        return self._walks[walk]
 
     def _clause(self, clause: Clause) -> dict[int, float]:
         """Return "at least one literal holds" as a linear expression; literals of one decision exclude each other."""

@@ -5,13 +5,15 @@ A relaxation is a frozen dataclass that a recipe names in `SearchConfig.relaxati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hwnas.arch import Group
 
 Matrices = Mapping[str, Tensor]  # {group: (decisions, options)}
 
@@ -60,6 +62,16 @@ class Relaxation(Protocol):
 
     def own_loss(self, logits: Matrices) -> Tensor:
         """Return a loss () of the relaxation's own that is added to that of the alphas; 0 if it has none."""
+
+
+def open_logits(logits: Matrices, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Return the logits with -inf where an option is closed, so that a softmax gives it none of the probability."""
+    out = dict(logits)
+    for g in groups:
+        if any(d.closed for d in g.decisions):
+            closed = torch.tensor(g.closed, device=logits[g.name].device)
+            out[g.name] = logits[g.name].masked_fill(closed, -torch.inf)
+    return out
 
 
 def softmax(logits: Matrices) -> dict[str, Tensor]:

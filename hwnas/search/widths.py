@@ -11,13 +11,13 @@ import numpy as np
 
 from hwnas.arch import Architecture
 from hwnas.errors import BudgetError
-from hwnas.gates import TopK
+from hwnas.gates import Literals
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
 from hwnas.search.costs import Bound
-from hwnas.search.derive import AtMost, Solution, Solver, reachable_fps, strongest
+from hwnas.search.derive import AtMost, Solution, Solver, reachable_fps, strongest, worth
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
 from hwnas.ui import Update, ignore
 
@@ -265,14 +265,10 @@ class Contest:
         return found
 
     def _sum(self, arch: Architecture) -> float:
-        """Return the sum of the probabilities of what is kept."""
-        dropped = {d: r.none for r in self.space.rules() if isinstance(r, TopK) for d in r.decisions}
-        return sum(
-            float(self.probs[g.name][i][d.options.index(answer)])
-            for g in self.space.groups
-            for i, d in enumerate(g.decisions)
-            if (answer := arch.get(d.name)) is not None and answer != dropped.get(d.name)
-        )
+        """Return what an architecture is worth, see `hwnas.search.derive.worth`."""
+        literals = Literals(self.space.groups)
+        p = np.concatenate([np.asarray(self.probs[g.name], np.float64).reshape(-1) for g in literals.groups])
+        return float(worth(literals, self.space.rules(), p) @ literals.vector(arch))
 
     def _candidate(self, scale: int, solution: Solution) -> Candidate:
         assert solution.latency_ms is not None

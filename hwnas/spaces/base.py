@@ -12,7 +12,7 @@ from torch import nn
 
 from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Rule, TopK
+from hwnas.gates import Rule
 from hwnas.ops.trace import Trace, trace
 
 Form = Literal["search", "deploy"]
@@ -54,6 +54,14 @@ class SearchSpace(Protocol):
         """The scale networks are built at."""
 
     @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def head(self) -> Literal["classification", "segmentation"]:
+        """What its networks are for."""
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The decisions, by the matrix of logits they share."""
 
@@ -74,6 +82,12 @@ class SearchSpace(Protocol):
         Returns:
             A module ``net(image, probs=None)`` with image (N, 3, H, W) and probs ``{group: (decisions, options)}``.
         """
+
+    def genotype(self, arch: Architecture) -> object:
+        """Return a complete architecture in the notation of its system; people read its ``str``."""
+
+    def dot(self, arch: Architecture) -> str:
+        """Return a drawing of a complete architecture for Graphviz."""
 
 
 def decisions(space: SearchSpace) -> tuple[Decision, ...]:
@@ -107,10 +121,8 @@ def sample(space: SearchSpace, rng: np.random.Generator, concentration: float | 
     answers: dict[str, str] = {}
     dropped: dict[str, str] = {}
     for rule in space.rules():
-        assert isinstance(rule, TopK), "sampling knows one kind of rule"
         dropped |= dict.fromkeys(rule.decisions, rule.none)
-        kept = set(rng.permutation(len(rule.decisions))[: rule.k].tolist())
-        answers |= {d: rule.none for i, d in enumerate(rule.decisions) if i not in kept}
+        answers |= rule.draw(rng)
     for g in space.groups:
         weights = np.ones(len(g.options))
         if concentration is not None:

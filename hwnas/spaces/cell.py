@@ -134,19 +134,24 @@ class Cell(nn.Module):
         Returns:
             (N, nodes * C, H, W).
         """
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        return self.join(self.preprocess0(s0), self.preprocess1(s1), weights, sampled)
+
+    def join(self, s0: Tensor | None, s1: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
+        """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
+        states: list[Tensor | None] = [s0, s1]
         together = self.open and self.training and self.evaluation != "plain" and not sampled
-        if together and weights is not None and active_tracer.get() is None:
-            return fused_cell(states[0], states[1], weights, self.fused())
+        if together and s0 is not None and weights is not None and active_tracer.get() is None:
+            return fused_cell(s0, s1, weights, self.fused())
         for i in self.states:
             terms: list[Tensor] = []
             for j in range(i):
                 key = f"{j}-{i}"
-                if key in self.edges:
+                state = states[j]
+                if key in self.edges and state is not None:
                     row = None if weights is None else weights[self.rows[key]]
-                    terms.append(self.edges[key](states[j], row, sampled))
+                    terms.append(self.edges[key](state, row, sampled))
             states.append(self._sum(terms))
-        out: Tensor = self.concat(*states[INPUTS:])
+        out: Tensor = self.concat(*(s for s in states[INPUTS:] if s is not None))
         return out
 
     def _sum(self, terms: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
 from hwnas.run import Derived, Run
 from hwnas.search.derive import AtMost
+from hwnas.search.relax import open_logits
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
 from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table
@@ -221,7 +222,7 @@ def read_probs(run: Run) -> dict[str, np.ndarray]:
             raise ValueError("its shapes are those of another space")
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise HwnasError(f"{path} does not hold the alphas of {recipe.name} ({e}); search again") from e
-    return {k: p.numpy() for k, p in recipe.search.relaxation.probs(logits).items()}
+    return {k: p.numpy() for k, p in recipe.search.relaxation.probs(open_logits(logits, recipe.space.groups)).items()}
 
 
 def _candidate(c: Candidate, constraints: Sequence[Constraint]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Call, Term
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.spaces import DARTS_V1, DARTS_V2, Scale, check, trace_space
+from hwnas.spaces import DARTS_V1, DARTS_V2, ChainSpace, Scale, check, trace_space
 from hwnas.ui import console, summary, table
 from hwnas.verbs.tables import find_table, recipe_beside, require_here
 
@@ -139,6 +139,8 @@ def find_network(name: str, recipe: str | None = None, scale: Scale | None = Non
     """
     if name in GENOTYPES:
         of = _recipe(name, None, recipe)
+        if not isinstance(of.space, ChainSpace):
+            raise HwnasError(f"{name} is made of DARTS cells, and {of.name} has none; name another --recipe")
         return Network(name, of, scale or of.space.scale, of.space.architecture(GENOTYPES[name]))
     path = Path(name)
     if path.is_file() or path.suffix == ".json":

@@ -1,0 +1,628 @@
+"""The trellis of Auto-DeepLab: which cell, and at which strides the cells sit (Liu et al. 2019).
+
+Layer l of a network is a cell at one of four strides; those of neighbouring layers differ by a factor of 2 at most. All
+cells share their architecture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal as Literal_
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwnas.arch import Architecture, Decision, Group
+from hwnas.errors import HwnasError
+from hwnas.gates import Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
+from hwnas.ops import layers
+from hwnas.ops.mixed import NONE
+from hwnas.ops.registry import active_tracer
+from hwnas.spaces.base import Form, Scale, check
+from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, edge_name
+from hwnas.spaces.deeplab import DeepLabHead
+
+LEVELS = 4  # strides 4, 8, 16 and 32
+UP, SAME, DOWN = "up", "same", "down"  # to half the stride, to the same, to twice the stride
+STEPS = {UP: -1, SAME: 0, DOWN: 1}
+STEM = (64, 128)  # channels of H^{-2} at stride 2 and of H^{-1} at stride 4
+# The order is that of the alpha matrix of the public re-implementation, genotypes.py; `none` is the paper's zero.
+TRELLIS_OPS = (
+    NONE,
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "atrous_conv_3x3",
+    "atrous_conv_5x5",
+)
+
+LEAST = 1e-300  # a probability below counts as this, so that its logarithm is finite
+
+Path = tuple[int, ...]
+Block = tuple[tuple[str, int], ...]
+Boundary = Literal_["existing", "two-thirds"]
+# The published architecture (Cityscapes): levels of the layers; for each block (op, state), where state 0 is H^{l-2}
+# and state 1 is H^{l-1}. tensorflow/models, research/deeplab/core/nas_network.py.
+PUBLISHED_PATH: Path = (0, 0, 0, 1, 2, 1, 2, 2, 3, 3, 2, 1)
+PUBLISHED_CELL = (
+    (("atrous_conv_5x5", 0), ("sep_conv_3x3", 1)),
+    (("sep_conv_3x3", 0), ("atrous_conv_3x3", 1)),
+    (("sep_conv_3x3", 3), ("sep_conv_3x3", 0)),
+    (("sep_conv_5x5", 4), ("sep_conv_5x5", 2)),
+    (("sep_conv_5x5", 3), ("atrous_conv_5x5", 5)),
+)
+
+
+def stride_of(level: int) -> int:
+    """Return the stride of a level, in pixels of the image."""
+    return 4 << level
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """An architecture for people: strides of the layers, and for each block of the cell its kept edges (op, state)."""
+
+    strides: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        return f"Trellis(strides={list(self.strides)}, blocks={[list(b) for b in self.blocks]})"
+
+
+def existing(level: int) -> tuple[str, ...]:
+    """Return the steps that exist at a level: there is none above stride 4 and none below stride 32."""
+    return tuple(s for s, by in STEPS.items() if 0 <= level + by < LEVELS)
+
+
+def sources(layer: int) -> range:
+    """Return the levels a path can come from into a layer; the stem, before layer 0, is at level 0."""
+    return range(min(layer + 1, LEVELS))
+
+
+def arrow(layer: int, level: int) -> str:
+    """Return the name of the decision where a path goes on from a level into a layer, ``"path/3/16"``."""
+    return f"path/{layer}/{stride_of(level)}"
+
+
+@dataclass(frozen=True)
+class OnePath:
+    """The steps make one path from the stem to the last layer; where it does not pass, the answer is `none`.
+
+    Attributes:
+        layers: How many.
+        boundary: See `TrellisSpace`.
+        none: Where the path does not pass.
+    """
+
+    layers: int
+    boundary: Boundary = "existing"
+    none: str = NONE
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """All places, layer by layer."""
+        return tuple(arrow(layer, level) for layer in range(self.layers) for level in sources(layer))
+
+    def draw(self, rng: np.random.Generator) -> dict[str, str]:
+        """Draw a path, each equally often."""
+        ways = self._ways()
+        answers, level = dict.fromkeys(self.decisions, self.none), 0
+        for layer in range(self.layers):
+            steps = existing(level)
+            weights = np.array([ways[layer + 1][level + STEPS[s]] for s in steps], float)
+            step = steps[int(rng.choice(len(steps), p=weights / weights.sum()))]
+            answers[arrow(layer, level)] = step
+            level += STEPS[step]
+        return answers
+
+    def _ways(self) -> list[list[int]]:
+        """Return how many ways there are on from each level before each layer; one after the last."""
+        ways = [[1] * LEVELS]
+        for _ in range(self.layers):
+            ways.insert(0, [sum(ways[0][v + STEPS[s]] for s in existing(v)) for v in range(LEVELS)])
+        return ways
+
+    def paths(self) -> int:
+        """Return how many paths there are: 75,025 of 12 layers."""
+        return self._ways()[0][0]
+
+    def strongest(self, probs: Probs) -> dict[str, str]:
+        """Return the path of the largest product of probabilities (Viterbi; Auto-DeepLab, 4.3).
+
+        Of equal ones the path whose last step that differs comes first, as listed in `STEPS`, is taken.
+        """
+        worth = self.worth(probs)
+        best: dict[int, tuple[float, tuple[str, ...]]] = {0: (0.0, ())}
+        for layer in range(self.layers):
+            reached: dict[int, tuple[float, tuple[str, ...]]] = {}
+            for name, by in STEPS.items():
+                for level, (score, steps) in best.items():
+                    if not 0 <= level + by < LEVELS:
+                        continue
+                    total = score + worth[arrow(layer, level), name]
+                    if level + by not in reached or total > reached[level + by][0]:
+                        reached[level + by] = total, (*steps, name)
+            best = reached
+        _, steps = max(best.values(), key=lambda found: found[0])
+        answers, level = dict.fromkeys(self.decisions, self.none), 0
+        for layer, step in enumerate(steps):
+            answers[arrow(layer, level)] = step
+            level += STEPS[step]
+        return answers
+
+    def worth(self, probs: Probs) -> dict[Literal, float]:
+        """Return ``1 + log_3 beta``: 1 for a certain step, 0 for one in three. Sums order as products of betas do.
+
+        Steps that do not exist are worth 0, and no path has them.
+        """
+        out: dict[Literal, float] = {}
+        for layer in range(self.layers):
+            for level in sources(layer):
+                place, steps = arrow(layer, level), existing(level)
+                scale = (2 / 3 if self.boundary == "two-thirds" and len(steps) == 2 else 1.0) / max(
+                    LEAST, sum(probs[place][s] for s in steps)
+                )
+                out |= {(place, s): 0.0 for s in STEPS}
+                out |= {(place, s): 1 + math.log(max(LEAST, scale * probs[place][s]), 3) for s in steps}
+        return out
+
+    def relax(self, q: Tensor, literals: Literals) -> Tensor:
+        """Return how probable it is to pass and take each step: at a place its steps share what leads there."""
+        index, visit = literals.index, q.new_ones(1)  # visit: how probable it is to pass each level
+        for layer in range(self.layers):
+            places = [arrow(layer, level) for level in sources(layer)]
+            steps = torch.tensor([[index[place, s] for s in STEPS] for place in places], device=q.device)
+            exist = torch.tensor([[s in existing(level) for s in STEPS] for level in sources(layer)], device=q.device)
+            p = q[steps] * exist
+            flow = visit[:, None] * p / p.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+            dropped = torch.tensor([index[place, self.none] for place in places], device=q.device)
+            q = q.index_put((steps,), flow).index_put((dropped,), 1 - visit)
+            to = torch.tensor([[level + by for by in STEPS.values()] for level in sources(layer)], device=q.device)
+            visit = q.new_zeros(LEVELS).index_add(0, to[exist], flow[exist])[: len(sources(layer + 1))]
+        return q
+
+    def rows(self) -> list[Row]:
+        """Return conservation of flow: as many steps leave a place as lead to it; one leaves the stem."""
+        rows: list[Row] = []
+        for layer in range(self.layers):
+            for level in sources(layer):
+                flow = {(arrow(layer, level), step): 1.0 for step in STEPS}
+                flow |= {} if layer == 0 else dict.fromkeys(leading_to(layer - 1, level), -1.0)
+                rows.append(Row(flow, float(layer == 0), float(layer == 0)))
+                outside = {(arrow(layer, level), s): 1.0 for s in STEPS if s not in existing(level)}
+                rows += [Row(outside, 0.0, 0.0)] if outside else []
+        return rows
+
+    def holds(self, arch: Architecture) -> bool:
+        """Tell whether it is so."""
+        sums = ((row, sum(c for (d, o), c in row.coefficients.items() if arch.get(d) == o)) for row in self.rows())
+        return all(row.low <= total <= row.high for row, total in sums)
+
+
+def walks_into(layer: int) -> list[tuple[Walk, tuple[int, int, int]]]:
+    """Return the steps into a layer and the layer before it, with the levels of H^{l-2}, H^{l-1} and H^l."""
+    found: list[tuple[Walk, tuple[int, int, int]]] = []
+    for b, step in ((level, s) for level in sources(layer) for s in existing(level)):
+        last, c = (arrow(layer, b), step), b + STEPS[step]
+        if layer == 0:
+            found.append(((last,), (0, b, c)))
+        for a in sources(layer - 1):
+            found += [(((arrow(layer - 1, a), s), last), (a, b, c)) for s in existing(a) if a + STEPS[s] == b]
+    return found
+
+
+def leading_to(layer: int, level: int) -> list[Literal]:
+    """Return the literals of the steps into a level at a layer."""
+    return [(arrow(layer, level - by), s) for s, by in STEPS.items() if level - by in sources(layer)]
+
+
+@dataclass(frozen=True)
+class TrellisSpace:
+    """Networks of one cell, repeated along a path through strides 4 to 32.
+
+    Attributes:
+        scale: `channels` is F, the filters of an op at stride 4; `cells` is the number of layers.
+        classes: Number of classes.
+        ops: Options of every edge; `none` is a dropped edge.
+        nodes: Blocks in a cell.
+        keep: Incoming edges a block keeps.
+        head_channels: Of the ASPP and the decoder of networks that ship.
+        boundary: How betas are normalised at strides 4 and 32, where two steps exist: over these two
+            (``"existing"``, the paper's reading), or to a sum of 2/3, as all three would be if all were equally
+            probable (``"two-thirds"``, the public re-implementation). The former draws paths to the boundary.
+    """
+
+    scale: Scale
+    classes: int
+    ops: tuple[str, ...] = TRELLIS_OPS
+    nodes: int = 5
+    keep: int = 2
+    head_channels: int = 256
+    boundary: Boundary = "existing"
+    name: str = "trellis"
+
+    @property
+    def head(self) -> Literal_["segmentation"]:
+        """Networks give a class for every pixel."""
+        return "segmentation"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The cell, and the path: at each place it may pass, where it goes on to; `none` where it does not pass."""
+        places = [(layer, level) for layer in range(self.scale.cells) for level in sources(layer)]
+        options = (NONE, *STEPS)
+        path = tuple(Decision(arrow(k, v), options, frozenset(options) - set(existing(v))) for k, v in places)
+        return cell_group("cell", self.nodes, self.ops), Group("path", path)
+
+    def rules(self) -> list[Rule]:
+        """Each block keeps `keep` incoming edges, and there is one path."""
+        return [*cell_rules(self.groups[0], self.nodes, self.keep), OnePath(self.scale.cells, self.boundary)]
+
+    def at(self, scale: Scale) -> TrellisSpace:
+        """Return the same decisions at another scale.
+
+        Raises:
+            HwnasError: If it has another number of layers: the path is decided layer by layer.
+        """
+        if scale.cells != self.scale.cells:
+            raise HwnasError(f"a path of {self.scale.cells} layers says nothing of one of {scale.cells}")
+        return replace(self, scale=scale)
+
+    def architecture(self, path: Path, cell: tuple[Block, ...]) -> Architecture:
+        """Return the architecture of a path and a cell.
+
+        Args:
+            path: Level of each layer: 0 is stride 4, 3 is stride 32.
+            cell: For each block its kept edges, as pairs (op, state).
+
+        Raises:
+            HwnasError: If they do not fit this space.
+        """
+        answers = {edge_name("cell", e): NONE for e in cell_edges(self.nodes)}
+        answers |= {edge_name("cell", (j, i)): op for i, block in enumerate(cell, start=2) for op, j in block}
+        answers |= {d.name: NONE for d in self.groups[1].decisions}
+        names = {step: name for name, step in STEPS.items()}
+        before = 0
+        for layer, level in enumerate(path):
+            if level - before not in names or not 0 <= level < LEVELS:
+                raise HwnasError(f"a path goes from level to level by at most one, 0 to {LEVELS - 1}; got {path}")
+            answers[arrow(layer, before)] = names[level - before]
+            before = level
+        arch = Architecture.of(self.name, answers)
+        check(self, arch)
+        return arch
+
+    def published(self) -> Architecture:
+        """Return the published architecture (Cityscapes; figure 3 of the paper)."""
+        return self.architecture(PUBLISHED_PATH, PUBLISHED_CELL)
+
+    def path(self, arch: Architecture) -> Path:
+        """Return the level of each layer of an architecture whose path is decided."""
+        out: list[int] = []
+        level = 0
+        for layer in range(self.scale.cells):
+            step = arch.get(arrow(layer, level))
+            assert step in STEPS, "the path is decided"
+            level += STEPS[step]
+            out.append(level)
+        return tuple(out)
+
+    def genotype(self, arch: Architecture) -> Trellis:
+        """Return a complete architecture as its strides and its blocks."""
+        blocks: list[Block] = []
+        for i in range(INPUTS, INPUTS + self.nodes):
+            kept = ((str(arch.get(edge_name("cell", (j, i)))), j) for j in range(i))
+            blocks.append(tuple((op, j) for op, j in kept if op != NONE))
+        return Trellis(tuple(stride_of(level) for level in self.path(arch)), tuple(blocks))
+
+    def dot(self, arch: Architecture) -> str:
+        """Return a drawing for Graphviz: the cell, and the trellis with its path."""
+        lines = ["digraph trellis {", "  rankdir=LR;", '  subgraph "cluster_cell" {', '    label="cell";']
+        for i, block in enumerate(self.genotype(arch).blocks, start=INPUTS):
+            lines += [f'    "cell {j}" -> "cell {i}" [label="{op}"];' for op, j in block]
+        lines += ["  }", '  subgraph "cluster_path" {', '    label="path";', "    node [shape=circle];"]
+        taken = {(k, v) for k, v in enumerate((0, *self.path(arch)))}
+        for layer in range(self.scale.cells + 1):
+            places = [0] if layer == 0 else sources(layer)
+            lines += [
+                f'    "{layer} {v}" [label="{stride_of(v)}"{", style=filled" if (layer, v) in taken else ""}];'
+                for v in places
+            ]
+            lines.append("    { rank=same; " + "; ".join(f'"{layer} {v}"' for v in places) + "; }")
+        for layer in range(self.scale.cells):
+            for v in sources(layer):
+                for step in existing(v):
+                    style = "penwidth=3" if arch.get(arrow(layer, v)) == step else "style=dotted"
+                    lines.append(f'    "{layer} {v}" -> "{layer + 1} {v + STEPS[step]}" [{style}];')
+        return "\n".join([*lines, "  }", "}"]) + "\n"
+
+    def build(self, arch: Architecture | None = None, form: Form = "search", labels: bool = False) -> nn.Module:
+        """Build a network; see `SearchSpace.build`."""
+        arch = arch or Architecture.of(self.name, {})
+        check(self, arch, partial=True)
+        if form == "search":
+            return SearchNet(self, arch, labels)
+        if any(arch.get(d.name) is None for g in self.groups for d in g.decisions):
+            return OpenDeployNet(self, arch, labels)
+        return DeployNet(self, arch, labels)
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions to stride 4; gives H^{-2} at stride 2 and H^{-1} at stride 4, both before their ReLU."""
+
+    def __init__(self) -> None:
+        """Build it."""
+        super().__init__()
+        self.first = layers.ConvBN(3, STEM[0], 3, 2, relu=True)
+        self.second = layers.ConvBN(STEM[0], STEM[0], 3)
+        self.relu = layers.ReLU()
+        self.third = layers.ConvBN(STEM[0], STEM[1], 3, 2)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) -> (N, 64, H/2, W/2) and (N, 128, H/4, W/4), sizes rounded up."""
+        before = self.second(self.first(image))
+        return before, self.third(self.relu(before))
+
+
+def level_sizes(x: Tensor) -> list[tuple[int, int]]:
+    """Return (height, width) of the maps of each level, given one of level 0: halved, rounded up.
+
+    Doubling goes back to these sizes, so that 129 becomes 257 and not 258: the rule of sizes 4k + 1 (2d - 1), and for
+    even sizes 2d.
+    """
+    sizes = [(x.shape[2], x.shape[3])]
+    while len(sizes) < LEVELS:
+        h, w = sizes[-1]
+        sizes.append((-(-h // 2), -(-w // 2)))
+    return sizes
+
+
+class SearchNet(nn.Module):
+    """The supernet: a cell at every stride of every layer, mixed over what leads to it (Auto-DeepLab, equation 6).
+
+    H^l at stride s is the sum over the steps into it of beta times the cell of (H^{l-1} where the step comes from,
+    brought to stride s; H^{l-2} at stride s). The three computations of a cell share its weights, and each has its own
+    batch statistics. Where there is no H^{l-2} at stride s yet, in the first layers, it adds nothing. At the end each
+    stride has a small ASPP (4.2), and their scores are summed at full size.
+    """
+
+    def __init__(self, space: TrellisSpace, arch: Architecture, labels: bool) -> None:
+        """Build it; use `TrellisSpace.build`."""
+        super().__init__()
+        self.space, self.arch = space, arch
+        self.stem = Stem()
+        n, f = space.nodes, space.scale.channels
+        self.cells = nn.ModuleDict()
+        widths: dict[tuple[int, int], int] = {(-1, 0): STEM[1]}
+        widths |= {(k, v): n * f * 2**v for k in range(space.scale.cells) for v in sources(k + 1)}
+        for layer in range(space.scale.cells):
+            for level in sources(layer + 1):
+                into = {s: widths[layer - 1, level - by] for s, by in STEPS.items() if level - by in sources(layer)}
+                older = widths.get((layer - 2, level))
+                self.cells[f"{layer}-{level}"] = _SearchCell(space, arch, f * 2**level, older, into)
+        self.heads = nn.ModuleList(_SearchHead(space, level) for level in range(LEVELS))
+        self.argmax = layers.ArgMax() if labels else nn.Identity()
+        place = {d.name: row for row, d in enumerate(space.groups[1].decisions)}
+        self._rows = {(k, v): place[arrow(k, v)] for k in range(space.scale.cells) for v in sources(k)}
+
+    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Tensor:
+        """Compute class scores.
+
+        Args:
+            image: (N, 3, H, W).
+            probs: ``{"cell": (20, options), "path": (places, 4)}`` where decisions are open.
+            sampled: Whether options and steps of probability 0 are not to be computed.
+
+        Returns:
+            (N, classes, H, W), or with `labels` (N, H, W) of uint8.
+        """
+        probs = probs or {}
+        path, alphas = probs.get("path"), probs.get("cell")
+        _, last = self.stem(image)
+        sizes = level_sizes(last)
+        older: dict[int, Tensor] = {}
+        old = {0: last}
+        for layer in range(self.space.scale.cells):
+            made: dict[int, Tensor] = {}
+            for level, h1 in old.items():
+                weights = self._betas(layer, level, path, image)
+                for step, weight in weights.items():
+                    to = level + STEPS[step]
+                    if (sampled or path is None) and float(weight) == 0:
+                        continue
+                    cell = self.cells[f"{layer}-{to}"]
+                    term = weight * cell(
+                        older.get(to), layers.resized(h1, sizes[to]) if step == UP else h1, step, alphas, sampled
+                    )
+                    made[to] = made[to] + term if to in made else term
+            for level in sources(layer + 1):
+                if level not in made:  # no path comes here
+                    shape = (len(image), self.space.nodes * self.space.scale.channels * 2**level, *sizes[level])
+                    made[level] = last.new_zeros(shape)
+            older, old = old, dict(sorted(made.items()))
+        scores = [head(old[level], image) for level, head in enumerate(self.heads) if level in old]
+        out: Tensor = self.argmax(torch.stack(scores).sum(0))
+        return out
+
+    def _betas(self, layer: int, level: int, path: Tensor | None, like: Tensor) -> dict[str, Tensor]:
+        """Return what multiplies each step from a place that exists."""
+        steps = existing(level)
+        answer = self.arch.get(arrow(layer, level))
+        if answer is not None:
+            return {s: like.new_tensor(float(s == answer)) for s in steps}
+        assert path is not None, "the path is open and was given no probabilities"
+        row = path[self._rows[layer, level]]
+        p = torch.stack([row[1 + list(STEPS).index(s)] for s in steps])
+        p = p / p.sum().clamp_min(torch.finfo(p.dtype).tiny)
+        if self.space.boundary == "two-thirds" and len(steps) == 2:
+            p = p * (2 / 3)
+        return dict(zip(steps, p.unbind(), strict=True))
+
+
+class _SearchCell(nn.Module):
+    """A cell of the supernet, and what brings its inputs to it, for each step into it."""
+
+    def __init__(
+        self, space: TrellisSpace, arch: Architecture, c: int, older: int | None, into: Mapping[str, int]
+    ) -> None:
+        super().__init__()
+        self.relu = layers.ReLU()
+        self.before = None if older is None else layers.ConvBN(older, c, affine=False)
+        self.steps = nn.ModuleDict(
+            {
+                s: layers.ConvBN(width, c, 3 if s == DOWN else 1, 2 if s == DOWN else 1, affine=False)
+                for s, width in into.items()
+            }
+        )
+        self.cell = Cell(space.groups[0], arch, space.nodes, space.keep, (c, c, c), (False, False), True)
+        self.cell.preprocess0, self.cell.preprocess1 = nn.Sequential(), nn.Sequential()
+
+    def forward(self, h2: Tensor | None, h1: Tensor, step: str, alphas: Tensor | None, sampled: bool) -> Tensor:
+        s0 = None if self.before is None or h2 is None else self.before(self.relu(h2))
+        out: Tensor = self.cell.join(s0, self.steps[step](self.relu(h1)), alphas, sampled)
+        return out
+
+
+class _SearchHead(nn.Module):
+    """ASPP with three branches, each as wide as an op's output times the blocks, and a classifier (section 4.2)."""
+
+    def __init__(self, space: TrellisSpace, level: int) -> None:
+        super().__init__()
+        c = space.nodes * space.scale.channels * 2**level
+        self.relu = layers.ReLU()
+        self.point = layers.ConvBN(c, c, relu=True)
+        self.atrous = layers.AtrousConv(c, c, 3, 96 // stride_of(level), relu=True)
+        self.pooling = layers.ImagePooling(c, c)
+        self.concat = layers.Concat()
+        self.classifier = layers.Classifier(3 * c, space.classes)
+
+    def forward(self, h: Tensor, image: Tensor) -> Tensor:
+        h = self.relu(h)
+        scores = self.classifier(self.concat(self.point(h), self.atrous(h), self.pooling(h)))
+        return layers.resize(scores, image)
+
+
+def made_cell(space: TrellisSpace, arch: Architecture, before: int, last: int, level: int, down: bool) -> Cell:
+    """Return a cell as it ships, for inputs of `before` and `last` channels."""
+    widths = (before, last, space.scale.channels * 2**level)
+    return Cell(space.groups[0], arch, space.nodes, space.keep, widths, (False, down), False)
+
+
+class DeployNet(nn.Module):
+    """A network of a `TrellisSpace` as it ships: stride-2 ops where the stride doubles, a head of DeepLabv3+.
+
+    H^{l-2} is brought to the size of H^{l-1}, which is doubled first where the stride halves (nas_network.py of
+    tensorflow/models; sizes there are 4k + 1, here any).
+    """
+
+    def __init__(self, space: TrellisSpace, arch: Architecture, labels: bool) -> None:
+        """Build it; use `TrellisSpace.build`."""
+        super().__init__()
+        self.stem = Stem()
+        self.path = space.path(arch)
+        widths = [*STEM, *(space.nodes * space.scale.channels * 2**level for level in self.path)]
+        self.cells = nn.ModuleList(
+            made_cell(space, arch, older, last, level, level > before)
+            for older, last, before, level in zip(widths, widths[1:], (0, *self.path), self.path, strict=False)
+        )
+        # The last cell before the path first leaves stride 4 gives the low-level map, else the stem.
+        self.low = next((i for i, level in enumerate(self.path) if level), len(self.path))
+        self.relu = layers.ReLU()
+        ends = (widths[-1], widths[self.low + 1])
+        self.head = DeepLabHead(*ends, space.classes, stride_of(self.path[-1]), labels, space.head_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute class scores of the size of the image, (N, classes, H, W), or labels (N, H, W)."""
+        _, low, high = self.states(image)
+        scores: Tensor = self.head(image, low, high)
+        return scores
+
+    def states(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the outputs of all cells, the low-level map, and the last after its ReLU."""
+        states = list(self.stem(image))
+        sizes = level_sizes(states[1])
+        for before, level, cell in zip((0, *self.path), self.path, self.cells, strict=False):
+            inputs = (layers.resized(h, sizes[min(before, level)]) for h in states[-2:])
+            states.append(cell(*inputs, None))
+        return states[2:], states[self.low + 1], self.relu(states[-1])
+
+
+def _any_of(walks: Iterable[Walk]) -> Gate:
+    """Return the gate of walks of which at most one is taken at a layer: it counts how many are."""
+    return Gate(walks=frozenset((walk, 1) for walk in walks))
+
+
+class OpenDeployNet(nn.Module):
+    """All networks of a space at once, to be traced: each alternative under the gate of the walk it lies on.
+
+    It has weights for each kind of cell and not for each layer, because a trace reads none; it computes nothing.
+    """
+
+    def __init__(self, space: TrellisSpace, arch: Architecture, labels: bool) -> None:
+        """Build it; use `TrellisSpace.build`."""
+        super().__init__()
+        assert all(arch.get(d.name) is None for d in space.groups[1].decisions), "the path is open altogether"
+        self.space, self.arch, self.labels = space, arch, labels
+        self.stem = Stem()
+        self.relu = layers.ReLU()
+        self.heads = [self._head(space.nodes * space.scale.channels, level) for level in range(LEVELS)]
+        self.stem_head = self._head(STEM[1], 0)
+
+    def _head(self, low: int, level: int) -> DeepLabHead:
+        space = self.space
+        c = space.nodes * space.scale.channels * 2**level
+        return DeepLabHead(c, low, space.classes, stride_of(level), self.labels, space.head_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Write down all alternatives; return what stands for the result."""
+        tracer = active_tracer.get()
+        assert tracer is not None, (
+            "an open network of a trellis is for tracing; decide its path, or build its search form"
+        )
+        before, last = self.stem(image)
+        sizes = level_sizes(last)
+        older, old = {0: before}, {0: last}
+        width = self.space.nodes * self.space.scale.channels
+        # What is the same in every layer is written down once, and counted: by level, and whether the size is halved,
+        # the projections of both inputs by their channels too. Only resizes and ReLUs are shared between layers.
+        inputs: dict[tuple[int, bool, int, int], dict[Walk, Tensor]] = {}
+        for layer in range(self.space.scale.cells):
+            for walk, (a, b, c) in walks_into(layer):
+                for which, h, steps in ((0, older[a], walk), (1, old[b], walk[-1:])):
+                    found = inputs.setdefault((c, c > b, which, h.shape[1]), {})
+                    if steps not in found:  # H^{l-1} is read once, wherever H^{l-2} was
+                        with tracer.gated(_any_of([steps])):
+                            found[steps] = self.relu(layers.resized(h, sizes[min(b, c)]))
+            reached = sorted({c for _, (_, _, c) in walks_into(layer)})
+            older, old = old, {c: tracer.value((1, width * 2**c, *sizes[c]), f"h{layer}-{c}") for c in reached}
+            if layer == 0:
+                low = self._low(last, old[0])
+        states: dict[tuple[int, bool], dict[Walk, Tensor]] = {}
+        for (c, down, which, wide), found in inputs.items():
+            with tracer.gated(_any_of(found)):
+                out = layers.ConvBN(wide, self.space.scale.channels * 2**c)(next(iter(found.values())))
+            if which == 1:
+                states.setdefault((c, down), {}).update(dict.fromkeys(found, out))
+        for (c, down), found in states.items():
+            s1 = tracer.join(next(iter(found.values())))
+            with tracer.gated(_any_of(found)):
+                made_cell(self.space, self.arch, 1, 1, c, down).join(tracer.join(s1), s1, None)
+        for level, h in old.items():
+            with tracer.gated(_any_of([(step,) for step in leading_to(self.space.scale.cells - 1, level)])):
+                high = layers.resized(self.heads[level].aspp(self.relu(h)), sizes[0])
+        return self.heads[0].decode(image, low, tracer.join(high))
+
+    def _low(self, stem: Tensor, first: Tensor) -> Tensor:
+        """Write down what projects the low-level map: from the stem where the path leaves stride 4 at once."""
+        tracer = active_tracer.get()
+        assert tracer is not None
+        with tracer.gated(choice(arrow(0, 0), DOWN)):
+            self.stem_head.low(stem)
+        with tracer.gated(choice(arrow(0, 0), SAME)):
+            out = self.heads[0].low(first)
+        return tracer.join(out)
