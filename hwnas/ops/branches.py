@@ -201,6 +201,37 @@ class Reduced:
         return dp, found
 
 
+class Atrous:
+    """Full convolutions of one kernel and rate: those of all edges are one convolution of as many channels."""
+
+    def __init__(self, modules: Sequence[layers.AtrousConv]) -> None:
+        """Read the candidates of the edges."""
+        self.dilation = int(modules[0].conv.dilation[0])
+        self.owners: list[list[nn.Module]] = [[m.conv for m in modules]]
+        self.names = ["weight"]
+        self.norms = [[m.bn for m in modules]]
+
+    def forward(
+        self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], out: Tensor, bias: Tensor
+    ) -> tuple[Memory, list[Stats]]:
+        """See `Branch`."""
+        y = ops.convolve(x, packs[0], self.dilation).view(out.shape)
+        mean, var = ops.batch_norm(y)
+        out.addcmul_(p[:, None, None], y)
+        return (y, var), [(mean, var)]
+
+    def backward(
+        self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], kept: Memory, g: Tensor, grads: Grads
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Branch`."""
+        y, var = kept
+        dp = (g * y).sum((1, 2))
+        dy = p[:, None, None] * g
+        ops.batch_norm_data(y, var, dy)
+        dw = ops.convolve_data(x, packs[0], self.dilation, dy.view(len(p), *x.shape), grads.x, grads.parameters)
+        return dp, [] if dw is None else [dw]
+
+
 class Graph(NamedTuple):
     """What torch's own autograd needs to go back through plain candidates."""
 
@@ -328,6 +359,8 @@ def branch_of(modules: Sequence[nn.Module]) -> Branch:
         second = [m[1] for m in modules]  # type: ignore[index]
         if isinstance(second[0], layers.SepConv | layers.DilConv) and second[0].attrs["kernel"] in (3, 5):
             return Separable(second)
+        if isinstance(second[0], layers.AtrousConv) and not second[0].relu:
+            return Atrous(second)
         if isinstance(second[0], layers.FactorizedReduce):
             return Reduced([m.reduce for m in second])
     return Plain(modules)

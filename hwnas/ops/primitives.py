@@ -51,6 +51,23 @@ class Primitives(Protocol):
     def depthwise_weight(self, x: Tensor, weight: Tensor, dilation: int, stride: int, g: Tensor) -> Tensor:
         """Return the gradient of `weight`, which is read for its shape."""
 
+    def convolve(self, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        """Convolve the ReLU of a map with several full kernels.
+
+        Args:
+            x: (N, H, W, C).
+            weight: (M, C', C, k, k).
+            dilation: Of the kernels.
+
+        Returns:
+            (M, N, H, W, C').
+        """
+
+    def convolve_data(
+        self, x: Tensor, weight: Tensor, dilation: int, g: Tensor, into: Tensor | None, parameters: bool
+    ) -> Tensor | None:
+        """Add the gradient of x, given that of the result, to `into`, if any; return that of `weight`, if asked for."""
+
     def max_pool(self, x: Tensor, stride: int, out: Tensor) -> Tensor:
         """Write the 3x3 maximum of x (N, H, W, C) to `out`; return where the maxima are, for `max_pool_data`."""
 

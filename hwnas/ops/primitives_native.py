@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hwnas.ops.native import library
 from hwnas.ops.primitives import EPS, Moments
+from hwnas.ops.primitives_torch import convolve, convolve_data
 
 
 def _columns(t: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_long, ctypes.c_long]:
@@ -52,6 +53,16 @@ class Native:
         out = torch.empty_like(weight)
         self._lib.hwnas_depthwise_weight(*self._sizes(x, weight, dilation, stride), _at(x), 1, _at(g), _at(out))
         return out
+
+    def convolve(self, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        """See `Primitives`."""
+        return convolve(x, weight, dilation)
+
+    def convolve_data(
+        self, x: Tensor, weight: Tensor, dilation: int, g: Tensor, into: Tensor | None, parameters: bool
+    ) -> Tensor | None:
+        """See `Primitives`."""
+        return convolve_data(x, weight, dilation, g, into, parameters)
 
     def max_pool(self, x: Tensor, stride: int, out: Tensor) -> Tensor:
         """See `Primitives`."""
