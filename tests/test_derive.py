@@ -17,7 +17,19 @@ from hwnas.gates import ALWAYS, Gate, TopK, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
 from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest
-from hwnas.search.widths import MOST, SAFETY, Constraint, count, derive, margins, price, random_latencies_ms
+from hwnas.search.widths import (
+    KEPT,
+    MOST,
+    SAFETY,
+    Constraint,
+    Contest,
+    choose,
+    count,
+    derive,
+    margins,
+    price,
+    random_latencies_ms,
+)
 from hwnas.spaces import ChainSpace, Scale, check, derived_genotype, trace_space
 from tests.contracts import random_probs, roofline_table
 
@@ -416,7 +428,8 @@ class TestWidths:
                     assert c.arch is not None
                     check(space, c.arch)
                     doublings = math.log2(c.scale.channels / 4)
-                    assert c.utility == pytest.approx(c.score + width_utility * doublings)
+                    setback = (1.0 + 2 * width_utility) * (c.score < KEPT)
+                    assert c.utility == pytest.approx(c.score + width_utility * doublings - setback)
                     assert c.score <= 1 + 1e-9
                     assert (c.score > 1 - 1e-9) == (c.arch == rule)
                 widths.add(chosen.scale.channels)
@@ -498,6 +511,24 @@ class TestDepths:
         # Under a tight budget depth has to be given up.
         tight_ms = 1.001 * Solver(space.groups, space.rules(), space.name, models[0]).solve(probs).latency_ms  # type: ignore[operator]
         assert derive(space, scales, models, probs, tight_ms, 0.3, depth_utility=0.1)[0].scale.cells == 3
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_keeps_little_of_the_score_comes_last(
+        self, space: ChainSpace, models: list[LatencyModel], seed: int
+    ) -> None:
+        probs = random_probs(space, seed)
+        contest = Contest(space, SCALES, models, probs, width_utility=50.0)
+        least_ms = [contest.fastest_ms(i) for i in range(len(SCALES))]
+        # Just enough for the widest: its network has given up most of what it could, a narrower one has not.
+        budget_ms = 1.0001 * least_ms[-1]
+        chosen, every = choose(contest, budget_ms)
+        assert every[-1].score < KEPT < max(c.score for c in every)
+        assert chosen.score >= KEPT
+        assert chosen.utility == max(c.utility for c in every)
+        assert contest.winner(budget_ms) == chosen
+        # Where there is nothing else, it will do.
+        alone = Contest(space, SCALES[-1:], models[-1:], probs, width_utility=50.0)
+        assert choose(alone, budget_ms)[0].arch == every[-1].arch
 
 
 class TestConstraints:

@@ -18,7 +18,7 @@ from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.run import Run
 from hwnas.search.derive import AtMost
 from hwnas.search.front import Point, pareto_front, rates
-from hwnas.search.widths import Constraint, Contest, count, derive, price
+from hwnas.search.widths import KEPT, Constraint, Contest, count, derive, price
 from hwnas.spaces import ChainSpace, Scale
 from tests.contracts import random_probs, roofline_table
 from tests.test_derive import WHERE, Brute, cells
@@ -56,7 +56,8 @@ def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
     score = brute.scores(space.groups, probs)
     ms = np.concatenate([m.base_ms + brute.opened(m.gates) @ m.gate_ms for m in models])
     bonus = [UTILITY * math.log2(s.channels / 4) + DEPTH_UTILITY * math.log2(s.cells / 3) for s in SCALES]
-    utility = np.concatenate([score / score.max() + b for b in bonus])
+    kept = score / score.max()
+    utility = np.concatenate([kept + b - (1 + max(bonus)) * (kept < KEPT) for b in bonus])
     points = pareto_front(contest(space, models, seed), 10)
     assert len(points) >= 5
     for p in points:

@@ -49,7 +49,11 @@ class Grads:
 
 
 class Branch(Protocol):
-    """One option on all edges of a fan."""
+    """One option on all edges of a fan.
+
+    A state may stand for several, of G groups that share weights but no statistics: x has the groups one after another
+    in its first dimension, and `out`, `bias`, `g` and statistics have G rows for each edge.
+    """
 
     owners: list[list[nn.Module]]  # of the parameters, by kind, one for each edge
     names: list[str]  # of the parameters in their owners, by kind
@@ -58,15 +62,15 @@ class Branch(Protocol):
     def forward(
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], out: Tensor, bias: Tensor
     ) -> tuple[Memory, list[Stats]]:
-        """Add the branch, weighted by p (edges,), to `out` (edges, rows, C) and `bias` (edges, C).
+        """Add the branch, weighted by p (edges,), to `out` and `bias`.
 
         Args:
             ops: What computes.
             x: The state, (N, H, W, C).
             p: Its probability on each edge.
             packs: One tensor per kind of parameter, (edges, ...).
-            out: Of the edges.
-            bias: Of the edges, added to all rows by the caller.
+            out: Of the edges, (edges * G, rows of one group, C).
+            bias: Of the edges, (edges * G, C), added to all rows by the caller.
 
         Returns:
             What `backward` needs, and the statistics of each list of `norms`.
@@ -76,6 +80,54 @@ class Branch(Protocol):
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], kept: Memory, g: Tensor, grads: Grads
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the gradients of p and of the packs (none if not wanted), given that of `out`; add that of x."""
+
+
+def _pointwise(
+    ops: Primitives, z: Tensor, w: Tensor, p: Tensor, out: Tensor, bias: Tensor
+) -> tuple[Memory, list[Stats]]:
+    """Add ``p * BN(z w^T)`` to `out` and `bias`.
+
+    Args:
+        ops: What computes.
+        z: (edges, G * rows, C).
+        w: (edges, C, C).
+        p: (edges,).
+        out: (edges * G, rows, C).
+        bias: (edges * G, C).
+
+    Returns:
+        What `_pointwise_data` needs, and the statistics.
+    """
+    (m, rows, c), groups = out.shape, len(out) // len(p)
+    each = p.repeat_interleave(groups)
+    if rows < c:  # fewer values than a matrix of covariances has: it is cheaper to store the result
+        y = ops.multiply(z, w.transpose(1, 2)).view(m, rows, c)
+        mean, var = ops.batch_norm(y)
+        out.addcmul_(each[:, None, None], y)
+        return (y, var), [(mean, var)]
+    kept = ops.normed_linear(z.view(m, rows, c), w.repeat_interleave(groups, 0), each, out, bias)
+    return kept, [(kept.mean, kept.var)]
+
+
+def _pointwise_data(
+    ops: Primitives, z: Tensor, w: Tensor, p: Tensor, kept: Memory, g: Tensor, grads: Grads
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the gradients of p, of w if wanted, and of z, given that of `out`; arguments as in `_pointwise`."""
+    (m, rows, c), edges = g.shape, len(p)
+    each = p.repeat_interleave(m // edges)
+    if rows < c:
+        y, var = kept
+        dy = each[:, None, None] * g
+        dp = (g * y).sum((1, 2))
+        ops.batch_norm_data(y, var, dy)
+        dy = dy.view(z.shape)
+        dw = ops.cross(dy, z) if grads.parameters else None
+        return dp.view(edges, -1).sum(1), dw, ops.multiply(dy, w)
+    dp, dw, dz = ops.normed_linear_data(
+        z.view(m, rows, c), w.repeat_interleave(m // edges, 0), each, Moments(*kept), g, grads.sums, grads.parameters
+    )
+    dw = None if dw is None else dw.view(edges, -1, c, c).sum(1)
+    return dp.view(edges, -1).sum(1), dw, dz.view(z.shape)
 
 
 class Separable:
@@ -99,29 +151,27 @@ class Separable:
     ) -> tuple[Memory, list[Stats]]:
         """See `Branch`."""
         m, c = len(p), x.shape[-1]
-        z = ops.depthwise(x[None], packs[0][None], self.dilation, self.stride)[0]  # (m, N, H', W', C)
+        z = ops.depthwise(x[None], packs[0][None], self.dilation, self.stride)[0]  # (m, G * N, H', W', C)
         if not self.twice:
-            kept = ops.normed_linear(z.view(m, -1, c), packs[1].view(m, c, c), p, out, bias)
-            return (z, *kept), [(kept.mean, kept.var)]
+            kept, stats = _pointwise(ops, z.view(m, -1, c), packs[1].view(m, c, c), p, out, bias)
+            return (kept, z), stats
         y = ops.multiply(z.view(m, -1, c), packs[1].view(m, c, c).transpose(1, 2))
-        first = ops.batch_norm(y)
+        first = ops.batch_norm(y.view(len(out), -1, c))
         second = ops.depthwise(y.view(z.shape), packs[2][:, None], 1, 1)[:, 0]
-        kept = ops.normed_linear(second.view(m, -1, c), packs[3].view(m, c, c), p, out, bias)
-        return (second, *kept, z, y, first[1]), [first, (kept.mean, kept.var)]
+        kept, stats = _pointwise(ops, second.view(m, -1, c), packs[3].view(m, c, c), p, out, bias)
+        return (kept, second, z, y, first[1]), [first, *stats]
 
     def backward(
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], kept: Memory, g: Tensor, grads: Grads
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Branch`."""
         m, c = len(p), x.shape[-1]
-        read, *moments = kept[:5]
-        dp, dw, dz = ops.normed_linear_data(
-            read.view(m, -1, c), packs[-1].view(m, c, c), p, Moments(*moments), g, grads.sums, grads.parameters
-        )
+        last, read, *before = kept
+        dp, dw, dz = _pointwise_data(ops, read.view(m, -1, c), packs[-1].view(m, c, c), p, last, g, grads)
         found = [] if dw is None else [dw.view(packs[-1].shape)]
         dz = dz.view(read.shape)
         if self.twice:
-            dz, inner = self._first_half(ops, packs, kept[5:], dz, grads.parameters)
+            dz, inner = self._first_half(ops, packs, before, dz, grads.parameters)
             found = [*inner, *found]
         if grads.parameters:
             dw = ops.depthwise_weight(x[None], packs[0][None], self.dilation, self.stride, dz[None])
@@ -131,7 +181,7 @@ class Separable:
         return dp, found
 
     def _first_half(
-        self, ops: Primitives, packs: Sequence[Tensor], kept: Memory, dz: Tensor, parameters: bool
+        self, ops: Primitives, packs: Sequence[Tensor], kept: Sequence[Tensor], dz: Tensor, parameters: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Go back through the second depthwise convolution, the BatchNorm in the middle and the first 1x1."""
         z, y, var = kept
@@ -142,7 +192,8 @@ class Separable:
             found.append(ops.depthwise_weight(planes, packs[2][:, None], 1, 1, dz[:, None])[:, 0])
         dy = torch.zeros_like(y)
         ops.depthwise_data(planes, packs[2][:, None], 1, 1, dz[:, None], dy.view(z.shape))
-        ops.batch_norm_data(y, var, dy)
+        groups = (len(var), -1, c)
+        ops.batch_norm_data(y.view(groups), var, dy.view(groups))
         if parameters:
             found.insert(0, ops.cross(dy, z.view(m, -1, c)).view(packs[1].shape))
         return ops.multiply(dy, packs[1].view(m, c, c)).view(z.shape), found
@@ -174,6 +225,7 @@ class Reduced:
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], out: Tensor, bias: Tensor
     ) -> tuple[Memory, list[Stats]]:
         """See `Branch`."""
+        assert len(out) == len(p), "where the stride is 2 there is one group"
         kept = [
             ops.normed_linear(z, w.flatten(2), p, out[..., to], bias[:, to])
             for z, w, to in zip(self._samples(x), packs, self._columns(packs), strict=True)
@@ -217,7 +269,7 @@ class Atrous:
         """See `Branch`."""
         y = ops.convolve(x, packs[0], self.dilation).view(out.shape)
         mean, var = ops.batch_norm(y)
-        out.addcmul_(p[:, None, None], y)
+        out.addcmul_(p.repeat_interleave(len(out) // len(p))[:, None, None], y)
         return (y, var), [(mean, var)]
 
     def backward(
@@ -225,8 +277,8 @@ class Atrous:
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Branch`."""
         y, var = kept
-        dp = (g * y).sum((1, 2))
-        dy = p[:, None, None] * g
+        dp = (g * y).sum((1, 2)).view(len(p), -1).sum(1)
+        dy = p.repeat_interleave(len(g) // len(p))[:, None, None] * g
         ops.batch_norm_data(y, var, dy)
         dw = ops.convolve_data(x, packs[0], self.dilation, dy.view(len(p), *x.shape), grads.x, grads.parameters)
         return dp, [] if dw is None else [dw]
@@ -236,7 +288,7 @@ class Graph(NamedTuple):
     """What torch's own autograd needs to go back through plain candidates."""
 
     image: Tensor
-    results: list[Tensor]
+    results: list[Tensor]  # edge by edge, of each its groups
     read: list[list[Tensor]]
 
 
@@ -266,13 +318,14 @@ class Plain:
             # Not with the modules' own weights: others may have been in their places when the cell was computed.
             read = [[pack[e].detach().requires_grad_() for pack in packs] for e in range(len(p))]
             results = [
-                torch.func.functional_call(module, dict(zip(self._paths, mine, strict=True)), (image,))
+                torch.func.functional_call(module, dict(zip(self._paths, mine, strict=True)), (group,))
                 for module, mine in zip(self.modules, read, strict=True)
+                for group in image.chunk(len(out) // len(p))
             ]
         for norm in self._inner:
             norm.track_running_stats = True
         for e, y in enumerate(results):
-            out[e] += p[e] * y.detach().permute(0, 2, 3, 1).reshape(out[e].shape)
+            out[e] += p[e * len(p) // len(out)] * y.detach().permute(0, 2, 3, 1).reshape(out[e].shape)
         return (Graph(image, results, read),), []
 
     def backward(
@@ -280,13 +333,14 @@ class Plain:
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Branch`."""
         image, results, read = kept[0]
-        dp, by_edge = [], []
-        for e, (y, weight) in enumerate(zip(results, p, strict=True)):
-            n, c, h, w = y.shape
-            dy = g[e].view(n, h, w, c).permute(0, 3, 1, 2)
-            dp.append((dy * y.detach()).sum())
+        dp, by_edge, groups = [], [], len(g) // len(p)
+        for e, weight in enumerate(p):
             mine = read[e] if grads.parameters else []
-            dx, *dws = torch.autograd.grad(y, [image, *mine], weight * dy)
+            made = results[e * groups : (e + 1) * groups]
+            n, c, h, w = made[0].shape
+            dys = [dy.view(n, h, w, c).permute(0, 3, 1, 2) for dy in g[e * groups : (e + 1) * groups]]
+            dp.append(sum((dy * y.detach()).sum() for dy, y in zip(dys, made, strict=True)))
+            dx, *dws = torch.autograd.grad(made, [image, *mine], [weight * dy for dy in dys])
             by_edge.append(dws)
             if grads.x is not None:
                 grads.x += dx.permute(0, 2, 3, 1)
@@ -304,9 +358,9 @@ class Shared:
     def forward(
         self, ops: Primitives, x: Tensor, p: Tensor, out: Tensor, bias: Tensor
     ) -> tuple[tuple[Tensor, ...], list[Stats]]:
-        """Add all terms, weighted by p (edges, terms), and the bias (edges, C) to `out` (edges, rows, C)."""
-        _, rows, c = out.shape
-        terms = x.new_empty(len(self.kinds), rows, c)
+        """Add all terms, weighted by p (edges, terms), and the bias (edges * G, C) to `out` (edges * G, rows, C)."""
+        (_, rows, c), groups = out.shape, len(out) // len(p)
+        terms = x.new_empty(len(self.kinds), groups * rows, c)
         which: list[Tensor] = []
         for kind, term in zip(self.kinds, terms, strict=True):
             if isinstance(kind, nn.Identity):
@@ -319,20 +373,29 @@ class Shared:
                 ops.avg_pool(x, stride, shaped)
         mean = var = bias[:0]
         if self.pools:
-            mean, var = ops.batch_norm(terms[: self.pools])
-        ops.combine(p, terms, bias, out)
-        return (terms, var, *which), [(mean[i : i + 1], var[i : i + 1]) for i in range(self.pools)]
+            mean, var = ops.batch_norm(terms[: self.pools].view(-1, rows, c))
+        if groups == 1:
+            ops.combine(p, terms, bias, out)
+        else:
+            ops.combine(p, terms, bias.new_zeros(len(p), c), out.view(len(p), -1, c))
+            out += bias[:, None]
+        return (terms, var, *which), [
+            (mean[i : i + groups], var[i : i + groups]) for i in range(0, groups * self.pools, groups)
+        ]
 
     def backward(
         self, ops: Primitives, p: Tensor, kept: Sequence[Tensor], g: Tensor, into: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of p and the sums of g over rows, and add that of the state to `into`."""
         terms, var, *which = kept
-        dterms, dp, sums = ops.combine_data(p, terms, g)
+        dterms, dp, sums = ops.combine_data(p, terms, g.view(len(p), -1, g.shape[2]))
+        if len(g) > len(p):
+            sums = g.sum(1)
         if into is None:
             return dp, sums
         if self.pools:
-            ops.batch_norm_data(terms[: self.pools], var, dterms[: self.pools])
+            of_one = (len(var), -1, g.shape[2])
+            ops.batch_norm_data(terms[: self.pools].view(of_one), var, dterms[: self.pools].view(of_one))
         for kind, term in zip(self.kinds, dterms, strict=True):
             if isinstance(kind, nn.Identity):
                 into += term.view(into.shape)

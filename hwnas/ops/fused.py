@@ -80,7 +80,7 @@ class Fan:
             for owner in kind
         ]
         self._running = [[Running(norms) for norms in b.norms] for _, b in self.branches]
-        self._shared_running = [Running(norms) for norms in self.shared.norms]
+        self._shared_running = [Running(norms, shared=True) for norms in self.shared.norms]
 
     def parameters(self) -> list[Tensor]:
         """Return the weights the modules have now: others may have been put in their places."""
@@ -91,16 +91,17 @@ class Fan:
         return [[torch.stack([next(given) for _ in kind]) for kind in b.owners] for _, b in self.branches]
 
     def forward(
-        self, ops: Primitives, x: Tensor, p: Tensor, packs: list[list[Tensor]], out: Tensor
+        self, ops: Primitives, x: Tensor, p: Tensor, packs: list[list[Tensor]], out: Tensor, times: int = 1
     ) -> tuple[Memory, list[Memory]]:
-        """Add what the edges contribute to `out` (edges, rows, C), and return what `backward` needs.
+        """Add what the edges contribute to `out` (edges * G, rows, C), and return what `backward` needs.
 
         Args:
             ops: What computes.
-            x: The state, (N, H, W, C).
+            x: The state, of G groups, (G * N, H, W, C); see `Branch`.
             p: (edges, options).
             packs: See `packs`.
             out: Of the nodes the edges lead to.
+            times: How often running statistics move.
         """
         by_option = p.T.contiguous()
         bias = out.new_zeros(len(out), out.shape[2])
@@ -113,7 +114,8 @@ class Fan:
         common, stats = self.shared.forward(ops, x, p[:, self.shared.columns].contiguous(), out, bias)
         moved += zip(self._shared_running, stats, strict=True)
         for statistics, (mean, var) in () if frozen.get() else moved:
-            statistics.move(mean, var, out.shape[1])
+            for _ in range(times):
+                statistics.move(mean, var, out.shape[1])
         return common, kept
 
     def backward(
@@ -147,16 +149,16 @@ class Running:
     device does, is noticed, and they are packed anew.
     """
 
-    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
-        """Take the BatchNorms in the order of rows; nothing is packed yet."""
-        self.norms = norms
+    def __init__(self, norms: Sequence[nn.BatchNorm2d], shared: bool = False) -> None:
+        """Take the BatchNorms in the order of rows, all of one row if `shared`; nothing is packed yet."""
+        self.norms, self.edges = norms, 1 if shared else len(norms)
         self._views: list[Tensor | None] = [None, None, None]
 
     def move(self, mean: Tensor, var: Tensor, rows: int) -> None:
         """Move them as torch does: by the momentum, variances unbiased.
 
         Args:
-            mean: (edges or 1, C).
+            mean: (edges or 1, C), or G times as many: once for each group, in their order.
             var: The same, biased.
             rows: How many values each is the mean of.
         """
@@ -165,9 +167,12 @@ class Running:
         if any(a is not b for a, b in zip(now, self._views, strict=True)):
             self._pack()
         assert first.momentum is not None
-        self._mean.lerp_(mean.expand_as(self._mean), first.momentum)
-        self._var.lerp_((var * (rows / max(rows - 1, 1))).expand_as(self._var), first.momentum)
-        self._count += 1
+        edges = self.edges
+        unbiased = (var * (rows / max(rows - 1, 1))).view(edges, -1, var.shape[1])
+        for m, v in zip(mean.view(unbiased.shape).unbind(1), unbiased.unbind(1), strict=True):
+            self._mean.lerp_(m.expand_as(self._mean), first.momentum)
+            self._var.lerp_(v.expand_as(self._var), first.momentum)
+        self._count += unbiased.shape[1]
 
     def _pack(self) -> None:
         self._mean, self._var, self._count = (
@@ -220,24 +225,33 @@ class _FusedCell(torch.autograd.Function):
     """See `fused_cell`."""
 
     @staticmethod
-    def forward(ctx: Any, s0: Tensor, s1: Tensor, p: Tensor, layout: Layout, *parameters: Tensor) -> Tensor:
-        ops = primitives(s0)
-        states = [s.permute(0, 2, 3, 1).contiguous() for s in (s0, s1)]
-        n, h, w, c = states[0].shape
+    def forward(
+        ctx: Any, s0: Tensor | None, s1: Tensor, p: Tensor, groups: int, layout: Layout, *parameters: Tensor
+    ) -> Tensor:
+        ops = primitives(s1)
+        inputs = [None if s is None else s.permute(0, 2, 3, 1).contiguous() for s in (s0, s1)]
+        n, c, h, w = s1.shape
         h, w = -(-h // layout.stride), -(-w // layout.stride)
-        nodes = s0.new_zeros(layout.nodes, n, h, w, c)
-        flat = nodes.view(layout.nodes, -1, c)
-        states += nodes.unbind()
+        nodes = s1.new_zeros(layout.nodes, n, h, w, c)
+        flat = nodes.view(layout.nodes, groups, -1, c)
+        states = [*inputs, *nodes.unbind()]
         structures: list[Any] = []
         tensors: list[Tensor] = []
         given = iter(parameters)
-        for state, fan in zip(states, layout.fans, strict=False):
-            packs = fan.packs(given)
-            out = flat[fan.first : fan.first + len(fan.rows)]
-            kept = fan.forward(ops, state, p[fan.rows], packs, out)
+        for j, fan in enumerate(layout.fans):
+            packs, state, out = fan.packs(given), states[j], flat[fan.first : fan.first + len(fan.rows)]
+            if state is None:  # it adds nothing
+                structures.append(None)
+                continue
+            once = j == 0 and groups > 1  # all groups read the same state
+            into = torch.zeros_like(out[:, 0]) if once else out.flatten(0, 1)
+            kept = fan.forward(ops, state, p[fan.rows], packs, into, groups if once else 1)
+            if once:
+                out += into[:, None]
             structures.append(_flatten((packs, None if layout.lean else kept), tensors))
+        ctx.groups = groups
         ctx.layout, ctx.structures, ctx.count = layout, structures, len(parameters)
-        ctx.save_for_backward(*states[:2], nodes, p, *tensors)
+        ctx.save_for_backward(*inputs, nodes, p, *tensors)
         return nodes.permute(1, 2, 3, 0, 4).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -245,48 +259,56 @@ class _FusedCell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
         s0, s1, nodes, p, *tensors = ctx.saved_tensors
-        ops = primitives(s0)
+        ops = primitives(s1)
         wanted = ctx.needs_input_grad
         n, h, w, c = nodes.shape[1:]
         dnodes = grad.permute(0, 2, 3, 1).reshape(n, h, w, layout.nodes, c).permute(3, 0, 1, 2, 4)
         dnodes = dnodes.clone(memory_format=torch.contiguous_format)  # it is added to
-        flat = dnodes.view(layout.nodes, -1, c)
+        flat = dnodes.view(layout.nodes, ctx.groups, -1, c)
         dinputs = [torch.zeros_like(s) if need else None for s, need in zip((s0, s1), wanted[:2], strict=True)]
         dstates = [*dinputs, *dnodes.unbind()]
         states = [s0, s1, *nodes.unbind()]
         dp = torch.zeros_like(p)
-        found: list[list[Tensor]] = []
+        parameters = any(wanted[5:])
+        found: list[list[Tensor | None]] = []
         for j in reversed(range(len(layout.fans))):
             fan = layout.fans[j]
+            if ctx.structures[j] is None:
+                found.insert(0, [None] * len(fan.parameters()))
+                continue
             packs, kept = _unflatten(ctx.structures[j], tensors)
             g = flat[fan.first : fan.first + len(fan.rows)]
+            g = g.sum(1) if j == 0 and ctx.groups > 1 else g.flatten(0, 1)
             probs = p[fan.rows]
             if layout.lean:
                 with frozen_statistics():  # they have moved in the forward pass
                     kept = fan.forward(ops, states[j], probs, packs, torch.zeros_like(g))
-            grads = Grads(dstates[j], torch.zeros_like(probs), any(wanted[4:]), flat.new_empty(0))
-            found.insert(0, fan.backward(ops, states[j], probs, packs, kept, g, grads))
+            grads = Grads(dstates[j], torch.zeros_like(probs), parameters, flat.new_empty(0))
+            found.insert(0, list(fan.backward(ops, states[j], probs, packs, kept, g, grads)))
             dp[fan.rows] = grads.weights
-        dws: list[Tensor | None] = [d for some in found for d in some]
+        dws = [d for some in found for d in some] if parameters else [None] * ctx.count
         d0, d1 = (None if d is None else d.permute(0, 3, 1, 2) for d in dinputs)
-        return (d0, d1, dp if wanted[2] else None, None, *(dws or [None] * ctx.count))
+        return (d0, d1, dp if wanted[2] else None, None, None, *dws)
 
 
-def fused_cell(s0: Tensor, s1: Tensor, p: Tensor, layout: Layout) -> Tensor:
+def fused_cell(s0: Tensor | None, s1: Tensor, p: Tensor, layout: Layout, groups: int = 1) -> Tensor:
     """Compute a cell of open decisions in training: the sum of all candidates of all edges, nodes concatenated.
 
     Args:
-        s0: First input after its preprocessing, (N, C, H, W).
-        s1: Second input, the same shape.
+        s0: First input after its preprocessing, (N, C, H, W); None adds nothing.
+        s1: Second input, the same shape; with several groups (groups * N, C, H, W).
         p: (edges, options).
         layout: Of the cell.
+        groups: How often the cell is computed: with the same first input and others for the second, with statistics
+            of their own.
 
     Returns:
-        (N, nodes * C, H', W'), channels last; differentiable once.
+        (groups * N, nodes * C, H', W'), channels last; differentiable once.
     """
     parameters = [weight for fan in layout.fans for weight in fan.parameters()]
     # In float32 under autocast too: covariances lose too much in bfloat16.
-    with torch.autocast(s0.device.type, enabled=False):
-        s0, s1, p = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (s0, s1, p))
-        out: Tensor = _FusedCell.apply(s0, s1, p, layout, *parameters)  # type: ignore[no-untyped-call]
+    with torch.autocast(s1.device.type, enabled=False):
+        low = (torch.bfloat16, torch.float16)
+        s0, s1, p = (t.float() if t is not None and t.dtype in low else t for t in (s0, s1, p))  # type: ignore[assignment]
+        out: Tensor = _FusedCell.apply(s0, s1, p, groups, layout, *parameters)  # type: ignore[no-untyped-call]
     return out

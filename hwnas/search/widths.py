@@ -103,6 +103,11 @@ class Constraint:
         return f"{value:.4g} {self.name}" if self.name in RESOURCES else f"{1000 / value:.1f} fps by {self.name}"
 
 
+# A candidate that keeps less of the score than that stands back for those that keep more. Near 1 a line describes what
+# a score is worth. Far below, channels do not make up for a cell that had to give up all of its convolutions.
+KEPT = 0.8
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One of the best architectures of one width and depth.
@@ -114,7 +119,7 @@ class Candidate:
             budget.
         score: Share of the score of the paper's rule without a budget that is left under it.
         utility: What the candidates compete by: score + `width_utility` per doubling of channels + `depth_utility`
-            per doubling of cells.
+            per doubling of cells; if `score` is below `KEPT`, so much less that it comes after all others.
         interval_ms: (low, high) that holds the measured latency with 95 % confidence; None for an untested table.
         others: What is predicted for each further `Constraint`.
     """
@@ -152,6 +157,7 @@ class Contest:
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
             for s in scales
         ]
+        self._setback = 1.0 + max(self.bonus)
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
         self.solvers = [Solver(groups, rules, space.name, every, limits) for every in per_scale]
         self._margins = [[safety(m) for m in every] for every in per_scale]
@@ -274,7 +280,7 @@ class Contest:
         assert solution.latency_ms is not None
         score = solution.score / self._best_score
         interval = self.models[scale].interval_ms(solution.arch)
-        utility = score + self.bonus[scale]
+        utility = score + self.bonus[scale] - self._setback * (score < KEPT)
         at = self.scales[scale]
         return Candidate(at, solution.arch, solution.latency_ms, score, utility, interval, solution.others)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Decision, Group
@@ -138,10 +139,21 @@ class Cell(nn.Module):
 
     def join(self, s0: Tensor | None, s1: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
-        states: list[Tensor | None] = [s0, s1]
+        return self.join_each(s0, [s1], weights, sampled)[0]
+
+    def join_each(
+        self, s0: Tensor | None, s1: Sequence[Tensor], weights: Tensor | None, sampled: bool = False
+    ) -> Sequence[Tensor]:
+        """Compute the cell for each of several second inputs, all with the same weights; see `join`."""
         together = self.open and self.training and self.evaluation != "plain" and not sampled
-        if together and s0 is not None and weights is not None and active_tracer.get() is None:
-            return fused_cell(s0, s1, weights, self.fused())
+        if together and weights is not None and active_tracer.get() is None:
+            return fused_cell(s0, s1[0] if len(s1) == 1 else torch.cat(list(s1)), weights, self.fused(), len(s1)).chunk(
+                len(s1)
+            )
+        return [self._one_by_one([s0, s], weights, sampled) for s in s1]
+
+    def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> Tensor:
+        """Compute every candidate on its own, from both inputs."""
         for i in self.states:
             terms: list[Tensor] = []
             for j in range(i):

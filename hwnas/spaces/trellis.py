@@ -7,7 +7,7 @@ cells share their architecture.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal as Literal_
 
@@ -428,18 +428,16 @@ class SearchNet(nn.Module):
         older: dict[int, Tensor] = {}
         old = {0: last}
         for layer in range(self.space.scale.cells):
-            made: dict[int, Tensor] = {}
+            into: dict[int, list[tuple[str, Tensor, Tensor]]] = {}  # by level: steps, their inputs and weights
             for level, h1 in old.items():
-                weights = self._betas(layer, level, path, image)
-                for step, weight in weights.items():
+                for step, weight in self._betas(layer, level, path, image).items():
                     to = level + STEPS[step]
-                    if (sampled or path is None) and float(weight) == 0:
-                        continue
-                    cell = self.cells[f"{layer}-{to}"]
-                    term = weight * cell(
-                        older.get(to), layers.resized(h1, sizes[to]) if step == UP else h1, step, alphas, sampled
-                    )
-                    made[to] = made[to] + term if to in made else term
+                    if not (sampled or path is None) or float(weight) != 0:
+                        h = layers.resized(h1, sizes[to]) if step == UP else h1
+                        into.setdefault(to, []).append((step, h, weight))
+            made: dict[int, Tensor] = {
+                to: self.cells[f"{layer}-{to}"](older.get(to), terms, alphas, sampled) for to, terms in into.items()
+            }
             for level in sources(layer + 1):
                 if level not in made:  # no path comes here
                     shape = (len(image), self.space.nodes * self.space.scale.channels * 2**level, *sizes[level])
@@ -482,10 +480,17 @@ class _SearchCell(nn.Module):
         self.cell = Cell(space.groups[0], arch, space.nodes, space.keep, (c, c, c), (False, False), True)
         self.cell.preprocess0, self.cell.preprocess1 = nn.Sequential(), nn.Sequential()
 
-    def forward(self, h2: Tensor | None, h1: Tensor, step: str, alphas: Tensor | None, sampled: bool) -> Tensor:
+    def forward(
+        self, h2: Tensor | None, into: Sequence[tuple[str, Tensor, Tensor]], alphas: Tensor | None, sampled: bool
+    ) -> Tensor:
+        """Return the sum over steps (name, H^{l-1} at the size of the result or twice that, weight)."""
         s0 = None if self.before is None or h2 is None else self.before(self.relu(h2))
-        out: Tensor = self.cell.join(s0, self.steps[step](self.relu(h1)), alphas, sampled)
-        return out
+        s1 = [self.steps[step](self.relu(h1)) for step, h1, _ in into]
+        terms = [w * h for (_, _, w), h in zip(into, self.cell.join_each(s0, s1, alphas, sampled), strict=True)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
 
 
 class _SearchHead(nn.Module):

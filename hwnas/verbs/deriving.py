@@ -18,7 +18,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.run import Derived, Run
 from hwnas.search.derive import AtMost
 from hwnas.search.relax import open_logits
-from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
+from hwnas.search.widths import KEPT, Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
 from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table
 from hwnas.verbs.landing import budget_of, land_on_budget, landed_facts, plan_of, rivals
@@ -247,7 +247,8 @@ def show_candidates(candidates: Sequence[Candidate], chosen: Candidate, constrai
         interval = "" if c.interval_ms is None else "{:.4g} to {:.4g}".format(*c.interval_ms)
         others = [b.say(v) for b, v in zip(constraints, c.others, strict=True)]
         figures = [f"{c.score:.3f}", f"{c.utility:.3f}", f"{c.latency_ms:.4g}", interval, f"{1000 / c.latency_ms:.1f}"]
-        rows.append([*size, *figures, *others, "<- chosen" if c is chosen else ""])
+        note = "<- chosen" if c is chosen else "keeps little" if c.score < KEPT else ""
+        rows.append([*size, *figures, *others, note])
     header = ("channels", "cells", "score", "utility", "predicted ms", "95 % interval", "fps")
     table("candidates", (*header, *(b.name for b in constraints), ""), rows, numbers=True)
 
