@@ -341,7 +341,8 @@ class Price:
     """
 
     network: Annotated[
-        Positional[str], arg(metavar="NETWORK", help="a run, a file like its arch.json, or DARTS_V1 or DARTS_V2")
+        Positional[str],
+        arg(metavar="NETWORK", help="a run, a file like its arch.json, or DARTS_V1, DARTS_V2 or AUTO_DEEPLAB"),
     ]
     table: Annotated[
         str | None, arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas (default: the run's)")

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from matplotlib.figure import Figure
 from torch import nn
 
 from hwnas.arch import Architecture
@@ -23,6 +24,7 @@ from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
 from hwnas.gates import Literals, Marginals, TopK
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.ops import OpSpec, trace
+from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
 from hwnas.runtime.bundle import OpensModels
 from hwnas.runtime.device import provenance
@@ -104,6 +106,15 @@ class SpaceContract:
             check(space, arch)
             assert Architecture.from_json(json.loads(json.dumps(arch.to_json()))) == arch
         assert len(set(archs)) > 1
+
+    def test_a_drawing_shows_every_op_that_is_kept(self, space: SearchSpace, archs: list[Architecture]) -> None:
+        edges = {d.name for g in space.groups if NONE in g.options and g.name != "path" for d in g.decisions}
+        for arch in archs[:2]:
+            figure = Figure()
+            space.draw(figure, arch, random_probs(space, 0), {"stem": 1.0, "cells.0": 3.0})
+            legends = [axes.get_legend() for axes in figure.axes]
+            shown = {t.get_text() for legend in legends if legend is not None for t in legend.get_texts()}
+            assert shown == {o for d, o in arch.answers if d in edges} - {NONE}
 
     @pytest.mark.parametrize("concentration", [0.01, 0.5, 10.0])
     def test_concentrated_samples_are_valid_and_follow_the_seed(self, space: SearchSpace, concentration: float) -> None:

@@ -201,7 +201,7 @@ class TestFile:
 
 
 class Building(Fake):
-    """An engine that builds something that ships, and has an application of its own: all is of class 2."""
+    """An engine that builds something that ships, and has an application of its own: all is of one rare class."""
 
     def build_bundle(
         self, onnx: Path, folder: Path, update: Callable[[str, int, int], None], compatible: str | None = None
@@ -226,7 +226,7 @@ class Constant:
         pass
 
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.full(image.shape[:2], 2, np.uint8)
+        return np.full(image.shape[:2], 10, np.uint8)
 
     def output(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         return np.ones(self._bundle.output.shape, self._bundle.output.dtype)

@@ -92,7 +92,7 @@ def test_a_table_without_an_op(profiled: Path, kind: str) -> None:
     ("args", "match"),
     [
         (("profile", "darts-tny"), "unknown recipe 'darts-tny'; did you mean 'darts-tiny'.*darts-gpu, darts-quick"),
-        (("search", "zzz"), "unknown recipe 'zzz'; known: autodeeplab-tiny, darts-camvid"),
+        (("search", "zzz"), "unknown recipe 'zzz'; known: autodeeplab, autodeeplab-camvid"),
         (("train", RECIPE), r"there is no run 'darts-tiny' here \(runs: none\); make one with: hwnas profile"),
         (("export", RECIPE), "there is no run"),
         (("validate", RECIPE), "there is no run"),

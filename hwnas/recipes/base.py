@@ -22,7 +22,7 @@ class Recipe:
         title: One line for people.
         space: At the deployment scale.
         widths: Channels the derived network may have, narrowest first: multiples of what the engine computes at once.
-        search: The search.
+        search: The search; it sees images at the size of its scale.
         train: The training of the derived network.
         data: ``"synthetic"`` or ``"synthetic-shapes"``, or None where the user names a folder.
         needs: What that folder is, for people.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -88,6 +88,16 @@ class SearchSpace(Protocol):
 
     def dot(self, arch: Architecture) -> str:
         """Return a drawing of a complete architecture for Graphviz."""
+
+    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
+        """Draw a complete architecture.
+
+        Args:
+            figure: Of matplotlib, empty.
+            arch: The architecture.
+            probs: ``{group: (decisions, options)}`` that it was derived from.
+            ms: What each part of its network takes, by the path of the module.
+        """
 
 
 def decisions(space: SearchSpace) -> tuple[Decision, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from hwnas.ops.mixed import NONE
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.cell import Cell, cell_edges, cell_group, cell_rules
 from hwnas.spaces.genotype import Genotype, genotype
+from hwnas.spaces.picture import draw_cell, kept_edges
 
 # The order is that of the alpha matrices of the public DARTS code, genotypes.py.
 DARTS_OPS = (
@@ -116,6 +118,12 @@ class ChainSpace:
                     lines.append(f'    "{g.name} {j}" -> "{g.name} {i}" [label="{arch.get(decision.name)}"];')
             lines.append("  }")
         return "\n".join([*lines, "}"]) + "\n"
+
+    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
+        """Draw the cells; see `SearchSpace.draw`."""
+        figure.set_size_inches(4 + self.nodes, 3.5 * len(self.groups))
+        for axes, g in zip(figure.subplots(len(self.groups), squeeze=False)[:, 0], self.groups, strict=True):
+            draw_cell(axes, g.name, self.nodes, kept_edges(g, self.nodes, arch), self.ops)
 
 
 class ChainNet(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from typing import Literal as Literal_
 
 import numpy as np
@@ -24,6 +25,7 @@ from hwnas.ops.registry import active_tracer
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, edge_name
 from hwnas.spaces.deeplab import DeepLabHead
+from hwnas.spaces.picture import draw_cell, kept_edges, share
 
 LEVELS = 4  # strides 4, 8, 16 and 32
 UP, SAME, DOWN = "up", "same", "down"  # to half the stride, to the same, to twice the stride
@@ -298,7 +300,17 @@ class TrellisSpace:
         return arch
 
     def published(self) -> Architecture:
-        """Return the published architecture (Cityscapes; figure 3 of the paper)."""
+        """Return the published architecture (Cityscapes; figure 3 of the paper).
+
+        Raises:
+            HwnasError: If networks of this space have another number of layers or blocks.
+        """
+        layers_and_blocks = len(PUBLISHED_PATH), len(PUBLISHED_CELL)
+        if (self.scale.cells, self.nodes) != layers_and_blocks:
+            raise HwnasError(
+                f"the published network has {layers_and_blocks[0]} layers and {layers_and_blocks[1]} blocks in a cell, "
+                f"networks of this space {self.scale.cells} and {self.nodes}"
+            )
         return self.architecture(PUBLISHED_PATH, PUBLISHED_CELL)
 
     def path(self, arch: Architecture) -> Path:
@@ -340,6 +352,38 @@ class TrellisSpace:
                     style = "penwidth=3" if arch.get(arrow(layer, v)) == step else "style=dotted"
                     lines.append(f'    "{layer} {v}" -> "{layer + 1} {v + STEPS[step]}" [{style}];')
         return "\n".join([*lines, "  }", "}"]) + "\n"
+
+    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
+        """Draw the cell, and the trellis: beta at every step, the path, and its share of the latency at each place.
+
+        See `SearchSpace.draw`.
+        """
+        cells = self.scale.cells
+        figure.set_size_inches(3 + cells, 8)
+        above, below = figure.subplots(2)
+        draw_cell(above, "cell", self.nodes, kept_edges(self.groups[0], self.nodes, arch), self.ops)
+        for row, decision in zip(probs["path"], self.groups[1].decisions, strict=True):
+            layer, level = (int(part) for part in decision.name.split("/")[1:])
+            level = int(math.log2(level // stride_of(0)))
+            beta = dict(zip(decision.options, row, strict=True))
+            for step in existing(level):
+                p = float(beta[step]) / max(LEAST, sum(float(beta[s]) for s in existing(level)))
+                taken = arch.get(decision.name) == step
+                style = {"arrowstyle": "-|>", "lw": 0.5 + 4 * p, "color": "C1" if taken else "0.6", "shrinkA": 12}
+                to = (layer + 1, level + STEPS[step])
+                below.annotate("", to, (layer, level), arrowprops=style | {"shrinkB": 12, "zorder": 1 + taken})
+                x, y = layer + 0.38, level + 0.38 * STEPS[step]
+                below.text(x, y, f"{p:.2f}", fontsize=6, ha="center", va="bottom", color="C1" if taken else "0.4")
+        taken_places = dict(enumerate(self.path(arch), start=1))
+        for layer in range(cells + 1):
+            for level in sources(layer):
+                on = taken_places.get(layer, 0) == level
+                below.plot(layer, level, "o", ms=22, color="#ffd9b3" if on else "white", mec="black", zorder=3)
+                cost = "stem" if layer == 0 else f"{share(ms, f'cells.{layer - 1}'):.0%}" if on else ""
+                below.text(layer, level, cost, fontsize=7, ha="center", va="center", zorder=4)
+        strides = [str(stride_of(v)) for v in range(LEVELS)]
+        below.set(title="path: probabilities, and shares of the latency", xlabel="layer", ylabel="stride")
+        below.set(yticks=range(LEVELS), yticklabels=strides, xticks=range(cells + 1), ylim=(LEVELS - 0.5, -0.5))
 
     def build(self, arch: Architecture | None = None, form: Form = "search", labels: bool = False) -> nn.Module:
         """Build a network; see `SearchSpace.build`."""

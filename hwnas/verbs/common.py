@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hwnas.data import SegmentationData, Synthetic
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, MissingExtra
+from hwnas.files import write_atomic
 from hwnas.latency.table import LatencyTable
+from hwnas.optional import require
 from hwnas.run import Run
 from hwnas.runtime.engines import provenance_here
 from hwnas.ui import bar
@@ -46,12 +49,14 @@ def keep_table(run: Run, latency: LatencyTable) -> None:
         replace(latency).save(own)
 
 
-def read_split(run: Run, split: str) -> SegmentationData:
+def read_split(run: Run, split: str, size: tuple[int, int] | None = None) -> SegmentationData:
     """Open a split and read all of it once, so that a file that cannot be used is found before anything is written.
+
+    At the deployment size, or at `size`.
 
     The samples stay in the dataset's cache, as far as they fit.
     """
-    data = run.data(split)
+    data = run.data(split, size)
     if isinstance(data, Synthetic):
         return data  # it is drawn, not read
     with bar(f"read {data.name}", len(data)) as update:
@@ -88,3 +93,19 @@ def budget_ms_of(fps: float) -> float:
     if not (math.isfinite(fps) and fps > 0):
         raise HwnasError(f"--fps must be a positive number of frames per second, got {fps}")
     return 1000 / fps
+
+
+def picture(path: Path, draw: Callable[[Any], None]) -> str:
+    """Write what `draw` draws into a figure of matplotlib, as SVG; return what there is to say about the file."""
+    try:
+        figure_of = require("matplotlib.figure", "report").Figure
+        matplotlib = require("matplotlib", "report")
+    except MissingExtra as e:
+        return f"none: {e}"
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "hwnas"}):  # else the same picture is another file each time
+        figure = figure_of(layout="constrained")
+        draw(figure)
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    write_atomic(path, content.getvalue())
+    return str(path)

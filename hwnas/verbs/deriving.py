@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from hwnas.search.derive import AtMost
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import KEPT, Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
-from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table
+from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table, picture
 from hwnas.verbs.landing import budget_of, land_on_budget, landed_facts, plan_of, rivals
+from hwnas.verbs.pricing import Network, price_network
 from hwnas.verbs.reranking import gap, rerank
 
 COIN_TOSS = 0.01  # a decision whose best option leads by less than this was not really decided
@@ -160,6 +162,11 @@ def run_derive(
     }
     target.write_derived(Derived(chosen.arch, chosen.scale, budget_ms, chosen.latency_ms), more)
     write_atomic(target.folder / "arch.dot", space.dot(chosen.arch))
+    priced = price_network(Network(target.name, source.recipe, chosen.scale, chosen.arch), latency)
+    picture(
+        target.folder / "arch.svg",
+        partial(space.draw, arch=chosen.arch, probs=contest.probs, ms=priced.by_part()),
+    )
     show_candidates(candidates, chosen, contest.constraints)
     console.print(more["genotype"], markup=False)
     summary(_facts(target, chosen, budget_ms, more), f"hwnas train {target.name}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.errors import HwnasError, MissingExtra
+from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, write_atomic
-from hwnas.optional import require
 from hwnas.run import Run
 from hwnas.search.front import Point, pareto_front
 from hwnas.ui import bar, console, summary, table
-from hwnas.verbs.common import open_table
+from hwnas.verbs.common import open_table, picture
 from hwnas.verbs.deriving import Wishes, open_contest
 
 SCHEMA = 1
@@ -91,14 +89,9 @@ def _show(points: Sequence[Point], made: Sequence[dict[str, Any]]) -> None:
 
 def _draw(path: Path, points: Sequence[Point], title: str) -> str:
     """Draw latency against utility; return what there is to say about the file."""
-    try:
-        figure_of = require("matplotlib.figure", "report").Figure
-        matplotlib = require("matplotlib", "report")
-    except MissingExtra as e:
-        return f"none: {e}"
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hwnas"}):  # else the same front is another file each time
-        figure = figure_of(figsize=(7, 4.5), layout="constrained")
+
+    def draw(figure: Any) -> None:
+        figure.set_size_inches(7, 4.5)
         axes = figure.add_subplot(xlabel="predicted latency, ms (95 % interval)", ylabel="utility", title=title)
         for scale in dict.fromkeys(p.candidate.scale for p in points):
             own = [p.candidate for p in points if p.candidate.scale == scale]
@@ -110,6 +103,5 @@ def _draw(path: Path, points: Sequence[Point], title: str) -> str:
             axes.errorbar(x, [c.utility for c in own], xerr=errors, marker="o", capsize=2, label=label)
         axes.legend()
         axes.grid(alpha=0.3)
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_atomic(path, content.getvalue())
-    return str(path)
+
+    return picture(path, draw)

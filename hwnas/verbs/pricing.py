@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import expm1
 from pathlib import Path
@@ -20,10 +20,12 @@ from hwnas.ops.trace import Call, Term
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.spaces import DARTS_V1, DARTS_V2, ChainSpace, Scale, check, trace_space
+from hwnas.spaces.trellis import TrellisSpace
 from hwnas.ui import console, summary, table
 from hwnas.verbs.tables import find_table, recipe_beside, require_here
 
 GENOTYPES = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}
+AUTO_DEEPLAB = "AUTO_DEEPLAB"  # the published network
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,14 @@ class Price:
             out[item.kind] = (count + item.count, ms + item.total_ms)
         return dict(sorted(out.items(), key=lambda kind: -kind[1][1]))
 
+    def by_part(self) -> dict[str, float]:
+        """Return the milliseconds of each part of the network, in the order of computation as far as names tell it."""
+        out: dict[str, float] = {}
+        for item in self.items:
+            for part, n in item.modules.items():
+                out[part] = out.get(part, 0.0) + n * item.ms
+        return dict(sorted(out.items(), key=lambda part: _rank(part[0])))
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {
@@ -120,10 +130,17 @@ class Price:
             "base_ms": self.base_ms,
             "searched_ms": self.searched_ms,
             "by_kind": {kind: {"count": count, "ms": ms} for kind, (count, ms) in self.by_kind().items()},
+            "by_part": self.by_part(),
             "ops": [
                 {k: getattr(i, k) for k in ("key", "count", "ms", "ci_ms", "searched", "modules")} for i in self.items
             ],
         }
+
+
+def _rank(part: str) -> tuple[int, int, str]:
+    """Return where a part belongs: stem, cells by number, the rest."""
+    name, _, number = part.partition(".")
+    return (0 if name.startswith("stem") else 1 if number else 2), int(number or 0), part
 
 
 def find_network(name: str, recipe: str | None = None, scale: Scale | None = None) -> Network:
@@ -142,6 +159,11 @@ def find_network(name: str, recipe: str | None = None, scale: Scale | None = Non
         if not isinstance(of.space, ChainSpace):
             raise HwnasError(f"{name} is made of DARTS cells, and {of.name} has none; name another --recipe")
         return Network(name, of, scale or of.space.scale, of.space.architecture(GENOTYPES[name]))
+    if name == AUTO_DEEPLAB:
+        of = _recipe(name, None, recipe)
+        if not isinstance(of.space, TrellisSpace):
+            raise HwnasError(f"{name} is a path through a trellis, and {of.name} has none; name another --recipe")
+        return Network(name, of, scale or of.space.scale, of.space.published())
     path = Path(name)
     if path.is_file() or path.suffix == ".json":
         return _from_file(path, recipe, scale)
@@ -185,17 +207,29 @@ def price_network(network: Network, made: LatencyTable) -> Price:
     Raises:
         MissingOp: If the table lacks one of its ops.
     """
-    space = network.recipe.space.at(network.scale)
+    space, merge = network.recipe.space.at(network.scale), bool(made.where["merges"])
     # The trace of all alternatives tells what is there whatever was decided; that of the network alone would not.
-    mixed = trace_space(space, merge=bool(made.where["merges"]))
-    calls = [c for c in mixed.calls if c.gate.holds(network.arch)]
+    mixed = trace_space(space, merge=merge)
+    if any(c.gate.walks for c in mixed.calls):
+        # What lies on paths is written down once for all layers; the network itself tells where it is.
+        always = {c.spec for c in mixed.calls if c.gate == ALWAYS}
+        calls = list(trace_space(space, network.arch, merge=merge).calls)
+        grouped = _grouped((call, call.spec not in always) for call in calls)
+    else:
+        calls = [c for c in mixed.calls if c.gate.holds(network.arch)]
+        grouped = _grouped((call, call.gate != ALWAYS) for call in calls)
     model = LatencyModel([Term(c.spec, c.gate) for c in calls], made, space.groups, space.rules())
-    grouped: dict[tuple[str, bool], list[Call]] = {}
-    for call in calls:
-        grouped.setdefault((call.spec.key, call.gate != ALWAYS), []).append(call)
     items = sorted((_item(own, searched, made) for (_, searched), own in grouped.items()), key=lambda i: -i.total_ms)
     ms = model.predict_ms(network.arch)
     return Price(network, ms, model.interval_ms(network.arch), model.base_ms, tuple(items))
+
+
+def _grouped(calls: Iterable[tuple[Call, bool]]) -> dict[tuple[str, bool], list[Call]]:
+    """Return calls by what they compute and whether the search decides on them."""
+    grouped: dict[tuple[str, bool], list[Call]] = {}
+    for call, searched in calls:
+        grouped.setdefault((call.spec.key, searched), []).append(call)
+    return grouped
 
 
 def _item(calls: list[Call], searched: bool, made: LatencyTable) -> Item:
@@ -274,6 +308,8 @@ def _show(found: Price, made: LatencyTable, every: bool) -> None:
         ]
         header = ("op", "calls", "ms each (95 % interval)", "ms", "share", "where")
         table("by op", header, ops, numbers=True)
+        parts = [[part, f"{ms:.4g}", f"{ms / found.ms:.1%}"] for part, ms in found.by_part().items()]
+        table("by part of the network", ("part", "ms", "share"), parts, numbers=True)
     scale, fixed_ms = found.network.scale, found.ms - found.searched_ms - found.base_ms
     facts: dict[str, object] = {
         "network": f"{found.network.name}: {found.network.arch.id}, {scale.channels} channels, {scale.cells} cells, "

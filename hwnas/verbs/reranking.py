@@ -34,7 +34,7 @@ def open_supernet(run: Run) -> Supernet:
     path = run.require("search.pt", "search")
     recipe = run.recipe
     config = replace(recipe.search, seed=int(run.settings.get("search_seed", recipe.search.seed)))
-    return Supernet(recipe.space, config, checkpoint.read(path)["net"], run.data("train"))
+    return Supernet(recipe.space, config, checkpoint.read(path)["net"], run.data("train", config.scale.size))
 
 
 def gap(run: Run, arch: Architecture, probs: Mapping[str, np.ndarray]) -> dict[str, Any]:

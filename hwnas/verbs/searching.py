@@ -69,7 +69,7 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
     here = Constraint(str(latency.path), models, budget_ms)
     elsewhere = [Constraint.on_table(space, scales, t, ms) for t, ms in others]
     _refuse_impossible(space, scales, here, elsewhere)
-    data = read_split(run, "train")
+    data = read_split(run, "train", config.scale.size)
     run.ask(budget_ms=budget_ms)
     run.commit()
     keep_table(run, latency)

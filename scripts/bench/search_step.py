@@ -1,12 +1,13 @@
 """How long a search step takes, and how much memory, beside the same step written as a textbook does.
 
 Both do one step of the alphas and one of the weights on the same supernet with batches of the same size: ours by
-`hwnas.search.gradient.BilevelSearch` as it is used, the other by `scripts/bench/textbook.py`. Steps are interleaved;
-time is the CPU time of the process with one thread, and the figure is the median of the ratios of rounds. Memory is
-that of a process of its own: its highest level during a step less the level before. Prints a table and, as its last
-line, one JSON object.
+`hwnas.search.gradient.BilevelSearch` as it is used, the other by `scripts/bench/textbook.py` and `textbook_trellis.py`.
+Steps are interleaved; time is the CPU time of the process with one thread, and the figure is the median of the ratios
+of rounds. Memory is that of a process of its own: its highest level during a step less the level before. Prints a table
+and, as its last line, one JSON object.
 
 example: python scripts/bench/search_step.py --cases darts-b4 --orders 1 --rounds 3
+example: python scripts/bench/search_step.py --space autodeeplab
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from textbook import Search, Supernet
+from textbook_trellis import TrellisSupernet
 from torch import nn
 
 from hwnas import recipes
@@ -37,9 +39,11 @@ from hwnas.resources import profiles_dir
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.objective import task_loss
-from hwnas.search.widths import price
+from hwnas.search.relax import open_logits, softmax
+from hwnas.search.widths import count, price
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.spaces.cell import set_evaluation
+from hwnas.spaces.trellis import TrellisSpace
 from hwnas.ui import console, table
 
 MODES = ("textbook", "fast", "lean", "fast-bf16")
@@ -52,7 +56,7 @@ PASSES = {1: 5, 2: 14}
 class Case:
     """A supernet and a batch."""
 
-    space: ChainSpace
+    space: ChainSpace | TrellisSpace
     batch: int
 
     def batches(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
@@ -73,12 +77,25 @@ CASES = {
     "darts-b4": Case(CIFAR, 4),
     "darts-b16": Case(CIFAR, 16),
     "segmentation-192x384-b2": Case(ChainSpace(Scale(16, 8, (192, 384)), 11), 2),
+    "autodeeplab-64": Case(TrellisSpace(Scale(8, 12, (64, 64)), 19), 1),
+    "autodeeplab-128": Case(TrellisSpace(Scale(8, 12, (128, 128)), 19), 1),
     "tiny": Case(ChainSpace(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"), 2),
+    "tiny-trellis": Case(TrellisSpace(Scale(2, 4, (32, 32)), 5, nodes=2), 2),
+}
+USUAL = {
+    "darts": ("darts-b4", "darts-b16", "segmentation-192x384-b2"),
+    "autodeeplab": ("autodeeplab-64", "autodeeplab-128"),
 }
 
 
-def bounds() -> list[Bound]:
-    """Return a budget as a search has it: a latency table of the recipe darts-quick, at its widest scale."""
+def bounds(case: Case) -> list[Bound]:
+    """Return a budget as a search has it: a latency table of the recipe darts-quick, at its widest scale.
+
+    There is no table for other spaces: they count multiply-adds, by a model with as many prices.
+    """
+    if isinstance(case.space, TrellisSpace):
+        (model,) = count(case.space, [case.space.scale], "macs")
+        return [Bound("macs", model, 1e6)]
     recipe = recipes.get("darts-quick")
     latency = LatencyTable.load(sorted(profiles_dir().glob("*/onnxruntime-fp32-b1/darts-quick.json"))[0])
     (model,) = price(recipe.space, recipe.scales()[-1:], latency)
@@ -98,10 +115,17 @@ def ours(case: Case, order: int, mode: str, bound: bool = True) -> Callable[[], 
         precision=precision,  # type: ignore[arg-type]
     )
     kind = "synthetic-shapes" if case.space.head == "classification" else "synthetic"
-    search = BilevelSearch(case.space, config, open_dataset(kind, "train", scale.size), bounds() if bound else ())
+    search = BilevelSearch(case.space, config, open_dataset(kind, "train", scale.size), bounds(case) if bound else ())
     search.weight_batches = lambda step: weights  # type: ignore[assignment, misc]
     search.alpha_batches = lambda step: alphas  # type: ignore[assignment, misc]
     return search.advance
+
+
+def book_of(case: Case, net: nn.Module, alphas: dict[str, torch.Tensor]) -> Supernet | TrellisSupernet:
+    """Return the textbook's form of a supernet, with the same weights."""
+    if isinstance(case.space, TrellisSpace):
+        return TrellisSupernet(net, case.space, alphas)
+    return Supernet(net, case.space.ops, case.space.scale.channels, alphas)
 
 
 def textbooks(case: Case, order: int) -> Callable[[], Any]:
@@ -109,7 +133,7 @@ def textbooks(case: Case, order: int) -> Callable[[], Any]:
     torch.manual_seed(0)
     net = case.space.build(form="search")
     alphas = {g.name: 1e-3 * torch.randn(g.shape) for g in case.space.groups}
-    search = Search(Supernet(net, case.space.ops, case.space.scale.channels, alphas), task_loss, order == 2)
+    search = Search(book_of(case, net, alphas), task_loss, order == 2)
     train, val = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in case.batches())
     return lambda: search.step(train, val)
 
@@ -166,7 +190,7 @@ def forward_macs(case: Case) -> int:
     for m in net.modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
             m.register_forward_hook(count)
-    probs = {g.name: torch.full(g.shape, 0.125) for g in case.space.groups}
+    probs = {g.name: torch.full(g.shape, 1 / g.shape[1]) for g in case.space.groups}
     with torch.no_grad():
         net(torch.from_numpy(case.batches()[0][0]), probs)
     return total
@@ -181,7 +205,7 @@ def equality(case: Case) -> dict[str, float]:
     torch.manual_seed(0)
     net = case.space.build(form="search")
     alphas = {g.name: 1e-3 * torch.randn(g.shape) for g in case.space.groups}
-    book = Supernet(net, case.space.ops, case.space.scale.channels, alphas)
+    book = book_of(case, net, alphas)
     x, y = (torch.from_numpy(a) for a in case.batches()[0])
 
     def slopes(fused: bool, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -191,7 +215,7 @@ def equality(case: Case) -> dict[str, float]:
             return [scores, *torch.autograd.grad(task_loss(scores, y), list(made.alphas.values()))]
         set_evaluation(net.to(dtype, memory_format=torch.channels_last), "fast")
         logits = {k: v.to(dtype).requires_grad_() for k, v in alphas.items()}
-        scores = net.to(dtype)(x.to(dtype), {k: torch.softmax(v, 1) for k, v in logits.items()})
+        scores = net.to(dtype)(x.to(dtype), softmax(open_logits(logits, case.space.groups)))
         return [scores, *torch.autograd.grad(task_loss(scores, y), list(logits.values()))]
 
     def apart(a: list[torch.Tensor], b: list[torch.Tensor]) -> tuple[float, float]:
@@ -262,13 +286,15 @@ def _peak_apart(name: str, order: int, mode: str) -> int:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = [c for c in CASES if c != "tiny"]
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=usual)
-    parser.add_argument("--orders", nargs="+", type=int, choices=(1, 2), default=[1, 2])
+    parser.add_argument("--space", choices=list(USUAL), default="darts", help="whose cases, and in first order or both")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES))
+    parser.add_argument("--orders", nargs="+", type=int, choices=(1, 2))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--peak", nargs=3, metavar=("CASE", "ORDER", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.cases = args.cases or USUAL[args.space]
+    args.orders = args.orders or ([1, 2] if args.space == "darts" else [1])  # Auto-DeepLab's search is of first order
     torch.set_num_threads(1)
     if args.peak:
         name, order, mode = args.peak

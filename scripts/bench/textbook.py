@@ -67,6 +67,9 @@ def candidate(name: str, c: int, stride: int) -> nn.Module:
     if name == "avg_pool_3x3":
         return nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), nn.BatchNorm2d(c, affine=False))
     kernel = int(name[-1])
+    if name.startswith("atrous"):
+        atrous = nn.Conv2d(c, c, kernel, stride, 2 * (kernel // 2), 2, bias=False)
+        return nn.Sequential(nn.ReLU(), atrous, nn.BatchNorm2d(c, affine=False))
     if name.startswith("dil"):
         return nn.Sequential(*depthwise_separable(c, kernel, stride, 2))
     return nn.Sequential(*depthwise_separable(c, kernel, stride, 1), *depthwise_separable(c, kernel, 1, 1))
