@@ -128,6 +128,10 @@ class TestDecidedness:
         assert found["entropy"] == pytest.approx(1.5 * math.log(2) / math.log(3))
         assert found["margin"] == pytest.approx(0.25)
 
+    def test_closed_options_are_none(self) -> None:
+        found = decidedness({"path": torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 1 / 3, 1 / 3, 1 / 3]])})
+        assert found == {"entropy": pytest.approx(1.0), "margin": pytest.approx(0.0)}
+
     def test_is_the_mean_over_decisions_and_scales_rows(self) -> None:
         rows = {"a": torch.full((3, 4), 0.9), "b": torch.eye(4)[:1]}  # sigmoids need not sum to one
         assert decidedness(rows) == {"entropy": pytest.approx(0.75), "margin": pytest.approx(0.25)}

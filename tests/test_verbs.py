@@ -45,6 +45,7 @@ MADE = [
     "search.pt",
     "arch.json",
     "arch.dot",
+    "arch.svg",
     "train.jsonl",
     "train/checkpoint.pt",
     "train/model.safetensors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,14 +80,16 @@ def decidedness(probs: Mapping[str, Tensor]) -> dict[str, float]:
     """Return how far probabilities are from a decision, means over all decisions.
 
     Returns:
-        ``entropy``: 1 where all options are equally probable, 0 where one is certain. ``margin``: the best
-        probability less the second. Rows that do not sum to 1, as of sigmoids, are scaled first.
+        ``entropy``: 1 where all options are equally probable, but for those of probability 0, and 0 where one is
+        certain. ``margin``: the best probability less the second. Rows that do not sum to 1, as of sigmoids, are
+        scaled first.
     """
     entropies, margins = [], []
     for matrix in probs.values():
         p = matrix.detach().double()
         p = p / p.sum(dim=-1, keepdim=True)
-        entropies.append(torch.special.entr(p).sum(dim=-1) / math.log(max(2, p.shape[-1])))
+        options = (p > 0).sum(dim=-1).clamp_min(2)
+        entropies.append(torch.special.entr(p).sum(dim=-1) / options.log())
         top = torch.nn.functional.pad(p, (0, 1)).topk(2, dim=-1).values  # an only option leads by all there is
         margins.append(top[:, 0] - top[:, 1])
     return {"entropy": float(torch.cat(entropies).mean()), "margin": float(torch.cat(margins).mean())}
