@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from hwnas import recipes
 from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.gates import Literals, TopK
@@ -33,6 +34,7 @@ from hwnas.spaces.trellis import (
     existing,
     sources,
 )
+from hwnas.verbs.pricing import Network, find_network, price_network
 
 from .contracts import SpaceContract, random_probs, roofline_table
 
@@ -296,3 +298,31 @@ class TestPaperScale:
         probs = random_probs(space, 0)
         found = solver.solve(probs, 0.8 * model.predict_ms(arch))
         check(space, found.arch)
+
+
+class TestPrice:
+    """`hwnas price` of networks with a path."""
+
+    def test_parts_and_ops_make_up_what_is_predicted(self) -> None:
+        recipe = recipes.get("autodeeplab-tiny")
+        space = recipe.space
+        table = roofline_table(space)
+        mixed = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        rng = np.random.default_rng(0)
+        for arch in (sample(space, rng) for _ in range(5)):
+            priced = price_network(Network("drawn", recipe, space.scale, arch), table)
+            assert priced.ms == pytest.approx(mixed.predict_ms(arch), rel=1e-9)
+            parts = priced.by_part()
+            assert {f"cells.{layer}" for layer in range(4)} <= parts.keys()
+            assert sum(parts.values()) + priced.base_ms == pytest.approx(priced.ms, rel=1e-9)
+            # Stem and head are there whatever was searched, but for the convolutions whose widths depend on the path.
+            assert {i.kind for i in priced.items if not i.searched} >= {"conv_bn", "argmax", "classifier"}
+            assert 0 < priced.searched_ms < priced.ms
+
+    def test_the_published_network_goes_by_its_name(self) -> None:
+        found = find_network("AUTO_DEEPLAB", "autodeeplab")
+        assert found.recipe.space.genotype(found.arch) == PAPER.genotype(PAPER.published())  # type: ignore[attr-defined]
+        with pytest.raises(HwnasError, match="12 layers and 5 blocks in a cell, networks of this space 4 and 2"):
+            find_network("AUTO_DEEPLAB", "autodeeplab-tiny")
+        with pytest.raises(HwnasError, match="darts-tiny has none; name another --recipe"):
+            find_network("AUTO_DEEPLAB", "darts-tiny")
