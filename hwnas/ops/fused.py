@@ -15,7 +15,8 @@ There is no second derivative: what needs one uses the plain form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ class Fan:
             for kind, name in zip(b.owners, b.names, strict=True)
             for owner in kind
         ]
+        self.size = len(self._places)
         self._running = [[Running(norms) for norms in b.norms] for _, b in self.branches]
         self._shared_running = [Running(norms, shared=True) for norms in self.shared.norms]
 
@@ -86,9 +88,10 @@ class Fan:
         """Return the weights the modules have now: others may have been put in their places."""
         return [places[name] for places, name in self._places]  # type: ignore[misc]
 
-    def packs(self, given: Iterator[Tensor]) -> list[list[Tensor]]:
-        """Take the parameters of each branch, and return those of one kind stacked over edges."""
-        return [[torch.stack([next(given) for _ in kind]) for kind in b.owners] for _, b in self.branches]
+    def packs(self, given: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Return parameters, in the order of `parameters`, by branch; those of one kind stacked over edges."""
+        each = iter(given)
+        return [[torch.stack([next(each) for _ in kind]) for kind in b.owners] for _, b in self.branches]
 
     def forward(
         self, ops: Primitives, x: Tensor, p: Tensor, packs: list[list[Tensor]], out: Tensor, times: int = 1
@@ -202,6 +205,11 @@ class Layout:
     stride: int
     lean: bool = False
 
+    def shares(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Return the parameters of each fan, given those of all."""
+        ends = list(itertools.accumulate(fan.size for fan in self.fans))
+        return [parameters[end - fan.size : end] for fan, end in zip(self.fans, ends, strict=True)]
+
 
 def _flatten(kept: Any, tensors: list[Tensor]) -> Any:
     """Return a structure with indices for tensors, which go to a list."""
@@ -237,21 +245,21 @@ class _FusedCell(torch.autograd.Function):
         states = [*inputs, *nodes.unbind()]
         structures: list[Any] = []
         tensors: list[Tensor] = []
-        given = iter(parameters)
-        for j, fan in enumerate(layout.fans):
-            packs, state, out = fan.packs(given), states[j], flat[fan.first : fan.first + len(fan.rows)]
+        for j, (fan, mine) in enumerate(zip(layout.fans, layout.shares(parameters), strict=True)):
+            state, out = states[j], flat[fan.first : fan.first + len(fan.rows)]
             if state is None:  # it adds nothing
                 structures.append(None)
                 continue
+            packs = fan.packs(mine)
             once = j == 0 and groups > 1  # all groups read the same state
             into = torch.zeros_like(out[:, 0]) if once else out.flatten(0, 1)
             kept = fan.forward(ops, state, p[fan.rows], packs, into, groups if once else 1)
             if once:
                 out += into[:, None]
-            structures.append(_flatten((packs, None if layout.lean else kept), tensors))
+            structures.append(_flatten(None if layout.lean else kept, tensors))
         ctx.groups = groups
         ctx.layout, ctx.structures, ctx.count = layout, structures, len(parameters)
-        ctx.save_for_backward(*inputs, nodes, p, *tensors)
+        ctx.save_for_backward(*inputs, nodes, p, *parameters, *tensors)
         return nodes.permute(1, 2, 3, 0, 4).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -259,6 +267,8 @@ class _FusedCell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
         s0, s1, nodes, p, *tensors = ctx.saved_tensors
+        given, tensors = tensors[: ctx.count], tensors[ctx.count :]
+        shares = layout.shares(given)
         ops = primitives(s1)
         wanted = ctx.needs_input_grad
         n, h, w, c = nodes.shape[1:]
@@ -274,9 +284,9 @@ class _FusedCell(torch.autograd.Function):
         for j in reversed(range(len(layout.fans))):
             fan = layout.fans[j]
             if ctx.structures[j] is None:
-                found.insert(0, [None] * len(fan.parameters()))
+                found.insert(0, [None] * len(shares[j]))
                 continue
-            packs, kept = _unflatten(ctx.structures[j], tensors)
+            packs, kept = fan.packs(shares[j]), _unflatten(ctx.structures[j], tensors)  # copies, so not all at once
             g = flat[fan.first : fan.first + len(fan.rows)]
             g = g.sum(1) if j == 0 and ctx.groups > 1 else g.flatten(0, 1)
             probs = p[fan.rows]
