@@ -19,7 +19,10 @@ from hwnas.export import export
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import Trace, trace
+from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.measure import StopRule
+from hwnas.runtime.work import measure_plan
 from hwnas.spaces import Scale, SearchSpace, check, sample, trace_space
 from hwnas.spaces.xception import ENTRY_65, ENTRY_71, Entry, XceptionNet, XceptionSpace
 
@@ -287,6 +290,19 @@ class TestSpace:
         with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
             got = runner.run({"image": image.numpy()})["scores"]
             np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_its_table_is_measured_and_prices_it(tmp_path: Path) -> None:
+    """The way of `hwnas profile` and `hwnas price`; two widths are the networks that a correction needs."""
+    space = SMALL.at(Scale(2, 1, (33, 49)))
+    scales = [space.scale, Scale(4, 1, (33, 49))]
+    make_plan(space, scales, tmp_path, Calibration(fit=1, test=1, derived=0, isolated=False))
+    table = build_table(tmp_path, measure_plan(tmp_path, "fake", stop=StopRule(1, 1, 0.0)))
+    for scale in scales:
+        model = LatencyModel(trace_space(space.at(scale)).terms(), table, space.groups, space.rules())
+        net = next(n for n in table.nets if n.key.endswith(f"-c{scale.channels}"))
+        assert model.predict_ms(space.architecture()) == pytest.approx(net.latency_ms, rel=0.02)
+        assert float(model({})) == pytest.approx(model.predict_ms(space.architecture()), rel=1e-6)
 
 
 def test_a_trained_network_is_exported(tmp_path: Path) -> None:
