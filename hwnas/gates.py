@@ -296,7 +296,8 @@ class Marginals:
 
     def literal_probs(self, probs: Mapping[str, Tensor]) -> Tensor:
         """Return the marginals of literals in the derived network, (n_literals,)."""
-        q = torch.cat([probs[g.name].reshape(-1) for g in self.literals.groups])
+        rows = [probs[g.name].reshape(-1) for g in self.literals.groups]
+        q = torch.cat(rows) if rows else torch.empty(0)  # a space of one network has no decisions
         for rule in self.rules:
             q = rule.relax(q, self.literals)
         return q

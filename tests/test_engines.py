@@ -33,6 +33,11 @@ CASES = {
     "conv_bn": OpSpec("conv_bn", (("c_in", 8), ("c_out", 6), ("kernel", 3), ("relu", True), ("stride", 2)), (X,)),
     "sep_conv": OpSpec("sep_conv", (("c", 8), ("kernel", 5), ("stride", 2)), (X,)),
     "dil_conv": OpSpec("dil_conv", (("c", 8), ("kernel", 3), ("stride", 1)), (X,)),
+    "separable_conv": OpSpec(
+        "separable_conv",
+        (("c_in", 8), ("c_out", 6), ("dilation", 2), ("kernel", 3), ("relu", True), ("stride", 2)),
+        (X,),
+    ),
     "atrous_conv": OpSpec("atrous_conv", (("c_in", 8), ("c_out", 6), ("dilation", 2), ("kernel", 3)), (X,)),
     "factorized_reduce": OpSpec("factorized_reduce", (("c_in", 8), ("c_out", 7)), (X, (1, 8, 13, 17))),
     "shift": OpSpec("shift", (), (X,)),

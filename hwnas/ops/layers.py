@@ -84,6 +84,37 @@ class DilConv(Op):
         return y
 
 
+@op("separable_conv")
+class SeparableConv(Op):
+    """Depthwise convolution, then a 1x1 one, each with a BatchNorm, and a ReLU after it if `relu` (DeepLabv3+)."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = False,
+        affine: bool = True,
+    ) -> None:
+        """Build with `c_in` to `c_out` channels; `affine` is BatchNorm's."""
+        super().__init__(
+            c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, dilation=dilation, relu=relu, affine=affine
+        )
+        self.depthwise = _conv(c_in, c_in, kernel, stride, dilation, groups=c_in)
+        self.bn1 = nn.BatchNorm2d(c_in, affine=affine)
+        self.pointwise = _conv(c_in, c_out, 1)
+        self.bn2 = nn.BatchNorm2d(c_out, affine=affine)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+        x = self.bn1(self.depthwise(x))
+        x = self.bn2(self.pointwise(F.relu(x) if self.relu else x))
+        return F.relu(x) if self.relu else x
+
+
 @op("atrous_conv")
 class AtrousConv(Op):
     """Full convolution of any dilation and BatchNorm, then ReLU if `relu` (DeepLab; `atrous` of Auto-DeepLab)."""
