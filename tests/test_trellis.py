@@ -19,7 +19,9 @@ from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.gates import Literals, TopK
 from hwnas.latency import LatencyModel
+from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
+from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.search.derive import Solver, strongest, worth
 from hwnas.spaces import Scale, SearchSpace, check, decisions, sample, trace_space
 from hwnas.spaces.trellis import (
@@ -326,3 +328,18 @@ class TestPrice:
             find_network("AUTO_DEEPLAB", "autodeeplab-tiny")
         with pytest.raises(HwnasError, match="darts-tiny has none; name another --recipe"):
             find_network("AUTO_DEEPLAB", "darts-tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("filters", [20, 32, 48])
+def test_the_published_networks_are_exported(filters: int) -> None:
+    """S, M and L at 513x513 compute in ONNX Runtime what they do here."""
+    space = PAPER.at(Scale(filters, 12, (513, 513)))
+    torch.manual_seed(0)
+    net = space.build(space.published(), form="deploy").eval()
+    image = torch.randn(1, 3, 513, 513)
+    model = export_network(trace(net, tuple(image.shape)), "scores", {"who": "test"})
+    with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
+        got, expected = runner.run({"image": image.numpy()})["scores"], net(image).numpy()
+    assert got.shape == (1, 19, 513, 513)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
