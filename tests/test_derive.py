@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import re
@@ -17,6 +18,7 @@ from hwnas.gates import ALWAYS, Gate, TopK, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
 from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest
+from hwnas.search.program import _silent
 from hwnas.search.widths import (
     KEPT,
     MOST,
@@ -610,3 +612,13 @@ def test_margins_are_best_less_second_best() -> None:
     assert set(got) == {d.name for g in space.groups for d in g.decisions}
     assert got.pop("normal/0-2") == 0.0
     assert list(got.values()) == pytest.approx([0.25] * len(got))
+
+
+def test_what_the_solver_prints_is_thrown_away(capfd: pytest.CaptureFixture[str]) -> None:
+    libc = ctypes.CDLL(None)
+    print("before")
+    with _silent():
+        libc.puts(b"of its own")
+    libc.puts(b"after")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +19,27 @@ from hwnas.gates import Row as GateRow
 from hwnas.latency.model import LatencyModel
 
 Row = tuple[dict[int, float], float, float]  # coefficients by variable, low, high
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Throw away what C code writes to the standard output.
+
+    HiGHS 1.12 prints a line of its own now and then (ERGO-Code/HiGHS issue 2783). It stays in C's buffer, and would
+    come after the last line of ours, which programs read.
+    """
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(own, 1)
+        os.close(own)
+        os.close(nowhere)
 
 
 class Linear(Protocol):
@@ -93,13 +118,14 @@ class Program:
             more, more_low, more_high = self._stacked(extra)
             matrix, low = vstack([matrix, more], format="csr"), np.concatenate([low, more_low])
             high = np.concatenate([high, more_high])
-        result = milp(
-            cost,
-            integrality=self._integrality,
-            bounds=Bounds(0, self._upper),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"mip_rel_gap": 0},
-        )
+        with _silent():
+            result = milp(
+                cost,
+                integrality=self._integrality,
+                bounds=Bounds(0, self._upper),
+                constraints=LinearConstraint(matrix, low, high),
+                options={"mip_rel_gap": 0},
+            )
         if result.x is None:
             assert result.status == 2, f"the solver stopped without an answer: {result.message}"
             return None
