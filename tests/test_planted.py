@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def _load() -> ModuleType:
     script = Path(__file__).resolve().parents[1] / "scripts/bench/planted.py"
+    sys.path.insert(0, str(script.parent))  # it imports its neighbour
     spec = importlib.util.spec_from_file_location("planted", script)
     assert spec is not None
     assert spec.loader is not None
@@ -32,6 +33,7 @@ def _load() -> ModuleType:
 
 
 planted: Any = _load()
+trellis: Any = planted.planted_trellis
 
 # Columns, relative to its own, that an op reads: with two convolutions those of both.
 READS = {
@@ -146,3 +148,52 @@ def test_ops_alone_solve_what_they_are_said_to(cue: str) -> None:
     for option in planted.OPS[1:]:
         share = planted.solves(cue, option)
         assert share > 0.9 if option in planted.USEFUL[cue] else share < 0.6, (option, share)
+
+
+class TestTrellis:
+    """The same for the space of Auto-DeepLab."""
+
+    @pytest.mark.parametrize("name", trellis.KINDS)
+    def test_labels_compare_fields(self, name: str) -> None:
+        kind = trellis.KINDS[name]
+        data, again = (trellis.Boards(kind, 5, 20) for _ in range(2))
+        side = 4 << kind.level
+        for i in range(5):
+            assert np.array_equal(data[i].image, again[i].image)
+            fields = data[i].image[::side, ::side, 0] // 255
+            labels = data[i].label[::side, ::side]
+            assert np.array_equal(data[i].label, labels.repeat(side, axis=0).repeat(side, axis=1))
+            beside = np.roll(fields, -kind.lag if data.side else kind.lag, axis=1)
+            told = labels != trellis.IGNORE_LABEL
+            assert told.sum() == fields.size - kind.lag * len(fields)
+            assert np.array_equal(labels[told], (fields ^ (beside if kind.lag else 0))[told])
+
+    def test_the_table_prices_networks_as_it_is_said(self) -> None:
+        space, rng = trellis.space_of(), np.random.default_rng(0)
+        model = trellis.priced(space)
+        prices = {"avg_pool_3x3": 0.8, "atrous_conv_3x3": 0.4, "sep_conv_3x3": 1.5, "skip_connect": 0.0}
+        for arch in (sample(space, rng) for _ in range(30)):
+            ops = [o for d in space.groups[0].decisions if (o := arch.get(d.name)) is not None]
+            cells = sum(trellis.CELL_MS[level] for level in space.path(arch))
+            assert model.predict_ms(arch) == pytest.approx(cells + 3 * sum(prices[o] for o in ops))
+
+    @pytest.mark.parametrize("name", trellis.KINDS)
+    def test_the_next_that_solves_is_beyond_the_budget(self, name: str) -> None:
+        space = trellis.space_of()
+        model = trellis.priced(space)
+        target, *others = [model.predict_ms(trellis.network(space, *other)) for other in trellis.rivals(name)]
+        assert others[-1] >= target + 2 * trellis.ROOM_MS
+        assert all(ms <= target + trellis.ROOM_MS for ms in others[:-1])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", trellis.KINDS)
+    def test_of_what_fits_the_budget_only_the_planted_network_solves(self, name: str) -> None:
+        space, kind = trellis.space_of(), trellis.KINDS[name]
+        target, *others = [trellis.solves(kind, trellis.network(space, *other)) for other in trellis.rivals(name)]
+        assert min(target, others[-1]) > trellis.SOLVED > max(others[:-1])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("way", ["budget", "free"])
+    def test_the_planted_network_is_found_in_nine_of_ten_seeds(self, way: str) -> None:
+        results = [trellis.find(way, seed) for seed in range(10)]
+        assert sum(r["found"] for r in results) >= 9, [r for r in results if not r["found"]]

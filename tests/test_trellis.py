@@ -32,6 +32,7 @@ from hwnas.spaces.trellis import (
     DeployNet,
     OnePath,
     TrellisSpace,
+    Weighting,
     arrow,
     existing,
     sources,
@@ -281,6 +282,49 @@ class TestGates:
                 assert solver.solve(probs, float(budget_ms)).arch == every[best]
             assert solver.solve(probs).arch == every[scores.argmax()]
             assert strongest(TINY.groups, TINY.rules(), TINY.name, probs) == every[scores.argmax()]
+
+
+class TestWeighting:
+    """What multiplies the cells of the supernet."""
+
+    @staticmethod
+    def first_over_last(weighting: Weighting) -> float:
+        """Return the gradient of the first step as a share of that of the last, all open, over a few networks."""
+        space, found = replace(TINY, weighting=weighting), np.zeros(2)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            closed = {g.name: torch.tensor(g.closed) for g in space.groups}
+            logits = {k: torch.zeros(c.shape).masked_fill(c, -torch.inf).requires_grad_() for k, c in closed.items()}
+            probs = {k: torch.softmax(a, -1) for k, a in logits.items()}
+            scores = space.build().train()(torch.rand(2, 3, 33, 49), probs)
+            torch.nn.functional.cross_entropy(scores, torch.randint(5, (2, 33, 49))).backward()
+            path = logits["path"].grad
+            assert path is not None
+            found += [float(path[row].nan_to_num().abs().max()) for row in (0, -3)]
+        return float(found[0] / found[1])
+
+    def test_batch_norms_leave_the_first_step_no_gradient_unless_paths_are_weighted(self) -> None:
+        assert self.first_over_last("step") < 0.05  # what the epsilon of the BatchNorms lets through
+        assert self.first_over_last("path") > 0.5
+
+    @pytest.mark.parametrize("path", [(0, 1, 0, 1), (1, 2, 2, 1)])
+    def test_a_sampled_path_is_the_network_of_that_path(self, path: tuple[int, ...]) -> None:
+        """Whatever is sampled at places that it does not pass, and nothing of that is computed."""
+        torch.manual_seed(0)
+        space = replace(TINY, weighting="path")
+        arch = space.architecture(path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
+        net, fixed = space.build().train(), space.build(arch).train()
+        fixed.load_state_dict({k: v for k, v in net.state_dict().items() if k in fixed.state_dict()})
+        probs = Literals(space.groups).matrices(arch)
+        for row, decision in zip(probs["path"], space.groups[1].decisions, strict=True):
+            if arch.get(decision.name) == "none":
+                row.copy_(torch.tensor([float(o == "same") for o in decision.options]))
+        used: list[str] = []
+        for name, cell in net.cells.items():
+            cell.register_forward_hook(lambda *_, name=name: used.append(name))
+        x = torch.rand(2, 3, 33, 49)
+        torch.testing.assert_close(net(x, probs, sampled=True), fixed(x))
+        assert used == [f"{layer}-{level}" for layer, level in enumerate(path)]
 
 
 class TestPaperScale:

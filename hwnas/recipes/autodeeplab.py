@@ -52,7 +52,7 @@ def autodeeplab_quick() -> Recipe:
     return Recipe(
         name="autodeeplab-quick",
         title="Auto-DeepLab with 6 layers and 3 blocks, synthetic streets, 192x256: minutes on a laptop",
-        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32),
+        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         search=SearchConfig(
             scale=Scale(4, 6, size), steps=150, warmup=30, batch=4, crop=(97, 129), w_lr=0.1, alpha_lr=0.02
@@ -68,7 +68,7 @@ def autodeeplab_camvid() -> Recipe:
     return Recipe(
         name="autodeeplab-camvid",
         title="Auto-DeepLab with 6 layers and 3 blocks, a folder in CamVid's layout, 360x480",
-        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32),
+        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         search=SearchConfig(
             scale=Scale(4, 6, size), steps=200, warmup=40, batch=4, crop=(121, 161), w_lr=0.1, alpha_lr=0.02

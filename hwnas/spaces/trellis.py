@@ -48,6 +48,7 @@ LEAST = 1e-300  # a probability below counts as this, so that its logarithm is f
 Path = tuple[int, ...]
 Block = tuple[tuple[str, int], ...]
 Boundary = Literal_["existing", "two-thirds"]
+Weighting = Literal_["step", "path"]
 # The published architecture (Cityscapes): levels of the layers; for each block (op, state), where state 0 is H^{l-2}
 # and state 1 is H^{l-1}. tensorflow/models, research/deeplab/core/nas_network.py.
 PUBLISHED_PATH: Path = (0, 0, 0, 1, 2, 1, 2, 2, 3, 3, 2, 1)
@@ -237,6 +238,11 @@ class TrellisSpace:
         boundary: How betas are normalised at strides 4 and 32, where two steps exist: over these two
             (``"existing"``, the paper's reading), or to a sum of 2/3, as all three would be if all were equally
             probable (``"two-thirds"``, the public re-implementation). The former draws paths to the boundary.
+        weighting: What multiplies a cell of the supernet. ``"step"``: beta of the step into it (equation 6). The
+            BatchNorms that read the sum take away by how much it was weighted, so that betas count only against those
+            of other steps into the same place: the first ones, and most of a sampled path, have next to no gradient.
+            ``"path"``: how probable it is that a path passes the place and takes the step, and the scores of each
+            stride count by how probable it is that the path ends there; what no sampled path passes is not computed.
     """
 
     scale: Scale
@@ -246,6 +252,7 @@ class TrellisSpace:
     keep: int = 2
     head_channels: int = 256
     boundary: Boundary = "existing"
+    weighting: Weighting = "step"
     name: str = "trellis"
 
     @property
@@ -471,12 +478,15 @@ class SearchNet(nn.Module):
         sizes = level_sizes(last)
         older: dict[int, Tensor] = {}
         old = {0: last}
+        by_path, every = self.space.weighting == "path", not (sampled or path is None)
+        passed = {0: last.new_ones(())}  # by level: how probable it is that the path passes, of "path"
         for layer in range(self.space.scale.cells):
             into: dict[int, list[tuple[str, Tensor, Tensor]]] = {}  # by level: steps, their inputs and weights
             for level, h1 in old.items():
-                for step, weight in self._betas(layer, level, path, image).items():
+                for step, beta in self._betas(layer, level, path, image).items():
                     to = level + STEPS[step]
-                    if not (sampled or path is None) or float(weight) != 0:
+                    weight = passed[level] * beta if by_path else beta
+                    if every or weight.item() != 0:
                         h = layers.resized(h1, sizes[to]) if step == UP else h1
                         into.setdefault(to, []).append((step, h, weight))
             made: dict[int, Tensor] = {
@@ -487,7 +497,13 @@ class SearchNet(nn.Module):
                     shape = (len(image), self.space.nodes * self.space.scale.channels * 2**level, *sizes[level])
                     made[level] = last.new_zeros(shape)
             older, old = old, dict(sorted(made.items()))
-        scores = [head(old[level], image) for level, head in enumerate(self.heads) if level in old]
+            if by_path:
+                passed = {to: last.new_zeros(()) + sum(w for _, _, w in into.get(to, ())) for to in old}
+        if by_path:
+            ends = {level: w for level, w in passed.items() if every or w.item() != 0}
+            scores = [w * self.heads[level](old[level], image) for level, w in ends.items()]
+        else:
+            scores = [self.heads[level](h, image) for level, h in old.items()]
         out: Tensor = self.argmax(torch.stack(scores).sum(0))
         return out
 

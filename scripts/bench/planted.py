@@ -20,6 +20,9 @@ with the cost of the plain mixture and with a fixed weight. The solver derives; 
 derives, which knows of no budget.
 Before that each op is trained alone on each kind of bit, to see that what is said here of the ops is so.
 
+With ``--space autodeeplab`` the same for the trellis of Auto-DeepLab, where the path is planted too: see
+`planted_trellis`.
+
 Ends with a line of JSON. example: python scripts/bench/planted.py --seeds 10 --jobs 2
 """
 
@@ -34,6 +37,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import planted_trellis
 import torch
 from torch import Tensor, nn
 
@@ -340,9 +344,30 @@ def solves(cue: str, option: str, steps: int = 100, seed: int = 0) -> float:
     return float(np.mean(hits[-steps // 4 :]))
 
 
-def _one(job: tuple[str, int, float]) -> dict[str, Any]:
+def _one(job: tuple[str, str, int, float]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return find(*job)
+    space, way, seed, weight = job
+    return planted_trellis.find(way, seed) if space == "autodeeplab" else find(way, seed, weight)
+
+
+def _solving_networks() -> dict[str, dict[str, float]]:
+    """Measure which networks of the trellis solve each kind alone, and print it."""
+    space = planted_trellis.space_of()
+    model = planted_trellis.priced(space)
+    jobs = [(name, *other) for name in planted_trellis.KINDS for other in planted_trellis.rivals(name)]
+    shares: dict[str, dict[str, float]] = {name: {} for name in planted_trellis.KINDS}
+    rows = []
+    with bar("networks alone", len(jobs)) as update:
+        for done, (name, path, cell) in enumerate(jobs, start=1):
+            kind = planted_trellis.KINDS[name]
+            arch = planted_trellis.network(space, path, cell)
+            said = planted_trellis.said(space, arch)
+            share = shares[name][said] = planted_trellis.solves(kind, arch)
+            mark = " *" if (path, cell) == (kind.path, kind.cell) else ""
+            rows.append([name, said, f"{model.predict_ms(arch):.1f}", f"{share:.2f}{mark}"])
+            update(done)
+    table("fields told by one network alone; * the planted one", ("kind", "network", "ms", "told"), rows)
+    return shares
 
 
 def _solving() -> dict[str, dict[str, float]]:
@@ -358,18 +383,23 @@ def _solving() -> dict[str, dict[str, float]]:
 
 
 def _print_searches(results: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> None:
-    heads = ("search", "found", "by rule", *CUES, "entropy", "CPU s")
+    parts = sorted({part for r in results for part in r["right"]})
+    heads = ("search", "found", "by rule", *parts, "entropy", "CPU s")
     rows = []
     for way in ways:
         own = [r for r in results if r["way"] == way]
-        counts = [sum(r["right"][cue] for r in own) for cue in CUES]
+        counts = [sum(r["right"][cue] for r in own) for cue in parts]
         means = [np.mean([r[k] for r in own]) for k in ("entropy", "seconds")]
         both = [f"{sum(r[k] for r in own)}/{len(own)}" for k in ("found", "found_by_rule")]
         rows.append([way, *both, *map(str, counts), f"{means[0]:.2f}", f"{means[1]:.1f}"])
-    table("the planted network, and each of its cells", heads, rows, numbers=True)
+    table("the planted network, and each of its parts", heads, rows, numbers=True)
     for r in results:
         if not r["found"]:
-            wrong = ", ".join(f"{cue} {r['kept'][cue]}" for cue, ok in r["right"].items() if not ok)
+            kept = r["kept"]
+            if isinstance(kept, str):
+                wrong = f"{r['kind']}, {kept}"
+            else:
+                wrong = ", ".join(f"{cue} {kept[cue]}" for cue, ok in r["right"].items() if not ok)
             console.print(f"{r['way']}, seed {r['seed']}: {wrong}")
 
 
@@ -379,23 +409,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (%(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--space", choices=("darts", "autodeeplab"), default="darts", help="(%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, "step"), help="(all that the space has)")
     parser.add_argument("--weight", type=float, default=0.1, help="where it is fixed (%(default)s)")
     args = parser.parse_args()
+    trellis = args.space == "autodeeplab"
+    known = planted_trellis.WAYS if trellis else WAYS
+    ways = args.ways or list(known)
+    if not set(ways) <= set(known):
+        parser.error(f"{args.space} has the ways {', '.join(known)}")
     torch.set_num_threads(1)
-    shares = _solving()
-    jobs = [(way, seed, args.weight) for way in args.ways for seed in range(args.first, args.first + args.seeds)]
+    shares = _solving_networks() if trellis else _solving()
+    seeds = range(args.first, args.first + args.seeds)
+    jobs = [(args.space, way, seed, args.weight) for way in ways for seed in seeds]
     results: list[dict[str, Any]] = []
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, bar("searches", len(jobs)) as update:
         for r in pool.imap_unordered(_one, jobs):
             results.append(r)
             update(len(results), f"{sum(r['found'] for r in results)} found")
-    results.sort(key=lambda r: (args.ways.index(r["way"]), r["seed"]))
-    _print_searches(results, args.ways)
-    found = {f"found_{w}": sum(r["found"] for r in results if r["way"] == w) for w in args.ways}
-    ruled = {f"rule_{w}": sum(r["found_by_rule"] for r in results if r["way"] == w) for w in args.ways}
+    results.sort(key=lambda r: (ways.index(r["way"]), r["seed"]))
+    _print_searches(results, ways)
+    found = {f"found_{w}": sum(r["found"] for r in results if r["way"] == w) for w in ways}
+    ruled = {f"rule_{w}": sum(r["found_by_rule"] for r in results if r["way"] == w) for w in ways}
     slowest = max(r["seconds"] for r in results)
     said = {
+        "space": args.space,
         "seeds": args.seeds,
         "first": args.first,
         "weight": args.weight,
