@@ -147,9 +147,9 @@ class Cell(nn.Module):
         """Compute the cell for each of several second inputs, all with the same weights; see `join`."""
         together = self.open and self.training and self.evaluation != "plain" and not sampled
         if together and weights is not None and active_tracer.get() is None:
-            return fused_cell(s0, s1[0] if len(s1) == 1 else torch.cat(list(s1)), weights, self.fused(), len(s1)).chunk(
-                len(s1)
-            )
+            groups = len(s1)
+            every = s1[0] if groups == 1 else torch.cat(list(s1))
+            return fused_cell(s0, every, weights, self.fused(), groups).chunk(groups)
         return [self._one_by_one([s0, s], weights, sampled) for s in s1]
 
     def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> Tensor:
