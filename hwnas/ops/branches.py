@@ -82,6 +82,26 @@ class Branch(Protocol):
         """Return the gradients of p and of the packs (none if not wanted), given that of `out`; add that of x."""
 
 
+def _normed(ops: Primitives, y: Tensor, p: Tensor, out: Tensor) -> tuple[Memory, list[Stats]]:
+    """Normalise y (edges * G, rows, C) in place, and add it to `out`, weighted by p (edges,).
+
+    Returns:
+        What `_normed_data` needs, and the statistics.
+    """
+    mean, var = ops.batch_norm(y)
+    out.addcmul_(p.repeat_interleave(len(out) // len(p))[:, None, None], y)
+    return (y, var), [(mean, var)]
+
+
+def _normed_data(ops: Primitives, p: Tensor, kept: Memory, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of p and of y as it was given, given that of `out`; see `_normed`."""
+    y, var = kept
+    dp = (g * y).sum((1, 2)).view(len(p), -1).sum(1)
+    dy = p.repeat_interleave(len(g) // len(p))[:, None, None] * g
+    ops.batch_norm_data(y, var, dy)
+    return dp, dy
+
+
 def _pointwise(
     ops: Primitives, z: Tensor, w: Tensor, p: Tensor, out: Tensor, bias: Tensor
 ) -> tuple[Memory, list[Stats]]:
@@ -98,14 +118,11 @@ def _pointwise(
     Returns:
         What `_pointwise_data` needs, and the statistics.
     """
-    (m, rows, c), groups = out.shape, len(out) // len(p)
-    each = p.repeat_interleave(groups)
+    (_, rows, c), groups = out.shape, len(out) // len(p)
     if rows < c:  # fewer values than a matrix of covariances has: it is cheaper to store the result
-        y = ops.multiply(z, w.transpose(1, 2)).view(m, rows, c)
-        mean, var = ops.batch_norm(y)
-        out.addcmul_(each[:, None, None], y)
-        return (y, var), [(mean, var)]
-    kept = ops.normed_linear(z.view(m, rows, c), w.repeat_interleave(groups, 0), each, out, bias)
+        return _normed(ops, ops.multiply(z, w.transpose(1, 2)).view(out.shape), p, out)
+    each = p.repeat_interleave(groups)
+    kept = ops.normed_linear(z.view(out.shape), w.repeat_interleave(groups, 0), each, out, bias)
     return kept, [(kept.mean, kept.var)]
 
 
@@ -114,18 +131,12 @@ def _pointwise_data(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the gradients of p, of w if wanted, and of z, given that of `out`; arguments as in `_pointwise`."""
     (m, rows, c), edges = g.shape, len(p)
-    each = p.repeat_interleave(m // edges)
     if rows < c:
-        y, var = kept
-        dy = each[:, None, None] * g
-        dp = (g * y).sum((1, 2))
-        ops.batch_norm_data(y, var, dy)
+        dp, dy = _normed_data(ops, p, kept, g)
         dy = dy.view(z.shape)
-        dw = ops.cross(dy, z) if grads.parameters else None
-        return dp.view(edges, -1).sum(1), dw, ops.multiply(dy, w)
-    dp, dw, dz = ops.normed_linear_data(
-        z.view(m, rows, c), w.repeat_interleave(m // edges, 0), each, Moments(*kept), g, grads.sums, grads.parameters
-    )
+        return dp, ops.cross(dy, z) if grads.parameters else None, ops.multiply(dy, w)
+    each, of_each = p.repeat_interleave(m // edges), w.repeat_interleave(m // edges, 0)
+    dp, dw, dz = ops.normed_linear_data(z.view(g.shape), of_each, each, Moments(*kept), g, grads.sums, grads.parameters)
     dw = None if dw is None else dw.view(edges, -1, c, c).sum(1)
     return dp.view(edges, -1).sum(1), dw, dz.view(z.shape)
 
@@ -267,19 +278,13 @@ class Atrous:
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], out: Tensor, bias: Tensor
     ) -> tuple[Memory, list[Stats]]:
         """See `Branch`."""
-        y = ops.convolve(x, packs[0], self.dilation).view(out.shape)
-        mean, var = ops.batch_norm(y)
-        out.addcmul_(p.repeat_interleave(len(out) // len(p))[:, None, None], y)
-        return (y, var), [(mean, var)]
+        return _normed(ops, ops.convolve(x, packs[0], self.dilation).view(out.shape), p, out)
 
     def backward(
         self, ops: Primitives, x: Tensor, p: Tensor, packs: Sequence[Tensor], kept: Memory, g: Tensor, grads: Grads
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Branch`."""
-        y, var = kept
-        dp = (g * y).sum((1, 2)).view(len(p), -1).sum(1)
-        dy = p.repeat_interleave(len(g) // len(p))[:, None, None] * g
-        ops.batch_norm_data(y, var, dy)
+        dp, dy = _normed_data(ops, p, kept, g)
         dw = ops.convolve_data(x, packs[0], self.dilation, dy.view(len(p), *x.shape), grads.x, grads.parameters)
         return dp, [] if dw is None else [dw]
 

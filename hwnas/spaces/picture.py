@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from hwnas.arch import Architecture, Group
 from hwnas.ops.mixed import NONE
@@ -41,8 +39,3 @@ def draw_cell(axes: Any, title: str, nodes: int, edges: Sequence[Edge], options:
     reach = max((i - j for j, i, _ in edges), default=1)
     axes.set(title=title, xlim=(-0.6, len(states) - 0.4), ylim=(-0.35 * reach - 0.3, 0.35 * reach + 0.3))
     axes.axis("off")
-
-
-def share(ms: Mapping[str, float], part: str) -> float:
-    """Return the share of a part of the network in the milliseconds of all parts."""
-    return ms.get(part, 0.0) / max(sum(ms.values()), float(np.finfo(float).tiny))

@@ -25,7 +25,7 @@ from hwnas.ops.registry import active_tracer
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, edge_name
 from hwnas.spaces.deeplab import DeepLabHead
-from hwnas.spaces.picture import draw_cell, kept_edges, share
+from hwnas.spaces.picture import draw_cell, kept_edges
 
 LEVELS = 4  # strides 4, 8, 16 and 32
 UP, SAME, DOWN = "up", "same", "down"  # to half the stride, to the same, to twice the stride
@@ -369,24 +369,23 @@ class TrellisSpace:
         figure.set_size_inches(3 + cells, 8)
         above, below = figure.subplots(2)
         draw_cell(above, "cell", self.nodes, kept_edges(self.groups[0], self.nodes, arch), self.ops)
-        for row, decision in zip(probs["path"], self.groups[1].decisions, strict=True):
-            layer, level = (int(part) for part in decision.name.split("/")[1:])
-            level = int(math.log2(level // stride_of(0)))
-            beta = dict(zip(decision.options, row, strict=True))
+        places = [(layer, level) for layer in range(cells) for level in sources(layer)]
+        for (layer, level), row in zip(places, probs["path"], strict=True):
+            beta = dict(zip(self.groups[1].options, row, strict=True))
             for step in existing(level):
                 p = float(beta[step]) / max(LEAST, sum(float(beta[s]) for s in existing(level)))
-                taken = arch.get(decision.name) == step
+                taken = arch.get(arrow(layer, level)) == step
                 style = {"arrowstyle": "-|>", "lw": 0.5 + 4 * p, "color": "C1" if taken else "0.6", "shrinkA": 12}
                 to = (layer + 1, level + STEPS[step])
                 below.annotate("", to, (layer, level), arrowprops=style | {"shrinkB": 12, "zorder": 1 + taken})
                 x, y = layer + 0.38, level + 0.38 * STEPS[step]
                 below.text(x, y, f"{p:.2f}", fontsize=6, ha="center", va="bottom", color="C1" if taken else "0.4")
-        taken_places = dict(enumerate(self.path(arch), start=1))
+        passed, total_ms = (0, *self.path(arch)), max(LEAST, sum(ms.values()))
         for layer in range(cells + 1):
             for level in sources(layer):
-                on = taken_places.get(layer, 0) == level
+                on = passed[layer] == level
                 below.plot(layer, level, "o", ms=22, color="#ffd9b3" if on else "white", mec="black", zorder=3)
-                cost = "stem" if layer == 0 else f"{share(ms, f'cells.{layer - 1}'):.0%}" if on else ""
+                cost = "stem" if layer == 0 else f"{ms.get(f'cells.{layer - 1}', 0.0) / total_ms:.0%}" if on else ""
                 below.text(layer, level, cost, fontsize=7, ha="center", va="center", zorder=4)
         strides = [str(stride_of(v)) for v in range(LEVELS)]
         below.set(title="path: probabilities, and shares of the latency", xlabel="layer", ylabel="stride")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,11 +161,12 @@ def run_derive(
     }
     target.write_derived(Derived(chosen.arch, chosen.scale, budget_ms, chosen.latency_ms), more)
     write_atomic(target.folder / "arch.dot", space.dot(chosen.arch))
-    priced = price_network(Network(target.name, source.recipe, chosen.scale, chosen.arch), latency)
-    picture(
-        target.folder / "arch.svg",
-        partial(space.draw, arch=chosen.arch, probs=contest.probs, ms=priced.by_part()),
-    )
+    network = Network(target.name, source.recipe, chosen.scale, chosen.arch)
+
+    def draw(figure: Any) -> None:
+        space.draw(figure, network.arch, contest.probs, price_network(network, latency).by_part())
+
+    picture(target.folder / "arch.svg", draw)
     show_candidates(candidates, chosen, contest.constraints)
     console.print(more["genotype"], markup=False)
     summary(_facts(target, chosen, budget_ms, more), f"hwnas train {target.name}")

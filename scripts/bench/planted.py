@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import planted_trellis
 import torch
+from planted_trellis import WHERE
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
@@ -76,7 +77,6 @@ ROOM_MS = 0.5  # of the budget above the planted network: half of what the next 
 
 PLANES, MARGIN, ROWS, WIDTH = 3, 4, 8, 24  # augmentation moves images by up to 4 pixels: windows stay in their strip
 STRIP = ROWS + 2 * MARGIN
-WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
 NOISE = 0.1  # share of pixels that are turned over afterwards
 # One sampled op at a time: the mixture of all of them solves the task, so that no alpha would have to decide anything.
 SETTINGS: Mapping[str, Any] = {

@@ -87,7 +87,7 @@ class Kind:
         return network(space, self.path, self.cell)
 
 
-ATROUS, SKIP, SEP = "atrous_conv_3x3", "skip_connect", "sep_conv_3x3"
+ATROUS, SKIP = "atrous_conv_3x3", "skip_connect"
 KINDS: Mapping[str, Kind] = {
     "far": Kind(1, 4, (1, 2, 1), (ATROUS, ATROUS)),
     "pair": Kind(2, 2, (1, 2, 2), (SKIP, ATROUS)),
