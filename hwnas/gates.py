@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from hwnas.arch import Architecture, Group
 
 Literal = tuple[str, str]
+Answers = tuple[Literal, ...]
 Clause = frozenset[Literal]
 Probs = Mapping[str, Mapping[str, float]]  # {decision: {option: probability}}
 
@@ -101,6 +103,12 @@ ALWAYS = Gate()
 def choice(decision: str, *options: str) -> Gate:
     """Return the gate of a decision answered with one of `options`."""
     return Gate(frozenset({frozenset((decision, o) for o in options)}))
+
+
+def at_least(n: int, clauses: Sequence[Clause]) -> Gate:
+    """Return the gate of n or more of several clauses holding: of any so many that fewer than n are left, one does."""
+    some = combinations(clauses, len(clauses) - n + 1)
+    return Gate(frozenset(frozenset[Literal]().union(*chosen) for chosen in some))
 
 
 class Literals:

@@ -204,7 +204,7 @@ def _refuse_infinite(scores: Array, kind: str, name: str) -> None:
 def left_out_ms(space: SearchSpace, arch: Architecture, exported: Trace, latency: LatencyTable) -> float:
     """Return what a table says that the ops take which a network ends with and its exported part has not."""
     left = trace_space(space, arch).calls[len(exported.calls) :]
-    return sum(latency.correction.factor(c.spec.kind) * latency[c.spec] for c in left)
+    return sum(latency.correction.priced(c.spec.kind, latency[c.spec]) for c in left)
 
 
 def verdict(

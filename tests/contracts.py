@@ -31,7 +31,7 @@ from hwnas.runtime.device import provenance
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.plan import Call, Entry
-from hwnas.search.derive import Solver, strongest
+from hwnas.search.derive import NoTwins, Solver, strongest
 from hwnas.search.relax import open_logits, softmax
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
@@ -66,6 +66,17 @@ def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> dict[str,
     return {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
 
 
+CORRECTION = Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, networks=4, call_ms=0.003)
+
+
+def _with_twins(space: SearchSpace, arch: Architecture, rng: np.random.Generator) -> Architecture:
+    """Return an architecture with two nodes that compute the same."""
+    twins = space.twins()
+    answers = dict(twins[int(rng.integers(len(twins)))])
+    dropped = {d: r.none for r in space.rules() for d in r.decisions if answers.keys() & set(r.decisions)}
+    return Architecture.of(space.name, dict(arch.answers) | dropped | answers)
+
+
 class SpaceContract:
     """What holds for every search space. Give it a small ``space`` fixture, of odd input size."""
 
@@ -90,7 +101,7 @@ class SpaceContract:
 
     @pytest.fixture
     def model(self, space: SearchSpace) -> LatencyModel:
-        table = roofline_table(space, Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, 4))
+        table = roofline_table(space, CORRECTION)
         return LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
 
     def test_decision_names_are_unique(self, space: SearchSpace) -> None:
@@ -245,13 +256,42 @@ class SpaceContract:
     def test_one_hot_latency_is_the_latency_of_the_built_network(
         self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
     ) -> None:
-        table = roofline_table(space, Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, 4))
+        table = roofline_table(space, CORRECTION)
         for arch in archs:
             built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
             probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
             assert built.predict_ms(arch) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert float(model(probs)) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert sum(model.by_kind(arch).values()) == pytest.approx(model.predict_ms(arch), rel=1e-12)
+
+    def test_what_keeps_no_twins_is_priced_as_built_and_what_has_them_is_priced_higher(
+        self, space: SearchSpace, model: LatencyModel
+    ) -> None:
+        table = roofline_table(space, CORRECTION)
+        rng, limit, less = np.random.default_rng(0), NoTwins(space.twins()), {True: [0.0], False: [0.0]}
+        archs = [sample(space, rng, 0.2) for _ in range(12)]  # of few ops, so that twins are frequent
+        for arch in [*archs, *(_with_twins(space, arch, rng) for arch in archs[:6])]:
+            check(space, arch)
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+            less[limit.holds(arch)].append(1 - built.predict_ms(arch) / model.predict_ms(arch))
+        assert less[True] == pytest.approx([0.0] * len(less[True]), abs=1e-12)
+        assert len(less[True]) > 1
+        assert min(less[False]) > -1e-12
+        assert max(less[False]) > 1e-4
+
+    def test_no_twins_is_the_same_for_solver_and_architecture(self, space: SearchSpace, model: LatencyModel) -> None:
+        limit = NoTwins(space.twins())
+        free, bound = (Solver(space.groups, space.rules(), space.name, model, limits) for limits in ((), (limit,)))
+        for seed in range(3):
+            probs = random_probs(space, seed, 0.1)
+            budget_ms = 1.05 * max(s.fastest().latency_ms or 0.0 for s in (free, bound))
+            best = free.best(probs, budget_ms, k=6)
+            kept = [s for s in best if limit.holds(s.arch)]
+            found = bound.solve(probs, budget_ms)
+            assert limit.holds(found.arch)
+            assert found.score <= best[0].score + 1e-9
+            if kept:
+                assert found.score == pytest.approx(kept[0].score, abs=1e-6)
 
     def test_trace_of_a_built_network_is_within_the_trace_of_the_mixed_one(
         self, space: SearchSpace, archs: list[Architecture]
@@ -260,6 +300,20 @@ class SpaceContract:
             everything = {c.spec for c in trace_space(space, merge=merge).calls}
             for arch in archs:
                 assert {c.spec for c in trace_space(space, arch, merge=merge).calls} <= everything
+
+    def test_a_sum_is_after_a_convolution_where_an_engine_can_merge_it_into_one(
+        self, space: SearchSpace, archs: list[Architecture]
+    ) -> None:
+        for arch in archs:
+            calls = trace_space(space, arch).calls
+            made, readers = {c.output: c for c in calls}, Counter(name for c in calls for name in c.inputs)
+            for call in calls:
+                if call.spec.kind == "add":
+                    convs = [made[name] for name in call.inputs if made[name].module.ends_in_conv]
+                    if dict(call.spec.attrs)["after_conv"]:
+                        assert any(readers[c.output] == 1 for c in convs)
+                    else:  # the inputs of a cell are made by convolutions too, but most often others read them
+                        assert all("preprocess" in c.name for c in convs)
 
     def test_gates_are_the_same_in_loss_and_solver_on_every_one_hot(
         self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
@@ -443,7 +497,7 @@ class EngineContract:
             pytest.skip("does not time this scope")
         for spec in (
             OpSpec("relu", (), (self.SHAPE,)),
-            OpSpec("add", (), ((1, 3, 8, 8), (1, 3, 8, 8))),
+            OpSpec("add", (("after_conv", False),), ((1, 3, 8, 8), (1, 3, 8, 8))),
             OpSpec("linear", (("c_in", 3), ("c_out", 5)), ((1, 3),)),
         ):
             entry, _ = self.entry(engine, spec, tmp_path)
@@ -524,10 +578,10 @@ class TableContract:
         path = tmp_path / "t.json"
         table.save(path)
         text = path.read_text()
-        for schema in ("99", "2", "3.5", '"3"', "null"):
-            path.write_text(text.replace('"schema": 3', f'"schema": {schema}'))
+        for schema in ("99", "3", "4.5", '"4"', "null"):
+            path.write_text(text.replace('"schema": 4', f'"schema": {schema}'))
             got = re.escape(repr(json.loads(schema)))
-            with pytest.raises(HwnasError, match=rf"t\.json: .* schema 3 was expected, got {got}; measure"):
+            with pytest.raises(HwnasError, match=rf"t\.json: .* schema 4 was expected, got {got}; measure"):
                 LatencyTable.load(path)
 
 

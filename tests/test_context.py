@@ -158,7 +158,7 @@ class TestPrice:
         # Of two shapes of one size, the mean of both.
         of(Context(conv(16, 8), other, True, True), one_1x16x10x10=-0.5, one_1x8x10x10=-0.5)
         # Two sources in a row are two pairs.
-        of(Context(OpSpec("add", (), (X16, X16)), X16, True, True), two_1x16x10x10=-1)
+        of(Context(OpSpec("add", (("after_conv", True),), (X16, X16)), X16, True, True), two_1x16x10x10=-1)
         # Of two sizes: enter of the one, leave of the other, half a pair of each.
         of(
             Context(OpSpec("max_pool", (("stride", 2),), (X16,)), small, True, True),
@@ -191,7 +191,7 @@ class TestShared:
 
     def test_what_others_read_too_is_where_that_is_likely(self) -> None:
         first = make_op("conv_bn", dict(conv(3, 16).attrs))
-        relu, pool, add = make_op("relu", {}), make_op("max_pool", {"stride": 1}), make_op("add", {})
+        relu, pool, add = make_op("relu", {}), make_op("max_pool", {"stride": 1}), make_op("add", {"after_conv": True})
 
         def forward(x: Tensor) -> Tensor:
             x = first(x)
@@ -224,5 +224,8 @@ class TestShared:
         """Nodes and preprocessed inputs are read by several edges; a sum reads what one edge made."""
         found = every(ChainSpace(Scale(8, 6, (48, 64)), 5))
         assert all(c.shared for c in found if c.spec.kind == "relu")
-        assert not any(c.shared for c in found if c.spec.kind == "add")
+        for after_conv in (True, False):  # a sum with a convolution is merged into it
+            sums = [c for c in found if c.spec.kind == "add" and dict(c.spec.attrs)["after_conv"] is after_conv]
+            assert sums
+            assert all(c.shared is not after_conv for c in sums if c.sink)
         assert not any(c.shared for c in found if not c.source or not c.sink)

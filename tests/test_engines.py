@@ -44,7 +44,7 @@ CASES = {
     "max_pool": OpSpec("max_pool", (("stride", 2),), (X,)),
     "avg_pool": OpSpec("avg_pool", (("stride", 1),), (X,)),
     "batch_norm": OpSpec("batch_norm", (("c", 8),), (X,)),
-    "add": OpSpec("add", (), (X, X)),
+    "add": OpSpec("add", (("after_conv", True),), (X, X)),
     "concat": OpSpec("concat", (), (X, (1, 4, 13, 18), X)),
     "resize": OpSpec("resize", (("height", 29), ("width", 35)), (X,)),
     "context": OpSpec("context", (("c_in", 8), ("c_out", 5)), (X,)),

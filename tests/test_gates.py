@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Gate, Literals, Marginals, TopK, choice, relaxed_top_k
+from hwnas.gates import ALWAYS, Gate, Literals, Marginals, TopK, at_least, choice, relaxed_top_k
 
 OPTIONS = ("none", "skip", "conv")
 NAMES = ("a", "b", "c")
@@ -48,6 +48,16 @@ def test_and_or_are_those_of_logic(left: Gate, right: Gate) -> None:
     for arch in EVERY:
         assert (left & right).holds(arch) == (left.holds(arch) and right.holds(arch))
         assert (left | right).holds(arch) == (left.holds(arch) or right.holds(arch))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_at_least_n_of_several_clauses_is_a_count_of_them(n: int) -> None:
+    clauses = [frozenset({("a", "0"), ("a", "1")}), frozenset({("b", "1")}), frozenset({("c", "0")})]
+    gate = at_least(n, clauses)
+    for answers in itertools.product("012", repeat=3):
+        arch = Architecture.of("s", dict(zip("abc", answers, strict=True)))
+        hold = sum(Gate(frozenset({clause})).holds(arch) for clause in clauses)
+        assert gate.holds(arch) is (hold >= n)
 
 
 def test_always_is_neutral_in_and_and_absorbing_in_or() -> None:

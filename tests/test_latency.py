@@ -116,6 +116,18 @@ class TestCorrection:
         c = fit(named(x), x @ FACTORS)
         assert Correction.from_json(json.loads(json.dumps(c.to_json()))) == c
 
+    def test_tells_what_each_call_costs_from_what_the_run_does(self) -> None:
+        x, calls = networks(20, 0), np.random.default_rng(1).integers(20, 200, 20)
+        c = fit(named(x), x @ FACTORS + 0.7 + 0.01 * calls, calls.tolist())
+        assert (c.base_ms, c.call_ms) == (pytest.approx(0.7, rel=0.2), pytest.approx(0.01, rel=0.1))
+        assert [c.factor(k) for k in KINDS] == pytest.approx(FACTORS, rel=0.02)
+        assert c.priced("relu", 2.0) == pytest.approx(c.call_ms + 2 * c.factor("relu"))
+        expected = [c.total_ms(s, n) for s, n in zip(named(x), calls, strict=True)]
+        assert expected == pytest.approx(x @ FACTORS + 0.7 + 0.01 * calls, rel=5e-3)
+        thousand = fit(named(1000 * x), 1000 * (x @ FACTORS + 0.7 + 0.01 * calls), calls.tolist())
+        assert thousand.call_ms == pytest.approx(1000 * c.call_ms, rel=1e-6)
+        assert fit(named(x), x @ FACTORS).call_ms == 0.0
+
 
 class TestSelect:
     def test_gives_different_networks_and_the_same_every_time(self) -> None:
@@ -250,7 +262,7 @@ class TestValidation:
         calibrate(table)
         before = dict(table.report), table.correction
         ours = predict_ms(table, table.nets[0])
-        table.nets = [*table.nets, replace(table.nets[0], key="net/d", use="derived", latency_ms=level * ours / 0.8)]
+        table.nets = [*table.nets, replace(table.nets[0], key="net/d", use="derived", latency_ms=ours / 0.8)]
         report_derived(table, again)
         found = table.report.pop("derived")
         assert (found.pop("level"), found.pop("again")) == (level, list(again))

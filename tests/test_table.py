@@ -155,7 +155,7 @@ def test_a_bad_file_is_refused_by_name_and_row(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 3, "schema": 3}', '{"schema": 3}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 4, "schema": 4}', '{"schema": 4}', "\x00"])
 def test_what_is_no_table_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(HwnasError, match=r"bad\.json"):

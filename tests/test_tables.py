@@ -204,7 +204,7 @@ def row_is(key: str, **new: Any) -> Callable[[LatencyTable], None]:
     return change
 
 
-ADD = "add()@1x11x6x8;1x11x6x8"
+ADD = "add(after_conv=True)@1x11x6x8;1x11x6x8"
 
 
 class TestShow:
@@ -265,7 +265,7 @@ class TestShow:
             ("nothing.json", r"cannot read a latency table at nothing.json: No such file"),
             ("darts-tny", "unknown latency table 'darts-tny'; did you mean 'darts-tiny'"),
             ("../table", "unknown latency table"),
-            ("runs/darts-tiny/run.json", "a latency table of schema 3 was expected"),
+            ("runs/darts-tiny/run.json", "a latency table of schema 4 was expected"),
         ],
     )
     def test_a_table_that_is_not_there(self, run: Run, name: str, match: str) -> None:

@@ -1,9 +1,10 @@
 """From a sum of ops to a network: a correction fitted on a few measured networks.
 
 An op between two neighbours is not quite the op between those it has in a network: engines merge sums into convolutions
-and convert layouts in some places only. That is nearly proportional to how much of each kind of op there is, so the
-correction is one non-negative factor per kind and a constant, pulled towards one common factor where the networks do
-not tell.
+and convert layouts in some places only. That is nearly proportional to how much of each kind of op there is. And an
+op starts cold in a long network, where the code and the data of others went through before it: that is nearly the same
+for each call. So the correction is a constant for the run, one for each call and a factor per kind, none of them
+negative, pulled towards one common factor and nothing else where the networks do not tell.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PULLS = (1e-4, 1e-3)  # seen: networks of few dominant ops tell kinds apart well
 
 @dataclass(frozen=True)
 class Correction:
-    """``latency_ms = base_ms + sum over ops of factor[kind] * latency_ms(op)``.
+    """``latency_ms = base_ms + sum over calls of (call_ms + factor[kind] * latency_ms(op))``.
 
     Attributes:
         base_ms: What a run costs whatever the network.
@@ -31,6 +32,7 @@ class Correction:
             leave-one-out where there are none.
         interval: Relative half-width that a network lies in with 95 % confidence, see `conformal`.
         networks: How many networks it was fitted on; 0 means the plain sum.
+        call_ms: What a call costs beyond what it takes in a short chain.
     """
 
     base_ms: float = 0.0
@@ -39,6 +41,15 @@ class Correction:
     relative_error: float | None = None
     interval: float | None = None
     networks: int = 0
+    call_ms: float = 0.0
+
+    def priced(self, kind: str, ms: float) -> float:
+        """Return what a call of an op costs in a network, in milliseconds, from its latency in the table."""
+        return self.call_ms + self.factor(kind) * ms
+
+    def total_ms(self, sums: Mapping[str, float], calls: int) -> float:
+        """Return the latency of a network from its milliseconds by kind of op, uncorrected, and its number of calls."""
+        return self.base_ms + calls * self.call_ms + sum(self.factor(kind) * ms for kind, ms in sums.items())
 
     def factor(self, kind: str) -> float:
         """Return what the isolated latency of this kind of op is multiplied by."""
@@ -53,6 +64,7 @@ class Correction:
             "relative_error": self.relative_error,
             "interval": self.interval,
             "networks": self.networks,
+            "call_ms": self.call_ms,
         }
 
     @classmethod
@@ -61,36 +73,42 @@ class Correction:
         return cls(**data)
 
 
-def fit(sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float]) -> Correction:
+def fit(
+    sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float], calls: Sequence[int] | None = None
+) -> Correction:
     """Fit the correction by least squares of relative errors, with a pull chosen by leaving networks out.
 
     Args:
         sums: For each network, milliseconds by kind of op.
         measured_ms: What each took as a whole.
+        calls: How many ops each calls; None for a correction without `call_ms`.
     """
     kinds = sorted({k for s in sums for k in s})
-    x = np.array([[s.get(k, 0.0) for k in kinds] for s in sums])  # (networks, kinds)
     y = np.array(measured_ms)
+    n = np.zeros(len(y)) if calls is None else np.array(calls, dtype=float)
+    # The constants come first: of a run, and of each call. (networks, 2 + kinds)
+    x = np.array([[1.0, c, *(s.get(k, 0.0) for k in kinds)] for s, c in zip(sums, n, strict=True)])
     if len(y) < 2:
         return Correction()
     errors = {pull: _left_out(x, y, pull) for pull in PULLS}
     pull = min(errors, key=lambda p: float(np.mean(errors[p] ** 2)))
-    common, base, factors = _solve(x, y, pull)
+    common, (base, call, *factors) = _solve(x, y, pull)
     error = float(np.sqrt(np.mean(errors[pull] ** 2)))
-    named = dict(zip(kinds, (float(f) for f in factors), strict=True))
-    return Correction(base, common, named, error, networks=len(y))
+    named = dict(zip(kinds, map(float, factors), strict=True))
+    return Correction(float(base), common, named, error, networks=len(y), call_ms=float(call))
 
 
-def _solve(x: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, float, np.ndarray]:
-    """Return the common factor, the base in milliseconds and one factor per column of `x`."""
-    common = float((x.sum(1) / y).sum() / ((x.sum(1) / y) ** 2).sum())
-    scale = float(np.median(y))
-    rows = np.hstack([scale / y[:, None], x / y[:, None]])
-    # A factor differs from the common one by some 30 %, the base is some 5 % of a network: the pulls say so.
-    penalty = np.sqrt(pull) * np.diag([1 / 0.05] + [1 / 0.3] * x.shape[1])
-    target = np.concatenate([np.ones(len(y)), penalty @ np.array([0.0] + [common] * x.shape[1])])
-    solution, _ = nnls(np.vstack([rows, penalty]), target)
-    return common, float(solution[0] * scale), solution[1:]
+def _solve(x: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, np.ndarray]:
+    """Return the common factor, and a coefficient for each column of `x`: two constants, and a factor per kind."""
+    total = x[:, 2:].sum(1)
+    common = float((total / y).sum() / ((total / y) ** 2).sum())
+    # A factor differs from the common one by some 30 %, the constants are some 5 % of a network each: the pulls say so.
+    kinds = x.shape[1] - 2
+    typical = np.median(y) / np.maximum(np.median(x[:, :2], axis=0), 1e-12)
+    penalty = np.sqrt(pull) * np.diag([*(1 / (0.05 * typical)), *[1 / 0.3] * kinds])
+    target = np.concatenate([np.ones(len(y)), penalty @ np.array([0.0, 0.0] + [common] * kinds)])
+    solution, _ = nnls(np.vstack([x / y[:, None], penalty]), target)
+    return common, solution
 
 
 def _left_out(x: np.ndarray, y: np.ndarray, pull: float) -> np.ndarray:
@@ -98,8 +116,8 @@ def _left_out(x: np.ndarray, y: np.ndarray, pull: float) -> np.ndarray:
     errors = []
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
-        _, base, factors = _solve(x[rest], y[rest], pull)
-        errors.append((base + x[i] @ factors) / y[i] - 1)
+        _, solution = _solve(x[rest], y[rest], pull)
+        errors.append(x[i] @ solution / y[i] - 1)
     return np.array(errors)
 
 

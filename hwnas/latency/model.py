@@ -29,9 +29,9 @@ class Prices(Protocol):
 class LatencyModel(nn.Module):
     """Expected latency in milliseconds, differentiable in the probabilities.
 
-    ``E[ms] = base + sum_t factor(kind_t) * ms(spec_t) * P(gate_t)``. Exact for independent decisions and additive ops;
-    how far a device is from additive is what the table's correction records. Under one-hot probabilities it is the
-    predicted latency of that architecture.
+    ``E[ms] = base + sum_t (call + factor(kind_t) * ms(spec_t)) * P(gate_t)``. Exact for independent decisions and
+    additive ops; how far a device is from additive is what the table's correction records. Under one-hot probabilities
+    it is the predicted latency of that architecture.
     """
 
     def __init__(self, terms: Sequence[Term], table: Prices, groups: Sequence[Group], rules: Sequence[Rule]) -> None:
@@ -48,7 +48,7 @@ class LatencyModel(nn.Module):
         """
         super().__init__()
         self.terms = tuple(terms)
-        prices = [table.correction.factor(t.spec.kind) * table[t.spec] for t in terms]
+        prices = [table.correction.priced(t.spec.kind, table[t.spec]) for t in terms]
         per_gate: dict[Gate, float] = {}
         for gate, ms in _counted(terms, prices):
             per_gate[gate] = per_gate.get(gate, 0.0) + ms

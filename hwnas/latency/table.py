@@ -15,7 +15,7 @@ from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
 from hwnas.runtime.device import device_name, same_device
 
-SCHEMA = 3
+SCHEMA = 4
 UNMEASURED = ("failed", "crashed", "skipped")
 STATUS = ("ok", "doubtful", *UNMEASURED)
 STOPS = ("ci", "stable", "timeout", "")
@@ -76,7 +76,7 @@ class NetRow:
         ops: How often it calls each op, by `OpSpec.key`.
         latency_ms: Measured.
         use: ``"fit"`` if the correction was fitted on it, ``"test"`` if its error was measured on it, ``"derived"`` if
-            it was derived with this table.
+            that was done on its own, because it was derived with this table.
         ci_ms: As in `OpRow`; so are `spread`, `n`, `visits`, `stop`, `status` and `about`.
         repeatability: Relative difference between the latencies from odd and from even visits.
     """
@@ -93,6 +93,11 @@ class NetRow:
     stop: str = ""
     status: str = "ok"
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """How many ops it calls."""
+        return sum(self.ops.values())
 
 
 @dataclass

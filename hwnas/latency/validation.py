@@ -17,7 +17,7 @@ Predictor = Callable[[NetRow], float]
 def predict_ms(table: LatencyTable, net: NetRow, correction: Correction | None = None) -> float:
     """Return the predicted latency of a measured network; by the table's own correction if none is given."""
     c = table.correction if correction is None else correction
-    return c.base_ms + sum(c.factor(kind) * ms for kind, ms in table.sums(net).items())
+    return c.total_ms(table.sums(net), net.calls)
 
 
 def affine(feature: Callable[[NetRow], float], nets: Sequence[NetRow]) -> Predictor:
@@ -62,7 +62,7 @@ def calibrate(table: LatencyTable) -> None:
     """Fit a table's correction on its networks marked ``fit`` and report its error on the others, apart."""
     fitted = [n for n in table.nets if n.use == "fit"]
     tested = [n for n in table.nets if n.use == "test"]
-    table.correction = fit([table.sums(n) for n in fitted], [n.latency_ms for n in fitted])
+    table.correction = fit([table.sums(n) for n in fitted], [n.latency_ms for n in fitted], [n.calls for n in fitted])
     report: dict[str, Any] = {k: v for k, v in table.report.items() if k in ("conditions", "left_out")}
     if tested:
         measured = [n.latency_ms for n in tested]
@@ -87,12 +87,12 @@ def report_derived(table: LatencyTable, again: Sequence[float]) -> None:
 
     Args:
         table: Has them among its networks, if there are any.
-        again: What networks of the table took when these were measured, over what they took before; the error is
-            relative to the median.
+        again: What networks of the table took when these were measured, over what they took before; latencies of the
+            derived ones are relative to the median.
     """
     derived = [n for n in table.nets if n.use == "derived"]
     if derived:
         level = float(np.median(again)) if again else 1.0
-        measured = [n.latency_ms / level for n in derived]
+        measured = [n.latency_ms for n in derived]
         found: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], measured)
         table.report = {**table.report, "derived": {**found, "level": level, "again": list(again)}}

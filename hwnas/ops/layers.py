@@ -27,7 +27,7 @@ class ReLU(Op):
         return F.relu(x)
 
 
-@op("conv_bn")
+@op("conv_bn", convolves=True)
 class ConvBN(Op):
     """Convolution and BatchNorm, then ReLU if `relu`: stems, 1x1 preprocessing of cell inputs, heads."""
 
@@ -46,7 +46,7 @@ class ConvBN(Op):
         return F.relu(x) if self.relu else x
 
 
-@op("sep_conv")
+@op("sep_conv", convolves=True)
 class SepConv(Op):
     """Depthwise-separable convolution twice, the stride on the first (DARTS `sep_conv`, less its first ReLU)."""
 
@@ -67,7 +67,7 @@ class SepConv(Op):
         return y
 
 
-@op("dil_conv")
+@op("dil_conv", convolves=True)
 class DilConv(Op):
     """Depthwise-separable convolution of dilation 2, applied once (DARTS `dil_conv`, less its ReLU)."""
 
@@ -84,7 +84,7 @@ class DilConv(Op):
         return y
 
 
-@op("separable_conv")
+@op("separable_conv", convolves=True)
 class SeparableConv(Op):
     """Depthwise convolution, then a 1x1 one, each with a BatchNorm, and a ReLU after it if `relu` (DeepLabv3+)."""
 
@@ -115,7 +115,7 @@ class SeparableConv(Op):
         return F.relu(x) if self.relu else x
 
 
-@op("atrous_conv")
+@op("atrous_conv", convolves=True)
 class AtrousConv(Op):
     """Full convolution of any dilation and BatchNorm, then ReLU if `relu` (DeepLab; `atrous` of Auto-DeepLab)."""
 
@@ -248,7 +248,15 @@ class BatchNorm(Op):
 
 @op("add", pure=True)
 class Add(Op):
-    """Sum of two tensors."""
+    """Sum of two tensors.
+
+    Engines merge it into a convolution that makes one of them, so that it costs little there. Pools, and maps that
+    others read too, leave it to read and write whole maps: that is another op, with a price of its own.
+    """
+
+    def __init__(self, after_conv: bool) -> None:
+        """Say whether a convolution makes one of the tensors, and nothing else reads that."""
+        super().__init__(after_conv=after_conv)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two of (N, C, H, W) -> the same."""
@@ -305,7 +313,7 @@ class Context(Op):
         return F.relu(self.bn(self.conv(x))) * gate
 
 
-@op("classifier")
+@op("classifier", convolves=True)
 class Classifier(Op):
     """1x1 convolution with bias to class scores."""
 

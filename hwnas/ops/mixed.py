@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from hwnas.errors import unknown
 from hwnas.gates import choice
 from hwnas.ops import layers
 from hwnas.ops.drop_path import DropPath
-from hwnas.ops.registry import active_tracer
+from hwnas.ops.registry import Op, active_tracer
 
 NONE = "none"
 CandidateBuilder = Callable[[int, int, bool], nn.Module]
@@ -49,6 +50,12 @@ def build_candidate(name: str, channels: int, stride: int, search: bool) -> nn.M
     if name not in _CANDIDATES:
         raise unknown("candidate op", name, _CANDIDATES)
     return _CANDIDATES[name](channels, stride, search)
+
+
+@cache
+def has_weights(name: str, stride: int) -> bool:
+    """Tell whether a candidate has parameters where it ships; one without computes the same as another of its name."""
+    return next(build_candidate(name, 2, stride, search=False).parameters(), None) is not None
 
 
 def _pool(pool: nn.Module, channels: int, search: bool) -> nn.Module:
@@ -167,6 +174,12 @@ class MixedOp(nn.Module):
         for t in terms[1:]:
             total = total + t
         return total
+
+    def ends_in_conv(self) -> dict[str, bool]:
+        """Tell of each option that is left, by name, whether the last thing it does is a convolution."""
+        found = {o: [m for m in module.modules() if isinstance(m, Op)] for o, module in self.ops.items()}
+        dropped = {} if self.answer is not None else {o: False for o in self.decision.options if o == NONE}
+        return dropped | {o: bool(ops) and ops[-1].ends_in_conv for o, ops in found.items()}
 
     def _zero(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return zeros of the shape of the result, where `none` alone was sampled."""

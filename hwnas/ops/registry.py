@@ -48,10 +48,12 @@ class Op(nn.Module):
     Class attributes:
         kind: Name in the registry, set by `op`.
         pure: Whether it has no parameters and no state, so that two on one input are the same computation.
+        convolves: Whether the last thing it does is a convolution, if it has no ``relu``.
     """
 
     kind: ClassVar[str]
     pure: ClassVar[bool] = False
+    convolves: ClassVar[bool] = False
 
     def __init__(self, **attrs: Scalar) -> None:
         """Keep the attributes that, with the kind and the input shapes, say what this op is."""
@@ -61,6 +63,11 @@ class Op(nn.Module):
     def spec(self, in_shapes: tuple[Shape, ...]) -> OpSpec:
         """Return what would be measured for inputs of these shapes."""
         return OpSpec(self.kind, tuple(sorted(self.attrs.items())), in_shapes)
+
+    @property
+    def ends_in_conv(self) -> bool:
+        """Whether a convolution makes its result: engines merge a sum with something else into that."""
+        return self.convolves and not self.attrs.get("relu", False)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Compute, or be written down if a trace is being made."""
@@ -74,12 +81,12 @@ OpClass = TypeVar("OpClass", bound=type[Op])
 _OPS: dict[str, type[Op]] = {}
 
 
-def op(kind: str, pure: bool = False) -> Callable[[OpClass], OpClass]:
+def op(kind: str, pure: bool = False, convolves: bool = False) -> Callable[[OpClass], OpClass]:
     """Register an `Op` class under a name; tests are parametrised over the registry."""
 
     def register(cls: OpClass) -> OpClass:
         assert kind not in _OPS, f"two ops are called {kind}"
-        cls.kind, cls.pure = kind, pure
+        cls.kind, cls.pure, cls.convolves = kind, pure, convolves
         _OPS[kind] = cls
         return cls
 

@@ -156,7 +156,8 @@ def contexts(traces: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dic
                 out[call.spec] = Context(call.spec, call.out_shape, source, sink, ending=ending)
             read = call.inputs[-1]
             none = math.prod(1 - other for name, other in readers[read].items() if name != call.output)
-            shared = _shared(made.get(read), 1 - none)
+            after_conv = dict(call.spec.attrs).get("after_conv")
+            shared = _shared(made.get(read), 1 - none) if after_conv is None else not after_conv
             votes[call.spec] = votes.get(call.spec, 0.0) + (p if shared else -p)
     for spec, vote in votes.items():
         if vote > 0 and out[spec].source and out[spec].sink:

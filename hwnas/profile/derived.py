@@ -1,9 +1,10 @@
-"""Networks derived with a finished table: chosen for being predicted fast, so their error is measured apart."""
+"""Networks derived with a table: chosen for being predicted fast, so it learns from some, and is tested on others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,15 @@ import torch
 
 from hwnas.arch import Architecture
 from hwnas.files import sha256
-from hwnas.latency.table import LatencyTable
-from hwnas.latency.validation import report_derived
+from hwnas.latency.table import USES, LatencyTable, NetRow
+from hwnas.latency.validation import calibrate, report_derived
 from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
-from hwnas.profile.networks import spread
+from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
-from hwnas.search.derive import Solver
+from hwnas.search.derive import NoTwins, Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
@@ -27,7 +28,7 @@ from hwnas.ui import Update, ignore
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks that tell which budgets make sense
-LOGITS = 1.0  # standard deviation of the made-up alphas
+LOGITS = (1.0, 0.05)  # standard deviations of the made-up alphas: of a search that decided much, and little
 
 Measure = Callable[[Path, Path], None]
 
@@ -38,31 +39,53 @@ def add_derived(
     scales: Sequence[Scale],
     plan: Path,
     folder: Path,
-    n: int,
+    calibration: Calibration,
     measure: Measure,
     update: Update = ignore,
 ) -> None:
-    """Derive networks from random alphas under budgets with a table, measure them, and report its error on them.
+    """Derive networks from random alphas under budgets with a table, measure them, and learn from them.
 
-    A solver prefers what a table has too cheap, so this error is another one than on random networks. It is not to
-    contain that the machine is faster or slower than when the table was measured, so some networks of the table are
-    measured again beside them, and the error is taken relative to these.
+    A solver prefers what a table has too cheap, and cheap ops, so the error on what it derives is another one than on
+    random networks. So the correction is fitted on some of them too; others are derived with the table that has it, and
+    its error on these is reported.
+
+    That is not to contain that the machine is faster or slower than when the table was measured: some networks of the
+    table are measured again beside them, and latencies are brought to what these took before.
 
     Args:
-        table: Finished; gets the networks and the report.
+        table: Finished; gets the networks, a new correction and the report.
         space: Any scale.
         scales: The deployment scales.
         plan: The folder of the plan that the table was made of.
-        folder: Plans and results are kept in a folder under it that belongs to this very table.
-        n: How many, each of another scale, alphas and budget in turn.
+        folder: Plans and results are kept in folders under it that belong to these very tables.
+        calibration: How many, each of another scale, alphas and budget in turn.
         measure: Measures a plan folder into a results file.
         update: Told after each network that is derived.
     """
+    if calibration.refit:
+        _add(table, space, scales, plan, folder, calibration.refit, "fit", measure, update)
+        calibrate(table)
+    if calibration.derived:
+        report_derived(table, _add(table, space, scales, plan, folder, calibration.derived, "derived", measure, update))
+
+
+def _add(
+    table: LatencyTable,
+    space: SearchSpace,
+    scales: Sequence[Scale],
+    plan: Path,
+    folder: Path,
+    n: int,
+    use: str,
+    measure: Measure,
+    update: Update,
+) -> list[float]:
+    """Add derived networks of one use; return what networks of the table took again, over what they took before."""
     folder = folder / sha256(table.text())[:12]
     if not (folder / PLAN_FILE).exists():
         writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]), scales=scales)
         _plan_anchors(writer, table, space, plan)
-        _plan_derived(writer, table, space, scales, n, update)
+        _plan_derived(writer, table, space, scales, n, use, update)
         writer.write()
     results = folder / "results.jsonl"
     measure(folder, results)
@@ -73,15 +96,22 @@ def add_derived(
     nets = [net_row(e, rows.get(e.key), table.rows, uses[e.key]) for e in measured.entries]
     known = {net.key: net for net in table.nets}
     again = [net.latency_ms / known[net.key].latency_ms for net in nets if net is not None and net.use == "anchor"]
-    table.nets = [*table.nets, *(net for net in nets if net is not None and net.key not in known)]
+    level = float(np.median(again)) if again else 1.0
+    table.nets = [*table.nets, *(_at(net, level) for net in nets if net is not None and net.key not in known)]
     note_left_out(table, measured, rows)
-    report_derived(table, again)
+    return again
+
+
+def _at(net: NetRow, level: float) -> NetRow:
+    """Return a network as it would have been measured when the table was."""
+    low_ms, high_ms = net.ci_ms
+    return replace(net, latency_ms=net.latency_ms / level, ci_ms=(low_ms / level, high_ms / level))
 
 
 def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, plan: Path) -> None:
     """Plan some networks of the table, from the fastest to the slowest."""
     networks = Assembly.load(plan, load_plan(plan).id).networks
-    settled = [net for net in table.nets if net.status == "ok"]
+    settled = [net for net in table.nets if net.status == "ok" and net.key in networks]
     if settled:
         for i in spread(np.log([net.latency_ms for net in settled]), min(ANCHORS, len(settled))):
             network = networks[settled[i].key]
@@ -90,21 +120,28 @@ def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, p
 
 
 def _plan_derived(
-    writer: PlanWriter, table: LatencyTable, space: SearchSpace, scales: Sequence[Scale], n: int, update: Update
+    writer: PlanWriter,
+    table: LatencyTable,
+    space: SearchSpace,
+    scales: Sequence[Scale],
+    n: int,
+    use: str,
+    update: Update,
 ) -> None:
     """Plan n derived networks, fewer if some come out the same."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(USES.index(use))
     models = price(space, scales, table)
     typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
     for i in range(n):
         index = i % len(scales)
-        solver = Solver(space.groups, space.rules(), space.name, models[index])
-        logits = {g.name: torch.from_numpy(LOGITS * rng.standard_normal(g.shape)) for g in space.groups}
+        solver = Solver(space.groups, space.rules(), space.name, models[index], [NoTwins(space.twins())])
+        sure = LOGITS[(i + i // len(scales)) % len(LOGITS)]
+        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in space.groups}
         probs = {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous
         budget_ms = fastest_ms + tightness * (float(np.median(typical_ms[index])) - fastest_ms)
         arch = solver.solve(probs, max(budget_ms, fastest_ms)).arch
-        writer.plan_network("derived", space.at(scales[index]), arch, bool(table.where["merges"]))
+        writer.plan_network(use, space.at(scales[index]), arch, bool(table.where["merges"]))
         update(i + 1, arch.id, n)

@@ -25,6 +25,7 @@ class Calibration:
     Attributes:
         fit: Networks the correction is fitted on, chosen to tell its factors apart.
         test: Others that its error is measured on, spread evenly in the logarithm of their estimated latency.
+        refit: Networks derived with a first table, on which the correction is fitted as well.
         derived: Networks derived with the finished table, on which its error is measured apart.
         isolated: Whether ops are also measured alone, to compare with the usual table.
         seed: Of the draw.
@@ -32,6 +33,7 @@ class Calibration:
 
     fit: int = 12
     test: int = 20
+    refit: int = 10
     derived: int = 12
     isolated: bool = True
     seed: int = 0

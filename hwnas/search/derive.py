@@ -10,8 +10,8 @@ import numpy as np
 
 from hwnas.arch import Architecture, Group
 from hwnas.errors import BudgetError, HwnasError, unknown
+from hwnas.gates import Answers, Literals, Rule
 from hwnas.gates import Literal as GateLiteral
-from hwnas.gates import Literals, Rule
 from hwnas.gates import Row as GateRow
 from hwnas.latency.model import LatencyModel
 from hwnas.search.program import Program, Row
@@ -52,6 +52,10 @@ class AtMost:
             raise HwnasError(f"at most how many {option} a cell may have is 0 or more, got {most}")
         return cls(tuple(d.name for d in by_name[group].decisions), option, most)
 
+    def __str__(self) -> str:
+        """Return it as messages have it."""
+        return f"{self.most} {self.option} at most"
+
     def rows(self) -> list[GateRow]:
         """Return the limit as one linear constraint on 0/1 literals."""
         return [GateRow({(d, self.option): 1.0 for d in self.decisions}, 0.0, float(self.most))]
@@ -61,12 +65,41 @@ class AtMost:
         return sum(arch.get(d) == self.option for d in self.decisions) <= self.most
 
 
+@dataclass(frozen=True)
+class NoTwins:
+    """No two nodes compute the same: a second one adds nothing, and engines leave it out.
+
+    A score counts it for all that, and a prediction that knows networks decision by decision prices it.
+
+    Attributes:
+        twins: Answers that together make two nodes compute the same, see `SearchSpace.twins`.
+    """
+
+    twins: tuple[Answers, ...]
+
+    def __str__(self) -> str:
+        """Return it as messages have it."""
+        return "no two nodes that compute the same"
+
+    def rows(self) -> list[GateRow]:
+        """Return the limit as linear constraints on 0/1 literals."""
+        return [GateRow(dict.fromkeys(answers, 1.0), 0.0, len(answers) - 1.0) for answers in self.twins]
+
+    def holds(self, arch: Architecture) -> bool:
+        """Tell whether an architecture keeps it."""
+        given = set(arch.answers)
+        return not any(given.issuperset(answers) for answers in self.twins)
+
+
+Limit = AtMost | NoTwins
+
+
 def strongest(
     groups: Sequence[Group],
     rules: Sequence[Rule],
     space: str,
     probs: Mapping[str, np.ndarray],
-    limits: Sequence[AtMost] = (),
+    limits: Sequence[Limit] = (),
 ) -> Architecture:
     """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
 
@@ -145,7 +178,7 @@ class Solver:
         rules: Sequence[Rule],
         space: str,
         latency: LatencyModel | Sequence[LatencyModel] | None = None,
-        limits: Sequence[AtMost] = (),
+        limits: Sequence[Limit] = (),
     ) -> None:
         """Set up the constraints of a space and of the latency models' gates.
 
@@ -308,7 +341,7 @@ class Solver:
     def _refusal(self, budgets: Sequence[float]) -> BudgetError:
         """Return the error for budgets that nothing meets."""
         if not budgets:
-            said = ", ".join(f"{x.most} {x.option} at most" for x in self.limits) or "what is asked for"
+            said = ", ".join(str(x) for x in self.limits) or "what is asked for"
             return BudgetError(f"no architecture of the space has {said}; allow more of it")
         if len(budgets) > 1:
             factor = self.nearest(budgets)

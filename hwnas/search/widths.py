@@ -17,13 +17,13 @@ from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
 from hwnas.search.costs import Bound
-from hwnas.search.derive import AtMost, Solution, Solver, reachable_fps, strongest, worth
+from hwnas.search.derive import Limit, Solution, Solver, reachable_fps, strongest, worth
 from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
 from hwnas.ui import Update, ignore
 
-# How far below the budget the prediction of a derived network stays: one standard error of the table, but
+# How far below the budget the prediction of a derived network stays: half a standard error of the table, but
 # never more than a tenth: a table worse than that should be measured again, not paid for in width.
-SAFETY = 1.0
+SAFETY = 0.5
 MOST = 0.1
 
 
@@ -144,7 +144,7 @@ class Contest:
         probs: Mapping[str, np.ndarray],
         width_utility: float,
         depth_utility: float = 0.0,
-        limits: Sequence[AtMost] = (),
+        limits: Sequence[Limit] = (),
         constraints: Sequence[Constraint] = (),
     ) -> None:
         """Set up a solver for each scale; see `derive`."""
@@ -295,7 +295,7 @@ def derive(
     *,
     depth_utility: float = 0.0,
     candidates: int = 1,
-    limits: Sequence[AtMost] = (),
+    limits: Sequence[Limit] = (),
     constraints: Sequence[Constraint] = (),
 ) -> tuple[Candidate, list[Candidate]]:
     """Derive the best architectures of each scale under a budget, and choose among them.

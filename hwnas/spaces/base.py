@@ -12,7 +12,7 @@ from torch import nn
 
 from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Rule
+from hwnas.gates import Answers, Rule
 from hwnas.ops.trace import Trace, trace
 
 Form = Literal["search", "deploy"]
@@ -67,6 +67,9 @@ class SearchSpace(Protocol):
 
     def rules(self) -> Sequence[Rule]:
         """What every valid architecture obeys: declared once, used by loss and solver."""
+
+    def twins(self) -> tuple[Answers, ...]:
+        """Return which answers make two nodes compute the same: each time, those that do so together."""
 
     def at(self, scale: Scale) -> SearchSpace:
         """Return the same decisions at another scale."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import combinations, product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import TopK
+from hwnas.gates import ALWAYS, Answers, Gate, TopK, at_least
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
-from hwnas.ops.mixed import NONE, MixedOp
+from hwnas.ops.mixed import NONE, MixedOp, has_weights
 from hwnas.ops.registry import active_tracer
 
 INPUTS = 2  # c_{k-2} and c_{k-1}
@@ -40,6 +42,28 @@ def cell_rules(group: Group, nodes: int, keep: int) -> list[TopK]:
         TopK(tuple(edge_name(group.name, e) for e in edges if e[1] == i), group.options, keep, NONE)
         for i in range(INPUTS, INPUTS + nodes)
     ]
+
+
+def cell_twins(group: Group, nodes: int, keep: int, stride: int = 1) -> tuple[Answers, ...]:
+    """Return which answers make two nodes of a cell compute the same: ops without weights, of the same states.
+
+    Args:
+        group: The decisions of the cell.
+        nodes: Number of nodes.
+        keep: Incoming edges of a node.
+        stride: Of the edges from the inputs.
+    """
+    found = []
+    for i, j in combinations(range(INPUTS, INPUTS + nodes), 2):
+        for states in combinations(range(i), keep):
+            options = [
+                [o for o in group.options if o != NONE and not has_weights(o, stride if s < INPUTS else 1)]
+                for s in states
+            ]
+            for ops in product(*options):
+                pairs = [(edge_name(group.name, (s, n)), o) for n in (i, j) for s, o in zip(states, ops, strict=True)]
+                found.append(tuple(pairs))
+    return tuple(found)
 
 
 Evaluation = Literal["plain", "fast", "lean"]
@@ -102,7 +126,7 @@ class Cell(nn.Module):
                 key = f"{edge[0]}-{edge[1]}"
                 self.edges[key] = MixedOp(decision, arch, c, stride, search)
                 self.rows[key] = row
-        self.add = layers.Add()
+        self.adds = nn.ModuleList(layers.Add(after_conv=merged) for merged in (False, True))
         self.concat = layers.Concat()
         self.open = all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
         self.stride = 2 if reduction[1] else 1
@@ -156,20 +180,46 @@ class Cell(nn.Module):
         """Compute every candidate on its own, from both inputs."""
         for i in self.states:
             terms: list[Tensor] = []
+            edges: list[MixedOp] = []
             for j in range(i):
                 key = f"{j}-{i}"
                 state = states[j]
                 if key in self.edges and state is not None:
                     row = None if weights is None else weights[self.rows[key]]
                     terms.append(self.edges[key](state, row, sampled))
-            states.append(self._sum(terms))
+                    edges.append(self.edges[key])  # type: ignore[arg-type]
+            states.append(self._sum(terms, edges))
         out: Tensor = self.concat(*(s for s in states[INPUTS:] if s is not None))
         return out
 
-    def _sum(self, terms: Sequence[Tensor]) -> Tensor:
-        if active_tracer.get() is not None:
-            terms = terms[: self.keep]  # whichever edges survive, there are that many, all of one shape
+    def _sum(self, terms: Sequence[Tensor], edges: Sequence[MixedOp]) -> Tensor:
+        tracer = active_tracer.get()
+        if tracer is None:
+            return sum(terms[1:], terms[0])
         total = terms[0]
-        for t in terms[1:]:
-            total = self.add(total, t)
+        for n, t in enumerate(terms[1 : self.keep], start=1):  # whichever edges survive, there are that many
+            before = total
+            for merged, gate in _summed(n, edges).items():
+                if gate is not None:  # the last stands for both
+                    with tracer.gated(gate) if gate != ALWAYS else nullcontext():
+                        total = self.adds[merged](before, t)
         return total
+
+
+def _summed(n: int, edges: Sequence[MixedOp]) -> dict[bool, Gate | None]:
+    """Return when the n-th addition of a node is merged into a convolution, and when it is not; None for never.
+
+    It is merged if n or more of the edges end in a convolution.
+    """
+    by_edge = [(e.decision.name, e.ends_in_conv()) for e in edges]
+    sure = sum(all(ends.values()) for _, ends in by_edge)
+    open_ = [(d, ends) for d, ends in by_edge if len(set(ends.values())) > 1]
+    merged, alone = (
+        [frozenset((d, o) for o, conv in ends.items() if conv is wanted) for d, ends in open_]
+        for wanted in (True, False)
+    )
+    if n <= sure:
+        return {True: ALWAYS, False: None}
+    if n > sure + len(open_):
+        return {True: None, False: ALWAYS}
+    return {True: at_least(n - sure, merged), False: at_least(len(open_) - (n - sure) + 1, alone)}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import TopK
+from hwnas.gates import Answers, TopK
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.spaces.base import Form, Scale, check
-from hwnas.spaces.cell import Cell, cell_edges, cell_group, cell_rules
+from hwnas.spaces.cell import Cell, cell_edges, cell_group, cell_rules, cell_twins
 from hwnas.spaces.genotype import Genotype, genotype
 from hwnas.spaces.picture import draw_cell, kept_edges
 
@@ -75,6 +75,11 @@ class ChainSpace:
     def rules(self) -> list[TopK]:
         """Each node keeps `keep` incoming edges."""
         return [rule for group in self.groups for rule in cell_rules(group, self.nodes, self.keep)]
+
+    def twins(self) -> tuple[Answers, ...]:
+        """Return which answers make two nodes of a cell compute the same."""
+        normal, reduce = self.groups
+        return cell_twins(normal, self.nodes, self.keep) + cell_twins(reduce, self.nodes, self.keep, stride=2)
 
     def at(self, scale: Scale) -> ChainSpace:
         """Return the same decisions at another scale."""
@@ -213,7 +218,7 @@ class _SegmentationHead(nn.Module):
         self.context = layers.Context(high, space.head_channels)
         self.score_high = layers.Classifier(space.head_channels, space.classes)
         self.score_low = layers.Classifier(low, space.classes)
-        self.add = layers.Add()
+        self.add = layers.Add(after_conv=True)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
     def forward(self, image: Tensor, low: Tensor, high: Tensor) -> Tensor:

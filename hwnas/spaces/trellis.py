@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
+from hwnas.gates import Answers, Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.ops.registry import active_tracer
 from hwnas.spaces.base import Form, Scale, check
-from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, edge_name
+from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, cell_twins, edge_name
 from hwnas.spaces.deeplab import DeepLabHead
 from hwnas.spaces.picture import draw_cell, kept_edges
 
@@ -271,6 +271,10 @@ class TrellisSpace:
     def rules(self) -> list[Rule]:
         """Each block keeps `keep` incoming edges, and there is one path."""
         return [*cell_rules(self.groups[0], self.nodes, self.keep), OnePath(self.scale.cells, self.boundary)]
+
+    def twins(self) -> tuple[Answers, ...]:
+        """Return which answers make two blocks compute the same wherever the path does not halve the size."""
+        return cell_twins(self.groups[0], self.nodes, self.keep)
 
     def at(self, scale: Scale) -> TrellisSpace:
         """Return the same decisions at another scale.

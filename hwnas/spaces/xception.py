@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Rule
+from hwnas.gates import Answers, Rule
 from hwnas.ops import layers
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.deeplab import DeepLabHead
@@ -83,6 +83,10 @@ class XceptionSpace:
     def rules(self) -> Sequence[Rule]:
         """Nothing is to be obeyed."""
         return []
+
+    def twins(self) -> tuple[Answers, ...]:
+        """Nothing is decided."""
+        return ()
 
     def at(self, scale: Scale) -> XceptionSpace:
         """Return the same network at another scale."""
@@ -154,7 +158,7 @@ class XceptionBlock(nn.Module):
         )
         conv = block.shortcut == "conv"
         self.shortcut = layers.ConvBN(c_in, block.widths[-1], stride=block.stride) if conv else nn.Identity()
-        self.add = None if within else layers.Add()
+        self.add = None if within else layers.Add(after_conv=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the result, and what the second convolution gives on the way.

@@ -16,7 +16,7 @@ from hwnas.files import read_json, write_atomic
 from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
 from hwnas.run import Derived, Run
-from hwnas.search.derive import AtMost
+from hwnas.search.derive import AtMost, Limit, NoTwins
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import KEPT, Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
@@ -93,7 +93,7 @@ def open_contest(
         most = getattr(wishes, f"max_{resource}")
         if most is not None:
             bounds.append(Constraint(resource, count(space, scales, resource), most))
-    limits = []
+    limits: list[Limit] = [NoTwins(space.twins())]
     if wishes.max_skips is not None:
         limits.append(AtMost.of(space.groups, "normal", "skip_connect", wishes.max_skips))
     models = price(space, scales, latency)

@@ -234,14 +234,14 @@ def _grouped(calls: Iterable[tuple[Call, bool]]) -> dict[tuple[str, bool], list[
 
 def _item(calls: list[Call], searched: bool, made: LatencyTable) -> Item:
     spec = calls[0].spec
-    factor, row = made.correction.factor(spec.kind), made.rows[spec.key]
+    row = made.rows[spec.key]
     modules: dict[str, int] = {}
     for call in calls:
         first, second, *_ = [*call.name.split("."), ""]
         part = f"{first}.{second}" if second.isdigit() else first
         modules[part] = modules.get(part, 0) + 1
-    low_ms, high_ms = row.ci_ms
-    return Item(spec.key, spec.kind, factor * row.latency_ms, (factor * low_ms, factor * high_ms), modules, searched)
+    ms, low_ms, high_ms = (made.correction.priced(spec.kind, ms) for ms in (row.latency_ms, *row.ci_ms))
+    return Item(spec.key, spec.kind, ms, (low_ms, high_ms), modules, searched)
 
 
 def price(

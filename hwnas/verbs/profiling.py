@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     run.commit()
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
     plan = _plan(recipe, folder, merges, precision)
-    forecast = forecast_minutes(plan, stop, recipe.calibration.derived, load_s) if clock != "model" else 0.0
+    derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
+    forecast = forecast_minutes(plan, stop, derived, load_s) if clock != "model" else 0.0
     bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
     console.print(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
 
@@ -135,37 +137,37 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     measure(folder, results, "measure", stop, 1 - DERIVED_SHARE)
     made = build_table(folder, results)
     whole = all(r.status not in UNMEASURED for r in made.rows.values())  # else no network can be derived with it
-    if recipe.calibration.derived and made.correction.networks and whole:
+    if made.correction.networks and whole:
         brief = replace(stop, min_s=stop.min_s / 2)
-        with bar("derive networks to check the table on", None) as update:
+        with bar("derive networks to fit and check the table on", None) as update:
             add_derived(
                 made,
                 recipe.space,
                 recipe.scales(),
                 folder,
                 run.folder / "derived",
-                recipe.calibration.derived,
+                recipe.calibration,
                 lambda where, into: measure(where, into, "measure derived networks", brief, 1.0),
                 update,
             )
     return made
 
 
-def forecast_minutes(plan: Plan, stop: StopRule, derived: int = 0, load_s: float = LOAD_S) -> float:
+def forecast_minutes(plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = LOAD_S) -> float:
     """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
 
     Args:
         plan: What to measure.
         stop: When an entry has been visited often enough.
-        derived: Networks that are derived and measured afterwards, for half the time at least.
+        derived: Networks that are derived and measured afterwards, each time for half the time at least.
         load_s: Time to load an entry, and to build it where that has to be done.
     """
     visit_s = {e.key: max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * _run_s(e)) for e in plan.entries}
     nets_s = [visit_s[e.key] for e in plan.entries if e.role == "net"]
-    total_s = load_s * (len(plan.entries) + derived) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
-    if derived and nets_s:
-        round_s = (derived + ANCHORS) * sum(nets_s) / len(nets_s)
-        total_s += max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)
+    total_s = load_s * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
+    for n in derived if nets_s else ():
+        round_s = (n + ANCHORS) * sum(nets_s) / len(nets_s)
+        total_s += load_s * (n + ANCHORS) + max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)
     return total_s / 60
 
 

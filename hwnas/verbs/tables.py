@@ -173,7 +173,7 @@ def diff(name_a: str, name_b: str, every: bool) -> None:
 
 def _correction(made: LatencyTable) -> str:
     c = made.correction
-    return f"{c.base_ms:.4g} ms + {c.common:.3f} of the ops"
+    return f"{c.base_ms:.4g} ms + {c.call_ms:.4g} ms a call + {c.common:.3f} of the ops"
 
 
 def _list(keys: Sequence[str], every: bool) -> str:

@@ -190,6 +190,7 @@ def read_table(path: Path) -> dict[str, Any]:
         "ops_by_status": dict(states),
         "interval": made.correction.interval,
         "base_ms": made.correction.base_ms,
+        "call_ms": made.correction.call_ms,
         **{name: report.get(name) for name in gpu_report.OF_TABLE},
         "unfinished": f"{skipped} entries were not reached in the time" if skipped else "",
     }

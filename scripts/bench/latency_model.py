@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[LatencyTable, float
     brief = replace(STOP, min_s=STOP.min_s / 2)
     derived = folder / "derived"
     add_derived(
-        made, recipe.space, recipe.scales(), plan, derived, args.derived, lambda where, into: run(where, into, brief)
+        made, recipe.space, recipe.scales(), plan, derived, calibration, lambda where, into: run(where, into, brief)
     )
     return made, (time.perf_counter() - start_s) / 60
 
@@ -89,11 +89,11 @@ def compare(made: LatencyTable, plan: Path) -> dict[str, dict[str, float]]:
             out[row.kind] = out.get(row.kind, 0.0) + n * (row.isolated_ms or 0.0)
         return out
 
-    alone = fit([by_kind(n) for n in fitted], [n.latency_ms for n in fitted])
+    alone = fit([by_kind(n) for n in fitted], [n.latency_ms for n in fitted], [n.calls for n in fitted])
     found: dict[str, Callable[[NetRow], float]] = {
         **predictors(made),
         "params": affine(count, fitted),
-        "sum_by_kind": lambda n: alone.base_ms + sum(alone.factor(k) * ms for k, ms in by_kind(n).items()),
+        "sum_by_kind": lambda n: alone.total_ms(by_kind(n), n.calls),
         "context_affine": affine(lambda n: sum(made.sums(n).values()), fitted),
     }
     measured = [n.latency_ms for n in tested]

@@ -52,7 +52,7 @@ def ours(recipe: recipes.Recipe, engine: str, folder: Path) -> tuple[LatencyTabl
         recipe.scales(),
         plan,
         folder / "derived",
-        recipe.calibration.derived,
+        recipe.calibration,
         lambda where, into: run(where, into, recipe.stop),
     )
     seconds["fit, derive and measure derived networks"] = time.perf_counter() - start_s
