@@ -207,6 +207,18 @@ class TestKBest:
         assert got[0] == solver.solve(small.probs, budget_ms)
         assert got == solver.best(small.probs, budget_ms, 6)
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_one_that_scores_enough_is_the_best_or_there_is_none(self, seed: int) -> None:
+        small = Small(seed)
+        solver = Solver(small.groups, small.rules, small.space.name, small.models[0])
+        for quantile in (0.02, 0.3, 0.8):
+            budget_ms = float(np.quantile(small.ms[0], quantile))
+            best = solver.solve(small.probs, budget_ms)
+            for least in (0.0, best.score - 0.1, best.score):
+                assert solver.beats(small.probs, budget_ms, least) == best
+            assert solver.beats(small.probs, budget_ms, best.score + 1e-4) is None
+        assert solver.beats(small.probs, 0.9 * float(small.ms[0].min()), 0.0) is None
+
     def test_fewer_come_if_there_are_no_more(self) -> None:
         small = Small(0)
         budget_ms = float(np.sort(small.ms[0])[4]) + 1e-6

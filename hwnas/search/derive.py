@@ -224,9 +224,28 @@ class Solver:
         Raises:
             BudgetError: If nothing meets the budget; names the fastest reachable latency.
         """
-        p, score = self._flat(probs)
         budgets = self._budgets(budget_ms)
+        found = self._search(probs, budgets, k)
+        if not found:
+            raise self._refusal(budgets)
+        return found
+
+    def beats(
+        self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None, least: float
+    ) -> Solution | None:
+        """Return what `solve` does if its score is at least `least`, else None: that is found out sooner."""
+        found = self._search(probs, self._budgets(budget_ms), 1, least)
+        return found[0] if found else None
+
+    def _search(
+        self, probs: Mapping[str, np.ndarray], budgets: Sequence[float], k: int, least: float = -math.inf
+    ) -> list[Solution]:
+        """Return up to k architectures that meet the budgets and score `least`, best first."""
+        p, score = self._flat(probs)
         limits, found, cuts = list(budgets), list[Solution](), list[Row]()
+        if least > -math.inf:
+            unit = self._unit(score)
+            cuts.append(({i: float(x) / unit for i, x in enumerate(score) if x}, least / unit - TIE, np.inf))
         while len(found) < k:
             arch = self._best(score, p, [*self._budget_rows(limits), *cuts])
             if arch is None:
@@ -241,8 +260,6 @@ class Solver:
             first = values[0] if values else None
             found.append(Solution(arch, float(score @ self.literals.vector(arch)), first, tuple(values[1:])))
             cuts.append(self._other_than(arch))
-        if not found:
-            raise self._refusal(budgets)
         return found
 
     def cost_of_change(
@@ -367,8 +384,12 @@ class Solver:
     def _score_cost(self, score: np.ndarray) -> np.ndarray:
         """Return the score, relative to the largest probability, as a cost vector over all variables."""
         cost = np.zeros(self.program.size)
-        cost[: len(score)] = -score / max(float(np.abs(score).max()), 1e-300)
+        cost[: len(score)] = -score / self._unit(score)
         return cost
+
+    def _unit(self, score: np.ndarray) -> float:
+        """Return the largest probability, which scores are relative to in the program."""
+        return max(float(np.abs(score).max()), 1e-300)
 
     def _other_than(self, arch: Architecture) -> Row:
         """Return the cut that this architecture alone violates: not all of its answers at once."""

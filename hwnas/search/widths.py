@@ -161,8 +161,10 @@ class Contest:
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
         self.solvers = [Solver(groups, rules, space.name, every, limits) for every in per_scale]
         self._margins = [[safety(m) for m in every] for every in per_scale]
-        # By scale: the least budget that was solved for, what it gave, and the largest that nothing meets.
+        # By scale: the least budget that was solved for, what it gave, and the largest that nothing meets; and a budget
+        # with a utility that was found to be out of reach there.
         self._known: dict[int, tuple[float, Candidate]] = {}
+        self._beaten: dict[int, tuple[float, float]] = {}
         self._impossible = [0.0] * len(self.scales)
 
     def budgets(self, scale: int, budget_ms: float) -> list[float]:
@@ -191,7 +193,7 @@ class Contest:
             # Among equals the first of the scales wins, so that a later one must be better.
             if best is not None and (-self._bound(i, budget_ms), i) > best[:2]:
                 continue
-            found = self._at(i, budget_ms)
+            found = self._at(i, budget_ms, -math.inf if best is None else -best[0])
             if found is not None and (best is None or (-found.utility, i) < best[:2]):
                 best = (-found.utility, i, found)
         return None if best is None else best[2]
@@ -250,25 +252,45 @@ class Contest:
         """Return what the utility of a scale cannot exceed under a budget, from what larger budgets gave."""
         if budget_ms <= self._impossible[scale]:
             return -math.inf
-        known = self._known.get(scale)
+        bound, known, beaten = 1.0 + self.bonus[scale], self._known.get(scale), self._beaten.get(scale)
         if known is not None and budget_ms <= known[0]:
-            return known[1].utility
-        return 1.0 + self.bonus[scale]
+            bound = known[1].utility
+        if beaten is not None and budget_ms <= beaten[0]:
+            bound = min(bound, beaten[1])
+        return bound
 
-    def _at(self, scale: int, budget_ms: float) -> Candidate | None:
-        """Return the best of a scale under a budget; None if nothing meets it."""
+    def _at(self, scale: int, budget_ms: float, utility: float = -math.inf) -> Candidate | None:
+        """Return the best of a scale under a budget; None if nothing meets it, or has at least that utility."""
         if budget_ms <= self._impossible[scale]:
             return None
         known = self._known.get(scale)
         if known is not None and known[1].latency_ms * self._margins[scale][0] <= budget_ms <= known[0]:
             return known[1]
-        (found,) = self.candidates(scale, budget_ms)
+        if utility > -math.inf:
+            solution = self.solvers[scale].beats(
+                self.probs, self.budgets(scale, budget_ms), self._needed(scale, utility)
+            )
+            if solution is None:
+                self._beaten[scale] = (budget_ms, utility)
+                return None
+            found = self._candidate(scale, solution)
+        else:
+            (found,) = self.candidates(scale, budget_ms)
         if found.arch is None:
             self._impossible[scale] = budget_ms
             return None
         if known is None or budget_ms <= known[0]:
             self._known[scale] = (budget_ms, found)
         return found
+
+    def _needed(self, scale: int, utility: float) -> float:
+        """Return the sum of probabilities from which on a candidate of a scale has a utility."""
+        score = utility - self.bonus[scale]
+        if score + self._setback >= KEPT:
+            score = max(score, KEPT)  # what is set back does not get there
+        else:
+            score += self._setback
+        return score * self._best_score
 
     def _sum(self, arch: Architecture) -> float:
         """Return what an architecture is worth, see `hwnas.search.derive.worth`."""
