@@ -14,6 +14,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.ops import native
 from hwnas.run import Run
 from hwnas.search.costs import Bound
+from hwnas.search.derive import NoTwins
 from hwnas.search.gradient import BilevelSearch, SearchConfig, search
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
@@ -103,7 +104,8 @@ def _refuse_impossible(
         BudgetError: If it is so; names what can be reached.
     """
     uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    contest = Contest(space, scales, here.models, uniform, 0.0, constraints=elsewhere)
+    limits = [NoTwins(space.twins())]  # as what is derived in the end
+    contest = Contest(space, scales, here.models, uniform, 0.0, limits=limits, constraints=elsewhere)
     if contest.winner(here.most) is None:
         raise contest.refusal(here.most)
 
