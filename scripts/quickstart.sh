@@ -45,7 +45,7 @@ verb() { # verb NAME ARGUMENT...: run one, end with its exit code if it fails
 
 verb doctor
 verb profile $recipe --run "$run" "${data[@]}"
-verb search $recipe --run "$run" "${data[@]}" "${fps[@]}"
+verb search $recipe --run "$run" --measure "${data[@]}" "${fps[@]}"
 verb train "$run"
 verb export "$run"
 verb validate "$run"

@@ -97,7 +97,7 @@ def test_there_are_commands_to_check() -> None:
 
 def test_the_commands_of_the_benchmark_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     job = runpy.run_path(str(ROOT / "scripts" / "bench" / "job.py"))
-    args = argparse.Namespace(recipe="darts-quick", data=Path("camvid"), seed=3)
+    args = argparse.Namespace(recipe="darts-quick", data=Path("camvid"), seed=3, measure=True)
     made = job["commands"](args, "bench")
     assert list(made) == list(job["LEAVES"]) == ["profile", "search", "train", "export", "validate"]
     for verb, arguments in made.items():

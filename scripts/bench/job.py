@@ -39,7 +39,7 @@ def commands(args: argparse.Namespace, run: str) -> dict[str, list[str]]:
     named = [args.recipe, "--run", run, *data]
     return {
         "profile": ["profile", *named],
-        "search": ["search", *named, *seed],
+        "search": ["search", *named, *seed, *(["--measure"] if args.measure else [])],
         **{verb: [verb, run] for verb in ("train", "export", "validate")},
     }
 
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder in CamVid's layout (the recipe's)")
     parser.add_argument("--run", metavar="NAME", help="everything goes to runs/NAME/ (the recipe's name)")
     parser.add_argument("--seed", type=int, help="of the search and the training (the recipe's)")
+    parser.add_argument("--measure", action="store_true", help="land on the budget by measuring")
     args = parser.parse_args()
     run = args.run or args.recipe
     folder = Path("runs") / run
