@@ -167,7 +167,7 @@ def _parse(rows: Any, precision: Any, path: Path) -> Plan:
         try:
             entry = _entry(row)
         except (TypeError, ValueError) as e:
-            raise HwnasError(f"{path}: entry {name}: {e}") from e
+            raise HwnasError(f"{path}: entry {name}: {e}; write the plan again") from e
         if entry.key in entries:
             raise HwnasError(f"{path}: entry {name}: the key occurs twice")
         entries[entry.key] = entry
