@@ -110,6 +110,6 @@ def darts_cifar10_tiny() -> Recipe:
         ),
         data="synthetic-shapes",
         needs=NEEDS,
-        calibration=Calibration(fit=6, test=3, refit=2, derived=2),
+        calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
     )

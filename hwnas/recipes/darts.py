@@ -65,7 +65,7 @@ def darts_tiny() -> Recipe:
             scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.02
         ),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
-        calibration=Calibration(fit=6, test=3, refit=2, derived=2),
+        calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
     )
 
