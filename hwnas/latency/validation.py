@@ -82,6 +82,11 @@ def calibrate(table: LatencyTable) -> None:
     report_derived(table, again)
 
 
+def level_of(again: Sequence[float]) -> float:
+    """Return how slow the machine is, from what networks of a table took again over before; 1 without any."""
+    return float(np.median(again)) if again else 1.0
+
+
 def report_derived(table: LatencyTable, again: Sequence[float]) -> None:
     """Report the error on networks that were derived with the table: these were chosen for being predicted fast.
 
@@ -92,7 +97,6 @@ def report_derived(table: LatencyTable, again: Sequence[float]) -> None:
     """
     derived = [n for n in table.nets if n.use == "derived"]
     if derived:
-        level = float(np.median(again)) if again else 1.0
         measured = [n.latency_ms for n in derived]
         found: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], measured)
-        table.report = {**table.report, "derived": {**found, "level": level, "again": list(again)}}
+        table.report = {**table.report, "derived": {**found, "level": level_of(again), "again": list(again)}}

@@ -178,8 +178,8 @@ class MixedOp(nn.Module):
     def ends_in_conv(self) -> dict[str, bool]:
         """Tell of each option that is left, by name, whether the last thing it does is a convolution."""
         found = {o: [m for m in module.modules() if isinstance(m, Op)] for o, module in self.ops.items()}
-        dropped = {} if self.answer is not None else {o: False for o in self.decision.options if o == NONE}
-        return dropped | {o: bool(ops) and ops[-1].ends_in_conv for o, ops in found.items()}
+        ends = {o: bool(ops) and ops[-1].ends_in_conv for o, ops in found.items()}
+        return ends | {NONE: False} if self.answer is None and NONE in self.decision.options else ends
 
     def _zero(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return zeros of the shape of the result, where `none` alone was sampled."""

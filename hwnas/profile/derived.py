@@ -13,7 +13,7 @@ import torch
 from hwnas.arch import Architecture
 from hwnas.files import sha256
 from hwnas.latency.table import USES, LatencyTable, NetRow
-from hwnas.latency.validation import calibrate, report_derived
+from hwnas.latency.validation import calibrate, level_of, report_derived
 from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
@@ -96,7 +96,7 @@ def _add(
     nets = [net_row(e, rows.get(e.key), table.rows, uses[e.key]) for e in measured.entries]
     known = {net.key: net for net in table.nets}
     again = [net.latency_ms / known[net.key].latency_ms for net in nets if net is not None and net.use == "anchor"]
-    level = float(np.median(again)) if again else 1.0
+    level = level_of(again)
     table.nets = [*table.nets, *(_at(net, level) for net in nets if net is not None and net.key not in known)]
     note_left_out(table, measured, rows)
     return again

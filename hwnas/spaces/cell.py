@@ -185,9 +185,10 @@ class Cell(nn.Module):
                 key = f"{j}-{i}"
                 state = states[j]
                 if key in self.edges and state is not None:
-                    row = None if weights is None else weights[self.rows[key]]
-                    terms.append(self.edges[key](state, row, sampled))
-                    edges.append(self.edges[key])  # type: ignore[arg-type]
+                    edge = self.edges[key]
+                    assert isinstance(edge, MixedOp)
+                    edges.append(edge)
+                    terms.append(edge(state, None if weights is None else weights[self.rows[key]], sampled))
             states.append(self._sum(terms, edges))
         out: Tensor = self.concat(*(s for s in states[INPUTS:] if s is not None))
         return out
