@@ -25,13 +25,20 @@ phase() { # phase NAME COMMAND...: every phase runs, whatever became of the one 
 }
 
 export OMP_NUM_THREADS=1 # one thread for each of the two test processes
+# Beside the next phases: it takes a minute, and of one core.
+building=$(mktemp)
+trap 'rm -f "$building"' EXIT
+bash scripts/build_pycuda.sh >"$building" 2>&1 & # by hand: it has no wheels
+builder=$!
+built() { wait "$builder"; local status=$?; cat "$building"; return $status; }
+
 phase lint "$python" -m ruff check
 phase format "$python" -m ruff format --check
 phase types "$python" -m mypy
 # The part for deployment boxes runs on Python 3.10 too: this finds calls into a newer standard library.
 phase types310 "$python" -m mypy --python-version 3.10 hwnas/runtime
-phase pycuda bash scripts/build_pycuda.sh # by hand: it has no wheels
-phase tests "$python" -m pytest -q -n 2 -m "$markers" --cov --cov-report=term
+phase pycuda built
+phase tests "$python" -m pytest -q -n 2 --dist worksteal -m "$markers" --cov --cov-report=term
 
 printf '\n%s' "$summary"
 exit $failed

@@ -8,17 +8,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hwnas.arch import Decision, Group
 from hwnas.errors import BudgetError, HwnasError, MissingOp
-from hwnas.gates import ALWAYS, Gate, TopK, choice
+from hwnas.gates import ALWAYS, Gate, TopK, at_least, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
 from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest
-from hwnas.search.program import _silent
+from hwnas.search.program import Program, _silent
 from hwnas.search.widths import (
     KEPT,
     MOST,
@@ -634,3 +635,17 @@ def test_what_the_solver_prints_is_thrown_away(capfd: pytest.CaptureFixture[str]
     libc.puts(b"after")
     libc.fflush(None)
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_one_of_two_gates_is_paid_for_by_fractions_too() -> None:
+    """Some edge ends in a convolution, or none does: the solver must not half-answer its way out of both."""
+    group = Group("g", tuple(Decision(f"g/{i}", ("none", "pool", "conv")) for i in range(3)))
+    some = at_least(1, [frozenset({(d.name, "conv")}) for d in group.decisions])
+    none = at_least(3, [frozenset({(d.name, "none"), (d.name, "pool")}) for d in group.decisions])
+    either = SimpleNamespace(base_ms=0.5, gates=[some, none], gate_ms=[2.0, 2.0])
+    price, constant = Program([group], [], "some", [either]).prices[0]  # type: ignore[list-item]
+    first = {("g/0", o) for o in ("none", "pool", "conv")}
+    names = Program([group], [], "some", []).literals.names
+    assert {names[i] for i, ms in price.items() if ms} == first
+    assert {ms for ms in price.values() if ms} == {2.0}  # of what always adds up to 1
+    assert constant == 0.5

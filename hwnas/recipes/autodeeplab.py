@@ -87,9 +87,7 @@ def autodeeplab_tiny() -> Recipe:
         title="Auto-DeepLab, synthetic streets, 65x97: for trying things out",
         space=TrellisSpace(Scale(4, 4, size), CAMVID_CLASSES, nodes=2, head_channels=16),
         widths=(4, 8),
-        search=SearchConfig(
-            scale=Scale(2, 4, size), steps=6, warmup=2, batch=2, crop=(33, 49), w_lr=0.1, alpha_lr=0.02
-        ),
+        search=SearchConfig(scale=Scale(2, 4, size), steps=6, warmup=2, batch=2, crop=(33, 49), w_lr=0.1, alpha_lr=0.5),
         train=TrainConfig(steps=6, batch=2, crop=(33, 49), evaluate_every=3),
         calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),

@@ -94,7 +94,7 @@ def darts_cifar10_tiny() -> Recipe:
         space=replace(_space(4, 3), nodes=2),
         widths=(4, 8),
         search=SearchConfig(
-            scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.02, cutout=8
+            scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.5, cutout=8
         ),
         train=TrainConfig(
             steps=6,

@@ -61,9 +61,7 @@ def darts_tiny() -> Recipe:
         title="DARTS cells, synthetic streets, 48x64: seconds, for trying things out",
         space=ChainSpace(Scale(8, 3, size), CAMVID_CLASSES),
         widths=(4, 8),
-        search=SearchConfig(
-            scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.02
-        ),
+        search=SearchConfig(scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.5),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
         calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),

@@ -171,8 +171,8 @@ class Program:
 
     def _gate(self, gate: Gate) -> dict[int, float]:
         """Return how often a gate is open as a linear expression."""
-        clauses = [self._clause(c) for c in sorted(gate.clauses, key=sorted)]
-        holds = clauses[0] if len(clauses) == 1 else self._all_of(clauses) if clauses else {}
+        clauses = sorted(gate.clauses, key=sorted)
+        holds = self._clause(clauses[0]) if len(clauses) == 1 else self._all_clauses(clauses) if clauses else {}
         if not gate.walks:
             return holds
         return self._product(gate.walks, holds) if holds else self._counts[gate.walks][0]
@@ -224,6 +224,23 @@ class Program:
             parts = list(by_decision.values())
             self._clauses[clause] = parts[0] if len(parts) == 1 else self._any_of(parts)
         return self._clauses[clause]
+
+    def _all_clauses(self, clauses: Sequence[Clause]) -> dict[int, float]:
+        """Return "all clauses hold" as a linear expression.
+
+        Where each is of one decision, that is 1 less "some decision is answered otherwise". Often there is a gate for
+        that too: the two must add up to 1 for the solver's fractions as well, or it takes neither and pays for neither.
+        """
+        of = [{d for d, _ in clause} for clause in clauses]
+        if any(len(decisions) > 1 for decisions in of):
+            return self._all_of([self._clause(c) for c in clauses])
+        options = {d.name: d.options for g in self.literals.groups for d in g.decisions}
+        answers = [[(d, o) for d in decisions for o in options[d]] for decisions in of]
+        otherwise = frozenset(x for every, c in zip(answers, clauses, strict=True) for x in every if x not in c)
+        out = {self.literals.index[x]: 1.0 for x in answers[0]}  # the literals of a decision add up to 1
+        for i, c in self._clause(otherwise).items():
+            out[i] = out.get(i, 0.0) - c
+        return {i: c for i, c in out.items() if c}
 
     def _any_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
         """Return "at least one part holds" as a linear expression."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -151,7 +151,7 @@ class Contest:
         self.space = space
         self.scales, self.models, self.constraints, self.probs = tuple(scales), tuple(models), tuple(constraints), probs
         groups, rules = space.groups, space.rules()
-        self._best_score = self._sum(strongest(groups, rules, space.name, probs, limits))
+        self._limits = tuple(limits)
         channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
         self.bonus = [
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
@@ -166,6 +166,11 @@ class Contest:
         self._known: dict[int, tuple[float, Candidate]] = {}
         self._beaten: dict[int, tuple[float, float]] = {}
         self._impossible = [0.0] * len(self.scales)
+
+    @cached_property
+    def _best_score(self) -> float:
+        rule = strongest(self.space.groups, self.space.rules(), self.space.name, self.probs, self._limits)
+        return self._sum(rule)
 
     def budgets(self, scale: int, budget_ms: float) -> list[float]:
         """Return what may be predicted at a scale, by table or resource: budget and constraints, less the safety."""
@@ -197,6 +202,11 @@ class Contest:
             if found is not None and (best is None or (-found.utility, i) < best[:2]):
                 best = (-found.utility, i, found)
         return None if best is None else best[2]
+
+    def is_met(self, budget_ms: float) -> bool:
+        """Tell whether some network of some scale meets a budget, whatever the probabilities."""
+        least = (self._least(i, 0, self.budgets(i, math.inf)) for i in range(len(self.scales)))
+        return any(0 < ms <= budget_ms for ms in least)
 
     def score(self, arch: Architecture) -> float:
         """Return the sum of the probabilities of what is kept, as a share of that of the rule without a budget."""

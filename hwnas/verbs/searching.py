@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.latency.table import LatencyTable
@@ -16,6 +17,7 @@ from hwnas.run import Run
 from hwnas.search.costs import Bound
 from hwnas.search.derive import NoTwins
 from hwnas.search.gradient import BilevelSearch, SearchConfig, search
+from hwnas.search.memory import forecast
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
 from hwnas.steplog import StepLog
@@ -82,13 +84,16 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
+    checkpoint = run.folder / "search.pt"
+    if not checkpoint.exists():
+        _say_memory(space, config, data, bounds)
     bilevel = BilevelSearch(space, config, data, bounds)
     settings = {"budget_ms": budget_ms, "table": latency.where, "data": data.name}
     if others:
         settings["others"] = [{"budget_ms": ms, "table": t.where} for t, ms in others]
     log = StepLog(run.folder / "search.jsonl")
     with bar("search", config.steps) as update:
-        logits = search(bilevel, run.folder / "search.pt", settings, log, update)
+        logits = search(bilevel, checkpoint, settings, log, update)
     content = {"groups": {k: v.tolist() for k, v in logits.items()}, "table": str(latency.path)}
     write_atomic(run.folder / "alphas.json", canonical_json(content) + "\n")
     _show(run, bilevel, bounds[0], log)
@@ -106,7 +111,7 @@ def _refuse_impossible(
     uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
     limits = [NoTwins(space.twins())]  # as what is derived in the end
     contest = Contest(space, scales, here.models, uniform, 0.0, limits=limits, constraints=elsewhere)
-    if contest.winner(here.most) is None:
+    if not contest.is_met(here.most):
         raise contest.refusal(here.most)
 
 
@@ -119,6 +124,22 @@ def _say_how_cells_are_computed(config: SearchConfig) -> None:
     elif not native.built():
         console.print("compiling the supernet's kernels for this CPU, once")
         native.library()
+
+
+def _say_memory(space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> None:
+    """Say how much memory the search will take, and what to do where there is not as much."""
+    with bar("memory: two small steps", 2) as update:
+        found = forecast(space, config, data, bounds, update)
+    if found is None:
+        console.print("how much memory the search will take cannot be foretold on this system")
+        return
+    console.print(f"memory: about {found.peak_bytes / 2**30:.1f} GiB of {found.free_bytes / 2**30:.1f} that are free")
+    if not found.enough:
+        console.print(
+            "that is more than there is, and the system may end the search: in the recipe's search, divide `batch` and "
+            "multiply `accumulate`, make `crop` smaller, or set evaluation='lean'",
+            style="bold",
+        )
 
 
 def _show(run: Run, bilevel: BilevelSearch, bound: Bound, log: StepLog) -> None:

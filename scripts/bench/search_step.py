@@ -13,17 +13,14 @@ example: python scripts/bench/search_step.py --space autodeeplab
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +35,7 @@ from hwnas.latency import LatencyTable
 from hwnas.resources import profiles_dir
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
+from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
 from hwnas.search.objective import task_loss
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import count, price
@@ -150,22 +148,16 @@ def seconds(step: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def peak_bytes(case: Case, order: int, mode: str) -> int:
+def rise_bytes(case: Case, order: int, mode: str) -> int:
     """Return how far the memory of this process rises in a step, over the level before it."""
     step = step_of(case, order, mode)
     step()  # makes what stays: momenta, compiled kernels
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest level starts anew
-    before = _status("VmRSS")
+    release()
+    assert reset_peak(), "Linux only"
+    before = held_bytes()
     step()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    return peak_bytes() - before
 
 
 def matrix_rate() -> float:
@@ -298,7 +290,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.peak:
         name, order, mode = args.peak
-        print(peak_bytes(CASES[name], int(order), mode))
+        print(rise_bytes(CASES[name], int(order), mode))
         return
     modes = ["textbook", *(m for m in args.modes if m != "textbook")]
     rate = matrix_rate()

@@ -1,0 +1,138 @@
+"""How much memory a search will take: measured in small steps of it, and carried on to its own size."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hwnas.data.base import SegmentationData
+from hwnas.search.costs import Bound
+from hwnas.search.gradient import BilevelSearch, SearchConfig
+from hwnas.spaces.base import SearchSpace
+from hwnas.ui import Update, ignore
+
+SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
+BATCHES = (1, 2)
+
+_PROC = Path("/proc/self")
+_MACHINE = Path("/proc/meminfo")
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search will take.
+
+    Attributes:
+        peak_bytes: Of the process, all it holds included.
+        free_bytes: What the process can have on this machine now, all it holds included.
+    """
+
+    peak_bytes: int
+    free_bytes: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is as much as it takes."""
+        return self.peak_bytes <= self.free_bytes
+
+
+def forecast(
+    space: SearchSpace,
+    config: SearchConfig,
+    data: SegmentationData,
+    bounds: Sequence[Bound] = (),
+    update: Update = ignore,
+) -> Forecast | None:
+    """Foretell the memory of a search, from that of two small steps of the same supernet.
+
+    What a step holds is in proportion to the pixels that pass the network at once, on top of what the weights take. So
+    two steps, of one and of two small crops, tell what a step on the search's own crops takes. Nothing of the search is
+    touched: the small steps have a supernet of their own.
+
+    Args:
+        space: At any scale.
+        config: Of the search.
+        data: The training set.
+        bounds: Of the search.
+        update: Told after each of the two.
+
+    Returns:
+        None where the system does not tell how high memory rose (Linux does).
+    """
+    if not reset_peak():
+        return None
+    crop = _small(config.crop)
+    peaks = []
+    for batch in BATCHES:
+        peaks.append(_highest_bytes(space, replace(config, batch=batch, crop=crop), data, bounds))
+        update(len(peaks))
+    low, high = peaks
+    pixels = [b * crop[0] * crop[1] for b in BATCHES]
+    own = config.batch * config.crop[0] * config.crop[1]
+    peak = low + (high - low) * (own - pixels[0]) / (pixels[1] - pixels[0])
+    return Forecast(round(max(peak, low)), _free_bytes())
+
+
+def _small(crop: tuple[int, int]) -> tuple[int, int]:
+    share = min(1.0, SHORT_SIDE / min(crop))
+    return round(crop[0] * share), round(crop[1] * share)
+
+
+def _highest_bytes(space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> int:
+    """Return the highest level of this process in the second step of a search; the first makes what stays."""
+    standing = replace(config, warmup=0, accumulate=1, w_lr=0.0, w_lr_end=0.0)  # what is not moved does not diverge
+    steps = BilevelSearch(space, standing, data, bounds)
+    steps.advance()
+    release()
+    reset_peak()
+    steps.advance()
+    peak = peak_bytes()
+    del steps
+    release()
+    return peak
+
+
+def release() -> None:
+    """Give memory that is not used back to the system, where that can be asked for."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def reset_peak() -> bool:
+    """Let the highest level of this process start anew at what it holds now; return whether the system can."""
+    try:
+        (_PROC / "clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """Return the highest level of this process since it was reset. Linux only."""
+    return _field(_PROC / "status", "VmHWM")
+
+
+def held_bytes() -> int:
+    """Return what this process holds now. Linux only."""
+    return _field(_PROC / "status", "VmRSS")
+
+
+def _free_bytes() -> int:
+    """Return what this process can have: what is free, what it holds, and never more than its container allows."""
+    free = [_field(_MACHINE, "MemAvailable") + held_bytes()]
+    for path in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or no limit: "max"
+            free.append(int(path.read_text(encoding="ascii")))
+    return min(free)
+
+
+def _field(path: Path, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None, name
+    return 1024 * int(found[1])

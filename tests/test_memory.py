@@ -1,0 +1,100 @@
+"""What a search is said to take is what it takes, and where that is too much it is said what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hwnas import recipes
+from hwnas.data import Synthetic
+from hwnas.search import memory
+from hwnas.search.memory import Forecast, forecast
+from hwnas.ui import console
+from hwnas.verbs import searching
+
+# In a process of its own: how high memory rises there, nothing else has raised before.
+FORETELL_AND_DO = """
+import json, sys
+from dataclasses import replace
+from hwnas import recipes
+from hwnas.data import Synthetic
+from hwnas.search.gradient import BilevelSearch
+from hwnas.search.memory import forecast, peak_bytes, reset_peak
+
+name, order, evaluation = sys.argv[1:]
+recipe = recipes.get(name)
+config = replace(recipe.search, warmup=0, order=order, evaluation=evaluation, batch=8, crop=(160, 208))
+data = Synthetic("train", config.crop, length=4)
+foretold = forecast(recipe.space, config, data)
+reset_peak()
+search = BilevelSearch(recipe.space, config, data)
+built = peak_bytes()
+for _ in range(2):
+    search.advance()
+print(json.dumps([foretold.peak_bytes, peak_bytes(), built]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "order", "evaluation"),
+    [
+        ("darts-quick", "first", "fast"),
+        pytest.param("darts-quick", "second", "lean", marks=pytest.mark.slow),
+        pytest.param("darts-quick", "first", "plain", marks=pytest.mark.slow),
+        pytest.param("autodeeplab-quick", "first", "lean", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_takes_what_was_foretold(recipe: str, order: str, evaluation: str) -> None:
+    command = [sys.executable, "-c", FORETELL_AND_DO, recipe, order, evaluation]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    foretold, taken, built = json.loads(said)
+    assert taken - built > 100 * 2**20  # the steps make up much of it
+    assert foretold - built == pytest.approx(taken - built, rel=0.15)
+
+
+RECIPE = recipes.get("darts-tiny")
+DATA = Synthetic("train", RECIPE.search.scale.size, length=4)
+
+
+def foretell() -> Forecast | None:
+    return forecast(RECIPE.space, RECIPE.search, DATA)
+
+
+def free_bytes() -> int:
+    found = foretell()
+    assert found is not None
+    return found.free_bytes
+
+
+def test_a_container_allows_less_than_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "not there", limit))
+    limit.write_text("max\n")
+    assert free_bytes() > 2**28
+    limit.write_text(f"{2**28}\n")
+    assert free_bytes() == 2**28
+
+
+def test_where_the_system_does_not_tell_nothing_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "not there")
+    assert foretell() is None
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "cannot be foretold"),
+        (Forecast(3 * 2**30, 4 * 2**30), "about 3.0 GiB of 4.0 that are free"),
+        (Forecast(5 * 2**30, 4 * 2**30), "the system may end the search"),
+    ],
+)
+def test_what_is_said(found: Forecast | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "forecast", lambda *_: found)
+    with console.capture() as captured:
+        searching._say_memory(RECIPE.space, RECIPE.search, DATA, [])
+    assert said in captured.get()
+    assert ("may end the search" in captured.get()) == (found is not None and not found.enough)
