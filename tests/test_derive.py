@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -642,10 +643,10 @@ def test_one_of_two_gates_is_paid_for_by_fractions_too() -> None:
     group = Group("g", tuple(Decision(f"g/{i}", ("none", "pool", "conv")) for i in range(3)))
     some = at_least(1, [frozenset({(d.name, "conv")}) for d in group.decisions])
     none = at_least(3, [frozenset({(d.name, "none"), (d.name, "pool")}) for d in group.decisions])
-    either = SimpleNamespace(base_ms=0.5, gates=[some, none], gate_ms=[2.0, 2.0])
-    price, constant = Program([group], [], "some", [either]).prices[0]  # type: ignore[list-item]
+    either: Any = SimpleNamespace(base_ms=0.5, gates=[some, none], gate_ms=[2.0, 2.0])
+    program = Program([group], [], "some", [either])
+    price, constant = program.prices[0]
     first = {("g/0", o) for o in ("none", "pool", "conv")}
-    names = Program([group], [], "some", []).literals.names
-    assert {names[i] for i, ms in price.items() if ms} == first
+    assert {program.literals.names[i] for i, ms in price.items() if ms} == first
     assert {ms for ms in price.values() if ms} == {2.0}  # of what always adds up to 1
     assert constant == 0.5

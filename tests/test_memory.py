@@ -60,28 +60,18 @@ RECIPE = recipes.get("darts-tiny")
 DATA = Synthetic("train", RECIPE.search.scale.size, length=4)
 
 
-def foretell() -> Forecast | None:
-    return forecast(RECIPE.space, RECIPE.search, DATA)
-
-
-def free_bytes() -> int:
-    found = foretell()
-    assert found is not None
-    return found.free_bytes
-
-
 def test_a_container_allows_less_than_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "not there", limit))
     limit.write_text("max\n")
-    assert free_bytes() > 2**28
+    assert memory._free_bytes() > 2**28
     limit.write_text(f"{2**28}\n")
-    assert free_bytes() == 2**28
+    assert memory._free_bytes() == 2**28
 
 
 def test_where_the_system_does_not_tell_nothing_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PROC", tmp_path / "not there")
-    assert foretell() is None
+    assert forecast(RECIPE.space, RECIPE.search, DATA) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwnas.data.base import SegmentationData
+from hwnas.runtime.work import free_memory_bytes
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.spaces.base import SearchSpace
@@ -19,7 +20,6 @@ SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network ha
 BATCHES = (1, 2)
 
 _PROC = Path("/proc/self")
-_MACHINE = Path("/proc/meminfo")
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 
@@ -115,24 +115,25 @@ def reset_peak() -> bool:
 
 def peak_bytes() -> int:
     """Return the highest level of this process since it was reset. Linux only."""
-    return _field(_PROC / "status", "VmHWM")
+    return _status("VmHWM")
 
 
 def held_bytes() -> int:
     """Return what this process holds now. Linux only."""
-    return _field(_PROC / "status", "VmRSS")
+    return _status("VmRSS")
 
 
 def _free_bytes() -> int:
     """Return what this process can have: what is free, what it holds, and never more than its container allows."""
-    free = [_field(_MACHINE, "MemAvailable") + held_bytes()]
+    free = [round(free_memory_bytes()) + held_bytes()]
     for path in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # there is no such file, or no limit: "max"
             free.append(int(path.read_text(encoding="ascii")))
     return min(free)
 
 
-def _field(path: Path, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+def _status(name: str) -> int:
+    text = (_PROC / "status").read_text(encoding="ascii")
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None, name
     return 1024 * int(found[1])

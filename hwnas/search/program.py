@@ -76,9 +76,9 @@ class Program:
         self.space = space
         self.size = len(self.literals)
         self._rows: list[Row] = []
-        for g in groups:
-            for d in g.decisions:
-                self._rows.append(({self.literals.index[d.name, o]: 1.0 for o in d.options}, 1.0, 1.0))
+        self._answers = {d.name: [(d.name, o) for o in d.options] for g in groups for d in g.decisions}
+        for answers in self._answers.values():
+            self._rows.append(({self.literals.index[x]: 1.0 for x in answers}, 1.0, 1.0))
         for r in [r for rule in rules for r in rule.rows()]:
             self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
         self._clauses: dict[Clause, dict[int, float]] = {}
@@ -234,8 +234,7 @@ class Program:
         of = [{d for d, _ in clause} for clause in clauses]
         if any(len(decisions) > 1 for decisions in of):
             return self._all_of([self._clause(c) for c in clauses])
-        options = {d.name: d.options for g in self.literals.groups for d in g.decisions}
-        answers = [[(d, o) for d in decisions for o in options[d]] for decisions in of]
+        answers = [self._answers[d] for (d,) in of]
         otherwise = frozenset(x for every, c in zip(answers, clauses, strict=True) for x in every if x not in c)
         out = {self.literals.index[x]: 1.0 for x in answers[0]}  # the literals of a decision add up to 1
         for i, c in self._clause(otherwise).items():
