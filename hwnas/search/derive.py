@@ -169,7 +169,8 @@ def reachable_fps(latency_ms: float) -> str:
 class Solver:
     """The exact derivation, by a mixed-integer program: see `Program`.
 
-    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide.
+    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide. They are asked where two literals are
+    worth the same; sums of values that all differ are not expected to be equal.
     """
 
     def __init__(
@@ -403,13 +404,18 @@ class Solver:
         """Maximise the score, then break ties by the paper's order of literals within each rule."""
         cost = self._score_cost(score)
         first = self.program.architecture(cost, rows)
-        if first is None:
-            return None
+        if first is None or not self._may_tie(cost[: len(score)]):
+            return first
         reached = -float(cost[: len(score)] @ self.literals.vector(first))
         near = {i: -float(c) for i, c in enumerate(cost) if c}
         ties = np.zeros(self.program.size)
         ties[: len(score)] = -self._ranks(p)
         return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first
+
+    def _may_tie(self, cost: np.ndarray) -> bool:
+        """Tell whether two literals that can be kept are worth the same: to find the ties takes longer than the rest."""
+        kept = [c for (d, o), c in zip(self.literals.names, cost, strict=True) if not self._is_drop(d, o)]
+        return bool((np.diff(np.sort(kept)) <= TIE).any())
 
     def _ranks(self, p: np.ndarray) -> np.ndarray:
         """Return, for each literal, how many of its rule's (else its decision's) literals it beats; ties go first."""
