@@ -12,7 +12,8 @@ EXTRAS = {
     "search": [  # the search itself: traces, latency tables, training, export, the command line
         "torch>=2.10",
         "onnx>=1.21",
-        "scipy>=1.11",  # milp with HiGHS: exact derivation under a budget
+        "highspy>=1.13",  # exact derivation under a budget
+        "scipy>=1.11",
         "safetensors>=0.5",
         "fvcore>=0.1.5.post20221221",
         "tyro>=1.0",

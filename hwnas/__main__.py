@@ -11,7 +11,7 @@ from hwnas.optional import require
 def main() -> int:
     """Run the command line; exit code 2 if the base install alone is there."""
     try:
-        for package in ("torch", "onnx", "scipy", "safetensors", "tyro", "rich", "PIL"):
+        for package in ("torch", "onnx", "scipy", "highspy", "safetensors", "tyro", "rich", "PIL"):
             require(package, extra="search")
     except MissingExtra as e:
         print(f"hwnas: {e}", file=sys.stderr)

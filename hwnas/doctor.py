@@ -17,7 +17,7 @@ from hwnas.runtime.device import device_name, provenance
 from hwnas.runtime.engines import ENGINES, using_engine
 from hwnas.ui import console, table
 
-PACKAGES = ("numpy", "torch", "onnx", "scipy", "safetensors", "fvcore", "pillow", "rich", "tyro")
+PACKAGES = ("numpy", "torch", "onnx", "scipy", "highspy", "safetensors", "fvcore", "pillow", "rich", "tyro")
 BUSY = 0.5  # load per CPU above which measurements suffer
 NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 

@@ -6,6 +6,8 @@ import ctypes
 import itertools
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from hwnas.arch import Decision, Group
 from hwnas.errors import BudgetError, HwnasError, MissingOp
@@ -20,7 +23,8 @@ from hwnas.gates import ALWAYS, Gate, TopK, at_least, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
 from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest
-from hwnas.search.program import Program, _silent
+from hwnas.search.milp import Rows, _silent, minimise
+from hwnas.search.program import Program
 from hwnas.search.widths import (
     KEPT,
     MOST,
@@ -636,6 +640,36 @@ def test_what_the_solver_prints_is_thrown_away(capfd: pytest.CaptureFixture[str]
     libc.puts(b"after")
     libc.fflush(None)
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_a_program_is_solved_without_a_word() -> None:
+    code = (
+        "import numpy as np\n"
+        "from scipy.sparse import csr_matrix\n"
+        "from hwnas.search.milp import Rows, minimise\n"
+        "rows = Rows(csr_matrix(np.ones((1, 3))), np.array([-np.inf]), np.array([2.0]))\n"
+        "print(np.abs(minimise(-np.array([1.0, 3, 2]), np.ones(3), np.ones(3, bool), rows)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[0. 1. 1.]\n", "")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_programs_have_the_cost_of_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, cost = rng.normal(size=(4, 9)), rng.normal(size=9)
+    high = rng.normal(-1.0, 1.0, 4)
+    every = np.array(list(itertools.product((0.0, 1.0), repeat=9)))
+    allowed = every[(every @ matrix.T <= high).all(axis=1)]
+    got = minimise(cost, np.ones(9), np.ones(9, bool), Rows(csr_matrix(matrix), np.full(4, -np.inf), high))
+    if not len(allowed):
+        assert got is None
+        return
+    assert got is not None
+    assert cost @ got == pytest.approx((allowed @ cost).min(), abs=1e-6)
+    relaxed = minimise(cost, np.ones(9), np.zeros(9, bool), Rows(csr_matrix(matrix), np.full(4, -np.inf), high))
+    assert relaxed is not None
+    assert cost @ relaxed <= cost @ got + 1e-6
 
 
 def test_one_of_two_gates_is_paid_for_by_fractions_too() -> None:

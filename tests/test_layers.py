@@ -28,6 +28,7 @@ AT_TOP = {
     "torch": TORCH | {"profile", "verbs"},
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
+    "highspy": {"search"},
     "safetensors": {"train", "export"},
     "rich": {"ui"},
     "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this

@@ -39,7 +39,7 @@ def test_the_base_install_asks_for_numpy_alone(wheel: Path) -> None:
     assert headers["Version"] == __version__
 
 
-@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime", "scipy", "tyro", "rich", "PIL"])
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime", "scipy", "highspy", "tyro", "rich", "PIL"])
 def test_the_bare_environment_lacks(package: str, bare_venv: Path, tmp_path: Path) -> None:
     find = f"import importlib.util; print(importlib.util.find_spec({package!r}))"
     assert run(bare_venv, "-c", find, cwd=tmp_path).strip() == "None"

@@ -413,7 +413,7 @@ class Solver:
         return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first
 
     def _may_tie(self, cost: np.ndarray) -> bool:
-        """Tell whether two literals that can be kept are worth the same: to find the ties takes longer than the rest."""
+        """Tell whether two literals that can be kept are worth the same: to look for ties takes as long as the rest."""
         kept = [c for (d, o), c in zip(self.literals.names, cost, strict=True) if not self._is_drop(d, o)]
         return bool((np.diff(np.sort(kept)) <= TIE).any())
 

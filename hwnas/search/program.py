@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from hwnas.arch import Architecture, Group
 from hwnas.gates import Clause, Gate, Literals, Walk, Walks
 from hwnas.gates import Row as GateRow
 from hwnas.latency.model import LatencyModel
+from hwnas.search.milp import Rows, minimise
 
 Row = tuple[dict[int, float], float, float]  # coefficients by variable, low, high
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Throw away what C code writes to the standard output.
-
-    HiGHS 1.12 prints a line of its own now and then (ERGO-Code/HiGHS issue 2783). It stays in C's buffer, and would
-    come after the last line of ours, which programs read.
-    """
-    libc = ctypes.CDLL(None)
-    sys.stdout.flush()
-    libc.fflush(None)
-    own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        libc.fflush(None)
-        os.dup2(own, 1)
-        os.close(own)
-        os.close(nowhere)
 
 
 class Linear(Protocol):
@@ -50,7 +25,7 @@ class Linear(Protocol):
 
 
 class Program:
-    """The constraints of a space and of the gates that prices hang on; solved by HiGHS.
+    """The constraints of a space and of the gates that prices hang on.
 
     They are built once; what differs between questions, budgets and cuts, are rows on top of them.
 
@@ -93,9 +68,8 @@ class Program:
         self._products: dict[tuple[Walks, tuple[tuple[int, float], ...]], dict[int, float]] = {}
         self.prices = [self._price(m) for m in models]
         self.worst = self._variable(np.inf)
-        self._matrix, self._low, self._high = self._stacked(self._rows)
-        self._integrality = np.zeros(self.size)
-        self._integrality[: len(self.literals)] = 1  # gates follow from literals
+        self._stack = self._stacked(self._rows)
+        self._whole = np.arange(self.size) < len(self.literals)  # gates follow from literals
         self._upper = np.array(self._bounds)
 
     def architecture(self, cost: np.ndarray, extra: Sequence[Row] = ()) -> Architecture | None:
@@ -113,24 +87,8 @@ class Program:
 
     def values(self, cost: np.ndarray, extra: Sequence[Row]) -> np.ndarray | None:
         """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
-        matrix, low, high = self._matrix, self._low, self._high
-        if extra:
-            more, more_low, more_high = self._stacked(extra)
-            matrix, low = vstack([matrix, more], format="csr"), np.concatenate([low, more_low])
-            high = np.concatenate([high, more_high])
-        with _silent():
-            result = milp(
-                cost,
-                integrality=self._integrality,
-                bounds=Bounds(0, self._upper),
-                constraints=LinearConstraint(matrix, low, high),
-                options={"mip_rel_gap": 0},
-            )
-        if result.x is None:
-            assert result.status == 2, f"the solver stopped without an answer: {result.message}"
-            return None
-        values: np.ndarray = result.x
-        return values
+        rows = self._stack.and_also(self._stacked(extra)) if extra else self._stack
+        return minimise(cost, self._upper, self._whole, rows)
 
     def _price(self, model: LatencyModel) -> tuple[dict[int, float], float]:
         """Return latency as a linear function of the variables: coefficients and constant."""
@@ -161,13 +119,13 @@ class Program:
             self._counts[walks] = {i: c for i, c in total.items() if c}, 0.0
         if not self._counts:
             return
-        matrix, low, high = self._stacked(self._rows)
+        rows, upper, whole = self._stacked(self._rows), np.ones(self.size), np.zeros(self.size, bool)
         for walks, (counted, _) in self._counts.items():
             cost = np.zeros(self.size)
             cost[list(counted)] = [-c for c in counted.values()]
-            result = milp(cost, bounds=Bounds(0, 1), constraints=LinearConstraint(matrix, low, high))
-            assert result.x is not None, "there is a path"
-            self._counts[walks] = counted, float(np.floor(-result.fun + 1e-6))
+            values = minimise(cost, upper, whole, rows)
+            assert values is not None, "there is a path"
+            self._counts[walks] = counted, float(np.floor(-cost @ values + 1e-6))
 
     def _gate(self, gate: Gate) -> dict[int, float]:
         """Return how often a gate is open as a linear expression."""
@@ -262,9 +220,9 @@ class Program:
         self._rows.append((total, 1.0 - len(parts), np.inf))  # y >= sum - (n - 1)
         return {y: 1.0}
 
-    def _stacked(self, rows: Sequence[Row]) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+    def _stacked(self, rows: Sequence[Row]) -> Rows:
         """Return rows as a sparse matrix, and their bounds."""
         entries = [(r, i, c) for r, (row, _, _) in enumerate(rows) for i, c in row.items()]
         r, i, c = zip(*entries, strict=True) if entries else ((), (), ())
         matrix = csr_matrix((c, (r, i)), shape=(len(rows), self.size))
-        return matrix, np.array([low for _, low, _ in rows]), np.array([high for _, _, high in rows])
+        return Rows(matrix, np.array([low for _, low, _ in rows]), np.array([high for _, _, high in rows]))
