@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,4 +135,34 @@ class TestEquallyFast:
     def test_darts_is_as_wide_as_may_be(self, models: list[Any]) -> None:
         narrow, wide = (m.predict_ms(SPACE.architecture(DARTS_V2)) for m in models)
         for target, channels in ((wide, 16), (wide / 1.049, 16), (wide / 1.06, 8), (narrow, 8), (narrow / 2, 8)):
-            assert BENCH["darts"](SPACE, SCALES, models, target).scale.channels == channels
+            assert BENCH["darts"](SPACE.architecture(DARTS_V2), SCALES, models, target).scale.channels == channels
+
+
+class TestSpaces:
+    """What is compared in each space."""
+
+    @pytest.mark.parametrize("space", BENCH["SPACES"])
+    def test_networks_are_as_deep_as_the_supernet(self, space: str) -> None:
+        made = BENCH["small"](space, 60, 40, 8)
+        assert {s.cells for s in made.scales()} == {made.search.scale.cells}
+        assert tuple(s.channels for s in made.scales()) == BENCH["WIDTHS"]
+        assert (made.search.warmup, made.train.steps) == (10, 40)
+
+    def test_the_budget_without_a_known_network_is_typical(self, models: list[Any]) -> None:
+        trellis = BENCH["small"]("autodeeplab", 60, 40, 8).space
+        assert BENCH["published"](trellis) is None
+        typical = BENCH["typical_ms"](SPACE, models[1])
+        drawn = [models[1].predict_ms(BENCH["sample"](SPACE, np.random.default_rng(i))) for i in range(200)]
+        assert 0.4 < np.mean([ms < typical for ms in drawn]) < 0.6
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_figures_tell_a_known_network_from_random_ones(self, models: list[Any], known: bool) -> None:
+        names = ["searched", *["darts_v2"] * known, "random0", "random1", "as_wide0"]
+        networks = [replace(searched(models, i), name=name) for i, name in enumerate(names)]
+        miou = {"searched": 0.5, "darts_v2": 0.6, "random0": 0.3, "random1": 0.4, "as_wide0": 0.2}
+        found = BENCH["figures"]([BENCH["Outcome"](n, 1.0, 0.0, 0.0, miou[n.name], i) for i, n in enumerate(networks)])
+        assert found["random"] == [0.3, 0.4]
+        assert [d["miou"] for d in found["darts_v2"]] == [0.6] * known
+        assert found["rank"] == 1
+        assert found["as_wide"]["random"] == [0.3, 0.4, 0.2]
+        assert [n["name"] for n in found["networks"]] == names

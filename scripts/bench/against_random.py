@@ -1,18 +1,19 @@
 """Whether a searched network is better than random ones of the same latency, and than DARTS_V2, after equal training.
 
 For each seed: a search under a budget in milliseconds; random networks of the space that are predicted to take as long
-as what it derived, at any width of the table; DARTS_V2 at the widest width that is predicted no more than 5 % slower.
-All are measured in one interleaved run. Of the random ones those that took nearest to as long as the searched one are
-trained, as are the searched one and DARTS_V2: the same steps, batches and seed, at the recipe's size. Then the mIoU of
-each on the test split, and where the searched one stands among the random ones.
+as what it derived, at any width of the table; of DARTS cells DARTS_V2 too, at the widest width that is predicted no
+more than 5 % slower (what Auto-DeepLab published has twice the layers of what is searched here). All are measured in
+one interleaved run. Of the random ones those that took nearest to as long as the searched one are trained, as are the
+searched one and DARTS_V2: the same steps, batches and seed, at the recipe's size. Then the mIoU of each on the test
+split, and where the searched one stands among the random ones.
 
 Width is not searched: the derivation takes the widest that the budget allows, and networks drawn at random are mostly
 narrower where the budget is tight. So more are drawn in the same way at the searched network's own width, until there
 are as many of these, and it is compared with them apart. Last the searched network of the first seed is trained with
 further seeds: how much of the differences between networks is chance.
 
-The recipe is a smaller darts-camvid, see `small`. Everything is kept in ``--folder``; the same command goes on where it
-was stopped, and with more ``--seeds`` it adds to what is there.
+The recipe is a smaller darts-camvid or autodeeplab-camvid, see `small`. Everything is kept in ``--folder``; the same
+command goes on where it was stopped, and with more ``--seeds`` it adds to what is there.
 
 example: python scripts/bench/against_random.py --data camvid --folder /tmp/against_random
 """
@@ -51,7 +52,7 @@ from hwnas.runtime.results import collect
 from hwnas.runtime.supervise import supervise
 from hwnas.search.widths import price, safety
 from hwnas.spaces import ChainSpace, Scale
-from hwnas.spaces.base import sample
+from hwnas.spaces.base import SearchSpace, sample
 from hwnas.spaces.genotype import DARTS_V2
 from hwnas.steplog import StepLog
 from hwnas.train import Training, evaluate, train
@@ -63,8 +64,10 @@ from hwnas.verbs.searching import run_search
 
 SIZE = (120, 160)  # (height, width)
 CROP = (96, 128)
-WIDTHS, CELLS = (8, 16), 5
-SLACK = 1.02  # of the budget above what DARTS_V2 takes, so that both can be at it
+WIDTHS = (8, 16)
+SPACES = {"darts": ("darts-camvid", 5, 8), "autodeeplab": ("autodeeplab-camvid", 6, 4)}  # cells, channels of the search
+SLACK = 1.02  # of the budget above what the known network takes, so that both can be at it
+TYPICAL = 201  # random networks of the widest width, the median of which is the budget where none is known
 WITHIN = 0.02  # of the searched network's prediction: what counts as the same latency
 DARTS_WITHIN = 0.05
 AGAIN = 1000  # first of the seeds that a network is trained with again
@@ -169,20 +172,22 @@ def worth(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def small(search_steps: int, train_steps: int, batch: int) -> Recipe:
-    """Return a darts-camvid that fits one core for an hour, known to the verbs."""
-    base = recipes.get("darts-camvid")
+def small(space: str, search_steps: int, train_steps: int, batch: int) -> Recipe:
+    """Return a darts-camvid or autodeeplab-camvid that fits one core for an hour, known to the verbs."""
+    of, cells, searched = SPACES[space]
+    base = recipes.get(of)
     name = "camvid-against-random"
     made = replace(
         base,
         name=name,
-        title="darts-camvid at 120x160, 5 cells, 8 or 16 channels",
-        space=base.space.at(Scale(WIDTHS[-1], CELLS, SIZE)),
+        title=f"{of} at 120x160, {cells} cells, 8 or 16 channels",
+        space=base.space.at(Scale(WIDTHS[-1], cells, SIZE)),
         widths=WIDTHS,
+        depths=(),
         # As deep as what is derived, so that width alone is a proxy.
         search=replace(
             base.search,
-            scale=Scale(WIDTHS[0], CELLS, SIZE),
+            scale=Scale(searched, cells, SIZE),
             steps=search_steps,
             warmup=search_steps // 6,
             crop=CROP,
@@ -211,7 +216,7 @@ def open_search(made: Recipe, seed: int, data: str, path: Path, budget_ms: float
 
 
 def draw(
-    space: ChainSpace,
+    space: SearchSpace,
     scales: Sequence[Scale],
     models: Sequence[LatencyModel],
     target: Network,
@@ -255,15 +260,25 @@ def draw(
     return list(found.values())[:n]
 
 
-def darts(space: ChainSpace, scales: Sequence[Scale], models: Sequence[LatencyModel], target_ms: float) -> Network:
+def published(space: SearchSpace) -> Architecture | None:
+    """Return a known network of a space; None if none is known that is of its size."""
+    return space.architecture(DARTS_V2) if isinstance(space, ChainSpace) else None
+
+
+def typical_ms(space: SearchSpace, model: LatencyModel) -> float:
+    """Return what a random network of a space is predicted to take, in the median."""
+    rng = np.random.default_rng(0)
+    return float(np.median([model.predict_ms(sample(space, rng)) for _ in range(TYPICAL)]))
+
+
+def darts(arch: Architecture, scales: Sequence[Scale], models: Sequence[LatencyModel], target_ms: float) -> Network:
     """Return DARTS_V2 at the widest scale at most 5 % slower than `target_ms`, or the narrowest if none is."""
-    arch = space.architecture(DARTS_V2)
     every = [Network("darts_v2", arch, s, m.predict_ms(arch)) for s, m in zip(scales, models, strict=True)]
     fitting = [d for d in every if d.predicted_ms <= (1 + DARTS_WITHIN) * target_ms]
     return max(fitting, key=lambda d: d.scale.channels) if fitting else every[0]
 
 
-def measure(networks: Sequence[Network], space: ChainSpace, latency: LatencyTable, folder: Path) -> dict[str, float]:
+def measure(networks: Sequence[Network], space: SearchSpace, latency: LatencyTable, folder: Path) -> dict[str, float]:
     """Measure networks in one interleaved run, and return the milliseconds of each by its name.
 
     Raises:
@@ -418,20 +433,25 @@ def compare(
     journal: Journal,
     late: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """Search, draw, measure and train with one seed; None if time was up before two random networks were trained."""
+    """Search, draw, measure and train with one seed; None if time was up before two random networks were trained.
+
+    The budget, if none is asked for, is what DARTS_V2 takes at the widest width, or else what a random network does in
+    the median; with the table's error allowed for, and somewhat more.
+    """
     space, scales = made.space, made.scales()
     models = price(space, scales, latency)
-    darts_ms = models[-1].predict_ms(space.architecture(DARTS_V2))
-    budget_ms = 1000 / args.fps if args.fps else SLACK * darts_ms * safety(models[-1])
+    known = published(space)
+    known_ms = typical_ms(space, models[-1]) if known is None else models[-1].predict_ms(known)
+    budget_ms = 1000 / args.fps if args.fps else SLACK * known_ms * safety(models[-1])
     run = open_search(made, seed, args.data, path, budget_ms)
     derived = run.derived()
     ours = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
-    published = darts(space, scales, models, ours.predicted_ms)
+    ahead = [ours] if known is None else [ours, darts(known, scales, models, ours.predicted_ms)]
     folder = Path("measured")
     drawn = draw(space, scales, models, ours, args.measured, np.random.default_rng([seed, 1]))
-    took = measure([ours, published, *drawn], space, latency, folder / f"seed{seed}")
-    chosen = [(n, took) for n in (ours, published, *nearest(ours, drawn, took, args.random))]
-    missing = args.random - sum(n.scale == ours.scale for n, _ in chosen[2:])
+    took = measure([*ahead, *drawn], space, latency, folder / f"seed{seed}")
+    chosen = [(n, took) for n in (*ahead, *nearest(ours, drawn, took, args.random))]
+    missing = args.random - sum(n.scale == ours.scale for n, _ in chosen[len(ahead) :])
     if missing:
         at = [scales.index(ours.scale)]
         same = [scales[i] for i in at], [models[i] for i in at]
@@ -448,7 +468,7 @@ def compare(
         apart = took[n.name] / took[ours.name] - 1
         found.append(Outcome(n, took[n.name], apart, val, test, contest.score(n.arch)))
         print(f"{title}: val {val:.4f}, test {test:.4f}", flush=True)
-    if len(found) < 4:
+    if len(found) < len(ahead) + 2:
         return None
     left_out = len(chosen) - len(found)
     return {"seed": seed, "budget_ms": budget_ms, "left_out": left_out, **figures(found), "search": told(run)}
@@ -460,20 +480,19 @@ def nearest(ours: Network, drawn: Sequence[Network], took: Mapping[str, float], 
 
 
 def figures(found: Sequence[Outcome]) -> dict[str, Any]:
-    """Return what is to be said of the networks of a seed: the searched one, DARTS_V2, then random ones."""
-    ours, published, *drawn = found
+    """Return what is to be said of the networks of a seed: the searched one, DARTS_V2 if it is there, random ones."""
+    ours, *drawn = found
+    beside = [drawn.pop(0)] if drawn[0].network.name == "darts_v2" else []
     others = [o.test_miou for o in drawn if o.network.name.startswith("random")]
     wide = [o.test_miou for o in drawn if o.network.scale == ours.network.scale]
     as_wide = {"random": wide, **standing(ours.test_miou, wide)} if len(wide) > 1 else None
     return {
         "ours": ours.test_miou,
-        "darts_v2": published.test_miou,
+        "darts_v2": [{**standing(o.test_miou, others), "miou": o.test_miou, "measured_apart": o.apart} for o in beside],
         "random": others,
         **standing(ours.test_miou, others),
-        "darts_v2_standing": standing(published.test_miou, others),
         "as_wide": as_wide,
         "random_measured_apart_most": max(abs(o.apart) for o in drawn),
-        "darts_v2_measured_apart": published.apart,
         # Whether what the search found probable is what trains well, over all that were trained.
         "score_against_test_miou": float(spearmanr([o.score for o in found], [o.test_miou for o in found])[0]),
         "networks": [
@@ -508,9 +527,9 @@ def show(found: Mapping[str, Any]) -> None:
     s = found["search"]
     print(
         f"random {found['mean']:.4f} +- {found['std']:.4f}; searched {found['ours']:.4f}, rank {found['rank']} of "
-        f"{len(found['random']) + 1}, z {found['z']:+.2f}; DARTS_V2 {found['darts_v2']:.4f}, "
-        f"z {found['darts_v2_standing']['z']:+.2f}\n"
-        f"random ones as wide as the searched: {_as_wide(found['as_wide'])}\n"
+        f"{len(found['random']) + 1}, z {found['z']:+.2f}"
+        + "".join(f"; DARTS_V2 {d['miou']:.4f}, z {d['z']:+.2f}" for d in found["darts_v2"])
+        + f"\nrandom ones as wide as the searched: {_as_wide(found['as_wide'])}\n"
         f"search: entropy {s['entropy']:.3f}, margins mean {s['margin_mean']:.3f} median {s['margin_median']:.3f}, "
         f"{s['coin_tosses']} coin tosses and {s['flips']} flips of {s['decisions']}, "
         f"discretisation gap {s['discretisation'].get('gap', float('nan')):+.3f}; "
@@ -524,8 +543,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR", help="a folder in CamVid's layout")
     parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
+    parser.add_argument("--space", choices=SPACES, default="darts", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search, draw and training (0 1)")
-    parser.add_argument("--fps", type=float, help="the budget (DARTS_V2 at the widest width, and the table's error)")
+    parser.add_argument("--fps", type=float, help="the budget (see `compare`)")
     parser.add_argument("--random", type=int, default=8, help="random networks to train, a seed (%(default)s)")
     parser.add_argument("--measured", type=int, default=16, help="to measure, of which these are (%(default)s)")
     parser.add_argument("--again", type=int, default=4, help="trainings of one network with other seeds (%(default)s)")
@@ -539,7 +559,7 @@ def main() -> None:
     start_s = time.monotonic()
     torch.set_num_threads(1)  # small tensors; and the same sums on any machine
     args.data = str(Path(args.data).resolve())
-    made = small(args.search_steps, args.train_steps, args.batch)
+    made = small(args.space, args.search_steps, args.train_steps, args.batch)
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.chdir(args.folder):
@@ -548,7 +568,9 @@ def main() -> None:
         sys.exit(f"against_random: {e}")
     if not found:
         sys.exit("against_random: time was up before there was anything to compare; give the same command again")
-    over = {name: together([(f[name], f["random"]) for f in found]) for name in ("ours", "darts_v2")}
+    over = {"ours": together([(f["ours"], f["random"]) for f in found])}
+    if all(f["darts_v2"] for f in found):
+        over["darts_v2"] = together([(f["darts_v2"][0]["miou"], f["random"]) for f in found])
     if all(f["as_wide"] for f in found):
         over["ours_as_wide"] = together([(f["ours"], f["as_wide"]["random"]) for f in found])
     for name, said in over.items():
@@ -575,7 +597,8 @@ def main() -> None:
         "table_on_derived": latency.report.get("derived"),
         "size": SIZE,
         "crop": CROP,
-        "cells": CELLS,
+        "space": args.space,
+        "cells": made.space.scale.cells,
         "widths": WIDTHS,
         "search_steps": args.search_steps,
         "train_steps": args.train_steps,
