@@ -203,7 +203,7 @@ class SpaceContract:
         image = torch.randn(2, 3, *space.scale.size, dtype=torch.float64)
         for arch in archs:
             alone = space.build(arch, form="search").double().eval()
-            alone.load_state_dict({k: v for k, v in net.state_dict().items() if k in alone.state_dict()})
+            take_weights(alone, net)
             probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
             with torch.no_grad():
                 torch.testing.assert_close(net(image, probs), alone(image), rtol=1e-9, atol=1e-9)
@@ -215,7 +215,7 @@ class SpaceContract:
         partial = Architecture.of(space.name, {d.name: str(archs[0].get(d.name)) for d in first.decisions})
         net = space.build(partial, form="search").eval()
         whole = space.build(form="search").eval()
-        net.load_state_dict({k: v for k, v in whole.state_dict().items() if k in net.state_dict()})
+        take_weights(net, whole)
         image = torch.randn(1, 3, *space.scale.size)
         one_hot = Literals(space.groups).matrices(partial)
         with torch.no_grad():
@@ -582,6 +582,12 @@ class TableContract:
             got = re.escape(repr(json.loads(schema)))
             with pytest.raises(HwnasError, match=rf"t\.json: .* schema 4 was expected, got {got}; measure"):
                 LatencyTable.load(path)
+
+
+def take_weights(net: nn.Module, of: nn.Module) -> None:
+    """Give a network the weights of another that has all of its own."""
+    weights = of.state_dict()
+    net.load_state_dict({k: weights[k] for k in net.state_dict()})
 
 
 def _stir(net: nn.Module) -> None:

@@ -39,7 +39,7 @@ from hwnas.spaces.trellis import (
 )
 from hwnas.verbs.pricing import Network, find_network, price_network
 
-from .contracts import SpaceContract, random_probs, roofline_table
+from .contracts import SpaceContract, random_probs, roofline_table, take_weights
 
 SMALL = TrellisSpace(
     Scale(2, 4, (33, 49)),
@@ -314,7 +314,7 @@ class TestWeighting:
         space = replace(TINY, weighting="path")
         arch = space.architecture(path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
         net, fixed = space.build().train(), space.build(arch).train()
-        fixed.load_state_dict({k: v for k, v in net.state_dict().items() if k in fixed.state_dict()})
+        take_weights(fixed, net)
         probs = Literals(space.groups).matrices(arch)
         for row, decision in zip(probs["path"], space.groups[1].decisions, strict=True):
             if arch.get(decision.name) == "none":
