@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import highspy
 import numpy as np
@@ -35,9 +35,10 @@ class Rows:
 
     def and_also(self, more: Rows) -> Rows:
         """Return these and further ones."""
-        matrix = vstack([self.matrix, more.matrix], format="csr")
-        return replace(
-            self, matrix=matrix, low=np.concatenate([self.low, more.low]), high=np.concatenate([self.high, more.high])
+        return Rows(
+            vstack([self.matrix, more.matrix], format="csr"),
+            np.concatenate([self.low, more.low]),
+            np.concatenate([self.high, more.high]),
         )
 
 
@@ -60,7 +61,7 @@ def minimise(cost: np.ndarray, upper: np.ndarray, whole: np.ndarray, rows: Rows)
     kind = highspy.HighsVarType
     lp.integrality_ = [kind.kInteger if w else kind.kContinuous for w in whole]
     with _silent():
-        solver = highspy.Highs()  # type: ignore[no-untyped-call]
+        solver = highspy.Highs()  # type: ignore[no-untyped-call]  # its __init__ has no annotations
         for name, value in {"output_flag": False, **OPTIONS}.items():
             assert solver.setOptionValue(name, value) == highspy.HighsStatus.kOk, f"HiGHS has no option {name}"
         solver.passModel(lp)

@@ -545,7 +545,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
     parser.add_argument("--space", choices=SPACES, default="darts", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search, draw and training (0 1)")
-    parser.add_argument("--fps", type=float, help="the budget (see `compare`)")
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="the budget (what DARTS_V2, or else a random network, takes at the widest width, and the table's error)",
+    )
     parser.add_argument("--random", type=int, default=8, help="random networks to train, a seed (%(default)s)")
     parser.add_argument("--measured", type=int, default=16, help="to measure, of which these are (%(default)s)")
     parser.add_argument("--again", type=int, default=4, help="trainings of one network with other seeds (%(default)s)")
