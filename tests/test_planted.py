@@ -154,7 +154,7 @@ class TestTrellis:
     """The same for the space of Auto-DeepLab."""
 
     @pytest.mark.parametrize("name", trellis.KINDS)
-    def test_labels_compare_fields(self, name: str) -> None:
+    def test_a_label_is_the_parity_of_the_fields_beside_it(self, name: str) -> None:
         kind = trellis.KINDS[name]
         data, again = (trellis.Boards(kind, 5, 20) for _ in range(2))
         side = 4 << kind.level
@@ -163,10 +163,10 @@ class TestTrellis:
             fields = data[i].image[::side, ::side, 0] // 255
             labels = data[i].label[::side, ::side]
             assert np.array_equal(data[i].label, labels.repeat(side, axis=0).repeat(side, axis=1))
-            beside = np.roll(fields, -kind.lag if data.side else kind.lag, axis=1)
+            beside = [np.roll(fields, -lag if data.side else lag, axis=1) for lag in kind.lags]
             told = labels != trellis.IGNORE_LABEL
-            assert told.sum() == fields.size - kind.lag * len(fields)
-            assert np.array_equal(labels[told], (fields ^ (beside if kind.lag else 0))[told])
+            assert told.sum() == fields.size - max(kind.lags) * len(fields)
+            assert np.array_equal(labels[told], (sum(beside) % 2)[told])
 
     def test_the_table_prices_networks_as_it_is_said(self) -> None:
         space, rng = trellis.space_of(), np.random.default_rng(0)

@@ -5,7 +5,8 @@ as what it derived, at any width of the table; of DARTS cells DARTS_V2 too, at t
 more than 5 % slower (what Auto-DeepLab published has twice the layers of what is searched here). All are measured in
 one interleaved run. Of the random ones those that took nearest to as long as the searched one are trained, as are the
 searched one and DARTS_V2: the same steps, batches and seed, at the recipe's size. Then the mIoU of each on the test
-split, and where the searched one stands among the random ones.
+split, and where the searched one stands among the random ones. With ``--validate`` the searched one is then exported
+and validated as `hwnas validate` does it, beside its prediction.
 
 Width is not searched: the derivation takes the widest that the budget allows, and networks drawn at random are mostly
 narrower where the budget is tight. So more are drawn in the same way at the searched network's own width, until there
@@ -38,11 +39,11 @@ from scipy.stats import spearmanr
 from hwnas import recipes
 from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
-from hwnas.files import read_json
+from hwnas.files import read_json, write_atomic
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
 from hwnas.profile import Calibration, PlanWriter
-from hwnas.recipes.base import Recipe, recipe
+from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.device import device_name
 from hwnas.runtime.journal import Journal
@@ -61,6 +62,7 @@ from hwnas.verbs.common import read_split
 from hwnas.verbs.deriving import Wishes, open_contest
 from hwnas.verbs.profiling import profile
 from hwnas.verbs.searching import run_search
+from hwnas.verbs.shipping import run_export, run_validate
 
 SIZE = (120, 160)  # (height, width)
 CROP = (96, 128)
@@ -196,13 +198,7 @@ def small(space: str, search_steps: int, train_steps: int, batch: int) -> Recipe
         train=replace(base.train, steps=train_steps, batch=batch, crop=CROP, evaluate_every=max(1, train_steps // 4)),
         calibration=Calibration(isolated=False),
     )
-
-    def make() -> Recipe:
-        return made
-
-    make.__name__ = name.replace("-", "_")
-    recipe(make)
-    return made
+    return recipes.add(made)
 
 
 def open_search(made: Recipe, seed: int, data: str, path: Path, budget_ms: float) -> Run:
@@ -310,6 +306,11 @@ def measure(networks: Sequence[Network], space: SearchSpace, latency: LatencyTab
     return out
 
 
+def trained(network: Network, seed: int) -> Path:
+    """Return the folder of a training."""
+    return Path("trained") / f"seed{seed}" / network.key.rpartition("/")[2]
+
+
 class Trainer:
     """Trains networks alike, and keeps what came out in a journal."""
 
@@ -332,7 +333,7 @@ class Trainer:
 
     def _run(self, network: Network, seed: int, title: str) -> dict[str, Any]:
         start_s = time.monotonic()
-        folder = Path("trained") / f"seed{seed}" / network.key.rpartition("/")[2]
+        folder = trained(network, seed)
         folder.mkdir(parents=True, exist_ok=True)
         config = replace(self._made.train, seed=seed)
         training = Training(self._made.space.at(network.scale), network.arch, config, self._train)
@@ -350,6 +351,19 @@ class Trainer:
         }
         self._journal.append(record)
         return record
+
+
+def prove(run: Run, weights: Path) -> dict[str, Any]:
+    """Export the searched network as it was trained, validate it, and return what the report says."""
+    own = run.folder / "train" / "model.safetensors"
+    if not own.exists():
+        write_atomic(own, weights.read_bytes())
+    with run.locked():
+        run_export(run, "labels")
+        run_validate(run, None, foreign=False, again=False)
+    report = read_json(run.folder / "report.json", "a report")
+    keys = ("predicted_ms", "measured_ms", "error", "budget_ms", "met", "doubtful", "test_miou", "torch_miou")
+    return {k: report[k] for k in keys}
 
 
 def told(run: Run) -> dict[str, Any]:
@@ -470,8 +484,14 @@ def compare(
         print(f"{title}: val {val:.4f}, test {test:.4f}", flush=True)
     if len(found) < len(ahead) + 2:
         return None
-    left_out = len(chosen) - len(found)
-    return {"seed": seed, "budget_ms": budget_ms, "left_out": left_out, **figures(found), "search": told(run)}
+    return {
+        "seed": seed,
+        "budget_ms": budget_ms,
+        "left_out": len(chosen) - len(found),
+        **figures(found),
+        "search": told(run),
+        "proof": prove(run, trained(ours, seed) / "model.safetensors") if args.validate else None,
+    }
 
 
 def nearest(ours: Network, drawn: Sequence[Network], took: Mapping[str, float], n: int) -> list[Network]:
@@ -536,6 +556,14 @@ def show(found: Mapping[str, Any]) -> None:
         f"rank correlation of score and test mIoU {found['score_against_test_miou']:+.2f}\n{s['genotype']}",
         flush=True,
     )
+    if found["proof"]:
+        p = found["proof"]
+        print(
+            f"searched, exported and validated: predicted {p['predicted_ms']:.4g} ms ({p['error']:+.1%}), "
+            f"measured {p['measured_ms']:.4g} ms, budget {p['budget_ms']:.4g} ms {'met' if p['met'] else 'missed'}, "
+            f"test mIoU {p['test_miou']:.4f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -556,6 +584,7 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, default=700, help="(%(default)s)")
     parser.add_argument("--train-steps", type=int, default=700, help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="of the trainings (%(default)s)")
+    parser.add_argument("--validate", action="store_true", help="export and validate the searched networks at the end")
     parser.add_argument("--minutes", type=float, default=45.0, help="begin no training after that (%(default)s)")
     args = parser.parse_args()
     if not 2 <= args.random <= args.measured:

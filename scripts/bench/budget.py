@@ -35,7 +35,7 @@ import numpy as np
 from hwnas import recipes
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency import LatencyTable
-from hwnas.recipes.base import Recipe, recipe
+from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.device import device_name
 from hwnas.search.front import pareto_front
@@ -88,13 +88,7 @@ def bench_recipe(base: str, steps: int, widths: Sequence[int] | None) -> Recipe:
     name = f"{base}-budget"
     search = replace(made.search, steps=steps, warmup=min(made.search.warmup, steps // 5))
     made = replace(made, name=name, search=search, widths=tuple(widths or made.widths))
-
-    def make() -> Recipe:
-        return made
-
-    make.__name__ = name.replace("-", "_")
-    recipe(make)
-    return made
+    return recipes.add(made)
 
 
 def open_source(made: Recipe, seed: int, path: Path, budget_ms: float | None) -> Run:

@@ -2,8 +2,8 @@
 
 An image is a board of black and white fields, and each field has a label. What a network needs follows from that:
 
-    far     fields of 8 pixels; the label tells whether a field is like the one 4 fields beside it
-    pair    fields of 16 pixels; whether it is like the one 2 fields beside it
+    far     fields of 8 pixels; the label is the colour of the field 4 fields beside it
+    pair    fields of 16 pixels; whether a field is like the one 2 fields beside it
     own     fields of 8 pixels; its own colour
 
 All fields are fair coins, so to guess tells half of them; what the head pools over the image tells some more. Fields of
@@ -72,13 +72,13 @@ class Kind:
 
     Attributes:
         level: Whose stride is the side of a field.
-        lag: How many fields apart those are that are compared; 0 for a label that is the colour.
+        lags: How many fields beside it those are of which a label is the parity; 0 is its own.
         path: Levels of the layers.
         cell: Ops of the edges from H^{l-2} and from H^{l-1}.
     """
 
     level: int
-    lag: int
+    lags: tuple[int, ...]
     path: Path
     cell: tuple[str, str]
 
@@ -89,9 +89,9 @@ class Kind:
 
 ATROUS, SKIP = "atrous_conv_3x3", "skip_connect"
 KINDS: Mapping[str, Kind] = {
-    "far": Kind(1, 4, (1, 2, 1), (ATROUS, ATROUS)),
-    "pair": Kind(2, 2, (1, 2, 2), (SKIP, ATROUS)),
-    "own": Kind(1, 0, (1, 2, 1), (SKIP, SKIP)),
+    "far": Kind(1, (4,), (1, 2, 1), (ATROUS, ATROUS)),
+    "pair": Kind(2, (0, 2), (1, 2, 2), (SKIP, ATROUS)),
+    "own": Kind(1, (0,), (1, 2, 1), (SKIP, SKIP)),
 }
 
 
@@ -136,7 +136,7 @@ class Boards:
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, kind: Kind, seed: int, length: int) -> None:
-        """Name the images; the seed says too on which side the other field of a pair is."""
+        """Name the images; the seed says too on which side of a field the others are."""
         self.name, self.kind, self.seed, self.length = "planted/train", kind, seed, length
         self.side = int(np.random.default_rng(seed).integers(2))
         self.classes = ClassList(("0", "1"), ((0, 0, 0),) * 2)
@@ -154,14 +154,13 @@ class Boards:
 
     def _draw(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, index])
-        side, lag = 4 << self.kind.level, self.kind.lag
-        fields = rng.integers(2, size=(SIZE[0] // side, SIZE[1] // side), dtype=np.uint8)
-        labels = fields
-        if lag:
-            labels = np.full_like(fields, IGNORE_LABEL)
-            labels[:, lag:] = fields[:, lag:] ^ fields[:, :-lag]
-            if self.side:
-                labels = np.roll(labels, -lag, axis=1)
+        side, reach = 4 << self.kind.level, max(self.kind.lags)
+        rows, columns = SIZE[0] // side, SIZE[1] // side
+        fields = rng.integers(2, size=(rows, columns), dtype=np.uint8)
+        labels = np.full_like(fields, IGNORE_LABEL)
+        labels[:, reach:] = np.bitwise_xor.reduce([fields[:, reach - g : columns - g] for g in self.kind.lags])
+        if self.side:
+            fields, labels = fields[:, ::-1], labels[:, ::-1]
         pixels, label = (a.repeat(side, axis=0).repeat(side, axis=1) for a in (fields, labels))
         return Sample(np.repeat(255 * pixels[:, :, None], 3, axis=2), label, str(index))
 

@@ -1,0 +1,134 @@
+"""The published Auto-DeepLab, from a latency table of its space to its proof: whether it takes as long as predicted.
+
+Makes a table of the recipe `autodeeplab` at one size and one width: all ops of the space, and a few random networks to
+correct their sum. The published network is then what the run has derived; it is trained for one step, as time depends
+on shapes alone, exported, and validated as with `hwnas validate`. Everything is kept in ``runs/`` of ``--folder``, and
+the same command goes on where it was stopped. Prints a table and, as its last line, one JSON object.
+
+Nothing else may run on the machine meanwhile. With F=20 at 513x513 it takes half an hour on one core.
+
+example: python scripts/bench/published.py --filters 20 --size 513 513 --folder /tmp/published
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hwnas import recipes
+from hwnas.errors import HwnasError
+from hwnas.files import read_json
+from hwnas.latency import LatencyTable
+from hwnas.profile import Calibration
+from hwnas.recipes import Recipe
+from hwnas.run import Derived, Run
+from hwnas.runtime.bundle import Bundle
+from hwnas.runtime.device import device_name
+from hwnas.runtime.measure import StopRule
+from hwnas.search.widths import price
+from hwnas.spaces.trellis import TrellisSpace
+from hwnas.train import TrainConfig
+from hwnas.ui import table
+from hwnas.verbs.profiling import profile
+from hwnas.verbs.shipping import run_export, run_train, run_validate
+
+
+def paper(filters: int, size: tuple[int, int], networks: int, visits: int) -> Recipe:
+    """Return `autodeeplab` at one width and size, measured in few visits, known to the verbs.
+
+    Args:
+        filters: F of the networks: 20, 32 and 48 are S, M and L.
+        size: (height, width) of the images.
+        networks: Random ones to measure; three of five to fit the correction on, the rest to test it on.
+        visits: Least to each entry; each is eight runs.
+    """
+    base = recipes.get("autodeeplab")
+    fit = networks * 3 // 5
+    return recipes.add(
+        replace(
+            base,
+            name=f"autodeeplab-{filters}-{size[0]}x{size[1]}",
+            space=base.space.at(replace(base.space.scale, channels=filters, size=size)),
+            widths=(filters,),
+            train=TrainConfig(steps=1, batch=2, crop=(129, 129)),
+            data="synthetic",
+            calibration=Calibration(fit=fit, test=networks - fit, refit=0, derived=0, isolated=False),
+            stop=StopRule(min_visits=visits, max_visits=2 * visits, min_s=0.0),
+        )
+    )
+
+
+def job(made: Recipe) -> Run:
+    """Do whatever of the job is not done yet: profile, hand over the published network, train, export, validate."""
+    run = Run(made.name)
+    run.ask(recipe=made.name)
+    with run.locked():
+        latency = profile(run, None, None, None)
+        if not (run.folder / "arch.json").exists():
+            space, (scale,) = made.space, made.scales()
+            assert isinstance(space, TrellisSpace)
+            (model,) = price(space, [scale], latency)
+            predicted_ms = model.predict_ms(space.published())
+            run.write_derived(Derived(space.published(), scale, predicted_ms, predicted_ms), {})
+        run_train(run)
+        run_export(run, "labels")
+        run_validate(run, None, foreign=False, again=False)
+    return run
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """Return what a finished run says of its network and of its table."""
+    report = read_json(run.folder / "report.json", "a report")
+    latency = LatencyTable.load(run.folder / "table.json")
+    keys = ("predicted_ms", "measured_ms", "error", "doubtful", "slowdown", "p50_ms", "threads")
+    return {
+        **{k: report[k] for k in keys},
+        "table": latency.report.get("predictors"),
+        "rows": len(latency.rows),
+        "not_ok": sum(r.status != "ok" for r in latency.rows.values()),
+        "conditions": latency.report["conditions"],
+        "parity": Bundle.load(run.folder / "deploy").parity,
+        "device": device_name(latency.where),
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--filters", type=int, default=20, help="F: 20 is S, 32 M, 48 L (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=[513, 513], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--networks", type=int, default=14, help="random ones in the table (%(default)s)")
+    parser.add_argument("--visits", type=int, default=12, help="least visits to each entry (%(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
+    args = parser.parse_args()
+    start_s = time.monotonic()
+    torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.chdir(args.folder):
+            found = figures(job(paper(args.filters, (args.size[0], args.size[1]), args.networks, args.visits)))
+    except HwnasError as e:
+        sys.exit(f"published: {e}")
+    table(
+        f"Auto-DeepLab F={args.filters}, {args.size[0]}x{args.size[1]}, {found['device']}",
+        ("", "ms"),
+        [[name, f"{found[key]:.1f}"] for name, key in (("predicted", "predicted_ms"), ("measured", "measured_ms"))],
+        numbers=True,
+    )
+    print(
+        f"predicted over measured, less one: {found['error']:+.1%}{', which is doubtful' if found['doubtful'] else ''}"
+    )
+    said = {"filters": args.filters, "size": args.size, "networks": args.networks, "visits": args.visits}
+    print(json.dumps({**said, **found, "seconds": round(time.monotonic() - start_s, 1)}, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
