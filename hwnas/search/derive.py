@@ -169,8 +169,8 @@ def reachable_fps(latency_ms: float) -> str:
 class Solver:
     """The exact derivation, by a mixed-integer program: see `Program`.
 
-    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide. They are asked where two literals are
-    worth the same; sums of values that all differ are not expected to be equal.
+    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide. They are asked where two literals of
+    one rule are worth the same; sums of values that all differ are not expected to be equal.
     """
 
     def __init__(
@@ -197,6 +197,7 @@ class Solver:
         self.literals = self.program.literals
         self._every_rule = tuple(rules)
         self._rules = {d: r for r in rules for d in r.decisions}
+        self._rivals = self._by_rule(groups)
 
     def solve(self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None) -> Solution:
         """Return the architecture of the highest score that meets the budget.
@@ -400,6 +401,16 @@ class Solver:
     def _is_drop(self, decision: str, option: str) -> bool:
         return decision in self._rules and option == self._rules[decision].none
 
+    def _by_rule(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Return the literals that can be kept, by their rule, else by their decision: who may be kept for another."""
+        out: dict[object, list[int]] = {}
+        for d in (d for g in groups for d in g.decisions):
+            for o in d.options:
+                if not self._is_drop(d.name, o) and o not in d.closed:
+                    of = self._rules[d.name].decisions if d.name in self._rules else d.name
+                    out.setdefault(of, []).append(self.literals.index[d.name, o])
+        return list(out.values())
+
     def _best(self, score: np.ndarray, p: np.ndarray, rows: list[Row]) -> Architecture | None:
         """Maximise the score, then break ties by the paper's order of literals within each rule."""
         cost = self._score_cost(score)
@@ -413,18 +424,13 @@ class Solver:
         return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first
 
     def _may_tie(self, cost: np.ndarray) -> bool:
-        """Tell whether two literals that can be kept are worth the same: to look for ties takes as long as the rest."""
-        kept = [c for (d, o), c in zip(self.literals.names, cost, strict=True) if not self._is_drop(d, o)]
-        return bool((np.diff(np.sort(kept)) <= TIE).any())
+        """Tell whether two rivals are worth the same: to look for ties takes as long as the rest."""
+        return any(bool((np.diff(np.sort(cost[members])) <= TIE).any()) for members in self._rivals)
 
     def _ranks(self, p: np.ndarray) -> np.ndarray:
-        """Return, for each literal, how many of its rule's (else its decision's) literals it beats; ties go first."""
+        """Return, for each literal, how many of its rivals it beats, and 1; of equal ones the first does."""
         out = np.zeros(len(p))
-        by_rule: dict[object, list[int]] = {}
-        for i, (d, o) in enumerate(self.literals.names):
-            if not self._is_drop(d, o):
-                by_rule.setdefault(self._rules[d].decisions if d in self._rules else d, []).append(i)
-        for members in by_rule.values():
+        for members in self._rivals:
             for rank, i in enumerate(sorted(members, key=lambda i: (p[i], -i))):
                 out[i] = rank + 1
         return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -14,14 +16,26 @@ from hwnas.gates import Row as GateRow
 from hwnas.latency.model import LatencyModel
 from hwnas.search.milp import Rows, minimise
 
-Row = tuple[dict[int, float], float, float]  # coefficients by variable, low, high
+Linear = dict[int, float]  # a linear function: coefficients by variable
+Row = tuple[Linear, float, float]  # with its low and high
 
 
-class Linear(Protocol):
+class Constraint(Protocol):
     """What is a set of linear constraints on literals: a `Rule`, a limit."""
 
     def rows(self) -> list[GateRow]:
         """Return the constraints."""
+
+
+def _add(to: Linear, what: Mapping[int, float], times: float = 1.0) -> None:
+    for i, c in what.items():
+        to[i] = to.get(i, 0.0) + times * c
+
+
+def _less(a: Linear, b: Linear) -> Linear:
+    out = dict(a)
+    _add(out, b, -1.0)
+    return out
 
 
 class Program:
@@ -37,7 +51,7 @@ class Program:
     """
 
     def __init__(
-        self, groups: Sequence[Group], rules: Sequence[Linear], space: str, models: Sequence[LatencyModel]
+        self, groups: Sequence[Group], rules: Sequence[Constraint], space: str, models: Sequence[LatencyModel]
     ) -> None:
         """Set up the variables and constraints.
 
@@ -56,21 +70,19 @@ class Program:
             self._rows.append(({self.literals.index[x]: 1.0 for x in answers}, 1.0, 1.0))
         for r in [r for rule in rules for r in rule.rows()]:
             self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
-        self._clauses: dict[Clause, dict[int, float]] = {}
-        self._gates: dict[Gate, dict[int, float]] = {}
-        self._walks: dict[Walk, dict[int, float]] = {}
-        self._counts: dict[Walks, tuple[dict[int, float], float]] = {}  # and their largest values
-        self._bounds = [1.0] * self.size
-        rows = list(self._rows)
+        self._whole = list(range(self.size))  # gates follow from literals
+        self._clauses: dict[Clause, Linear] = {}
+        self._gates: dict[Gate, Linear] = {}
+        self._walks: dict[Walk, Linear] = {}
+        self._counts: dict[Walks, Linear] = {}
+        self._levels: dict[Walks, list[int]] = {}
         if any(len(walk) > 1 for m in models for g in m.gates for walk, _ in g.walks):
-            self._flows(rows)
-        self._count_walks(dict.fromkeys(g.walks for m in models for g in m.gates if g.walks))
-        self._products: dict[tuple[Walks, tuple[tuple[int, float], ...]], dict[int, float]] = {}
+            self._flows(list(self._rows))
         self.prices = [self._price(m) for m in models]
-        self.worst = self._variable(np.inf)
+        self.worst = self._variable()
         self._stack = self._stacked(self._rows)
-        self._whole = np.arange(self.size) < len(self.literals)  # gates follow from literals
-        self._upper = np.array(self._bounds)
+        self._upper = np.ones(self.size)
+        self._upper[self.worst] = np.inf
 
     def architecture(self, cost: np.ndarray, extra: Sequence[Row] = ()) -> Architecture | None:
         """Return the architecture of the lowest linear cost; None if nothing is feasible.
@@ -88,102 +100,121 @@ class Program:
     def values(self, cost: np.ndarray, extra: Sequence[Row]) -> np.ndarray | None:
         """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
         rows = self._stack.and_also(self._stacked(extra)) if extra else self._stack
-        return minimise(cost, self._upper, self._whole, rows)
+        return minimise(cost, self._upper, np.isin(np.arange(self.size), self._whole), rows)
 
-    def _price(self, model: LatencyModel) -> tuple[dict[int, float], float]:
+    def _price(self, model: LatencyModel) -> tuple[Linear, float]:
         """Return latency as a linear function of the variables: coefficients and constant."""
-        row: dict[int, float] = {}
+        row: Linear = {}
         constant = model.base_ms
+        of_one: dict[Walks, Linear] = {}  # what each of a count costs
         for gate, ms in zip(model.gates, model.gate_ms, strict=True):
-            if not gate.clauses and not gate.walks:
+            counted = self._count(gate.walks) if gate.walks else {}
+            if gate.clauses:
+                _add(of_one.setdefault(gate.walks, {}) if gate.walks else row, self._holds(gate), float(ms))
+            elif gate.walks:
+                _add(row, counted, float(ms))
+            else:
                 constant += float(ms)
-                continue
-            if gate not in self._gates:
-                self._gates[gate] = self._gate(gate)
-            for i, c in self._gates[gate].items():
-                row[i] = row.get(i, 0.0) + c * float(ms)
+        # All that costs are linear functions of is there by now, so that one matrix will do.
+        stack = self._stacked(self._rows)
+        products = [self._product(walks, cost, stack) for walks, cost in of_one.items()]
+        for product in products:
+            _add(row, product)
         return row, constant
 
-    def _variable(self, most: float = 1.0) -> int:
+    def _variable(self) -> int:
         self.size += 1
-        self._bounds.append(most)
         return self.size - 1
 
-    def _count_walks(self, every: Iterable[Walks]) -> None:
-        """Give counts of walks their linear expressions, and bounds: a product with a count needs a tight one."""
-        for walks in every:
-            total: dict[int, float] = {}
+    def _holds(self, gate: Gate) -> Linear:
+        """Return "all clauses of a gate hold" as a linear expression."""
+        key = Gate(gate.clauses)
+        if key not in self._gates:
+            clauses = sorted(gate.clauses, key=sorted)
+            self._gates[key] = self._clause(clauses[0]) if len(clauses) == 1 else self._all_clauses(clauses)
+        return self._gates[key]
+
+    def _count(self, walks: Walks) -> Linear:
+        """Return how often some walks count as a linear expression."""
+        if walks not in self._counts:
+            total: Linear = {}
             for walk, n in sorted(walks):
-                for i, c in self._walk(walk).items():
-                    total[i] = total.get(i, 0.0) + n * c
-            self._counts[walks] = {i: c for i, c in total.items() if c}, 0.0
-        if not self._counts:
-            return
-        rows, upper, whole = self._stacked(self._rows), np.ones(self.size), np.zeros(self.size, bool)
-        for walks, (counted, _) in self._counts.items():
-            cost = np.zeros(self.size)
-            cost[list(counted)] = [-c for c in counted.values()]
-            values = minimise(cost, upper, whole, rows)
-            assert values is not None, "there is a path"
-            self._counts[walks] = counted, float(np.floor(-cost @ values + 1e-6))
+                _add(total, self._walk(walk), n)
+            self._counts[walks] = {i: c for i, c in total.items() if c}
+        return self._counts[walks]
 
-    def _gate(self, gate: Gate) -> dict[int, float]:
-        """Return how often a gate is open as a linear expression."""
-        clauses = sorted(gate.clauses, key=sorted)
-        holds = self._clause(clauses[0]) if len(clauses) == 1 else self._all_clauses(clauses) if clauses else {}
-        if not gate.walks:
-            return holds
-        return self._product(gate.walks, holds) if holds else self._counts[gate.walks][0]
+    def _product(self, walks: Walks, cost: Linear, stack: Rows) -> Linear:
+        """Return a count times what each costs: that, added up over what the count has reached.
 
-    def _product(self, walks: Walks, holds: dict[int, float]) -> dict[int, float]:
-        """Return a count of walks where an expression is 1, and 0 where it is 0."""
-        key = walks, tuple(sorted(holds.items()))
-        if key in self._products:
-            return self._products[key]
-        counted, most = self._counts[walks]
-        y = self._variable(most)
-        self._rows.append(({y: 1.0, **{i: -most * c for i, c in holds.items()}}, -np.inf, 0.0))  # y <= most * holds
-        self._rows.append(({y: 1.0, **{i: -c for i, c in counted.items()}}, -np.inf, 0.0))  # y <= counted
-        both = {y: 1.0, **{i: -c for i, c in counted.items()}}
-        for i, c in holds.items():
-            both[i] = both.get(i, 0.0) - most * c
-        self._rows.append((both, -most, np.inf))  # y >= counted - most * (1 - holds)
-        self._products[key] = {y: 1.0}
-        return self._products[key]
+        So there is one product for each number that a count can reach, and not one for each gate that is counted.
+        """
+        low, high = self._range(cost, stack)
+        out: Linear = {}
+        _add(out, self._count(walks), low)
+        if high <= low:
+            return out
+        least, share = low / (high - low), {i: c / (high - low) for i, c in cost.items()}
+        for reached in self._reached(walks, stack):
+            y = self._variable()  # where the number is reached: where the cost is between its lowest, 0, and highest, 1
+            self._rows.append(({y: 1.0, reached: -1.0}, -np.inf, 0.0))
+            self._rows.append((_less({y: 1.0}, share), -np.inf, -least))
+            self._rows.append((_less({y: 1.0, reached: -1.0}, share), -least - 1.0, np.inf))
+            out[y] = high - low
+        return out
+
+    def _reached(self, walks: Walks, stack: Rows) -> list[int]:
+        """Return variables that are 1 where a count is at least 1, where it is at least 2, and so on."""
+        if walks not in self._levels:
+            _, most = self._range(self._count(walks), stack)
+            new = [self._variable() for _ in range(math.floor(most + 1e-6))]
+            self._whole += new
+            self._rows += [({i: 1.0, j: -1.0}, 0.0, np.inf) for i, j in pairwise(new)]
+            self._rows.append((_less(dict.fromkeys(new, 1.0), self._count(walks)), 0.0, 0.0))
+            self._levels[walks] = new
+        return self._levels[walks]
+
+    def _range(self, expression: Linear, stack: Rows) -> tuple[float, float]:
+        """Return the least and the greatest value of an expression, as far as fractions tell."""
+        n = stack.matrix.shape[1]
+        cost = np.zeros(n)
+        cost[list(expression)] = list(expression.values())
+        low, high = (minimise(sign * cost, np.ones(n), np.zeros(n, bool), stack) for sign in (1, -1))
+        assert low is not None and high is not None, "there is an architecture"
+        return float(cost @ low), float(cost @ high)
 
     def _flows(self, conserved: Sequence[Row]) -> None:
-        """Say of walks through a place that each step into it goes on by one of the steps from there, and the reverse.
+        """Set up walks of two steps: each step into a place goes on by one of the steps from there, and the reverse.
 
-        It follows from the rest where variables are whole numbers. Where they are not yet, a walk of two steps that
-        are half taken might not be taken at all, and the solver has to try out what it could have known.
+        The steps from a place are answers to one decision, so that at most one is taken.
         """
         for row, low, high in conserved:
             into, out = ([i for i, c in row.items() if c == sign] for sign in (-1.0, 1.0))
             if low == high == 0 and into and out and len(into) + len(out) == len(row):
                 names = self.literals.names
-                walks = {(i, j): self._walk((names[i], names[j])) for i in into for j in out}
+                walks = {(i, j): self._variable() for i in into for j in out}
+                self._walks |= {(names[i], names[j]): {y: 1.0} for (i, j), y in walks.items()}
                 for i in (*into, *out):
-                    through = {k: c for pair, y in walks.items() if i in pair for k, c in y.items()}
+                    through = {y: 1.0 for pair, y in walks.items() if i in pair}
                     self._rows.append(({**through, i: -1.0}, 0.0, 0.0))
 
-    def _walk(self, walk: Walk) -> dict[int, float]:
+    def _walk(self, walk: Walk) -> Linear:
         """Return "all steps are taken" as a linear expression."""
         if walk not in self._walks:
             steps = [{self.literals.index[step]: 1.0} for step in walk]
             self._walks[walk] = steps[0] if len(steps) == 1 else self._all_of(steps)
         return self._walks[walk]
 
-    def _clause(self, clause: Clause) -> dict[int, float]:
+    def _clause(self, clause: Clause) -> Linear:
         """Return "at least one literal holds" as a linear expression; literals of one decision exclude each other."""
         if clause not in self._clauses:
-            by_decision: dict[str, dict[int, float]] = {}
+            by_decision: dict[str, Linear] = {}
             for d, o in sorted(clause):
                 by_decision.setdefault(d, {})[self.literals.index[d, o]] = 1.0
             parts = list(by_decision.values())
             self._clauses[clause] = parts[0] if len(parts) == 1 else self._any_of(parts)
         return self._clauses[clause]
 
-    def _all_clauses(self, clauses: Sequence[Clause]) -> dict[int, float]:
+    def _all_clauses(self, clauses: Sequence[Clause]) -> Linear:
         """Return "all clauses hold" as a linear expression.
 
         Where each is of one decision, that is 1 less "some decision is answered otherwise". Often there is a gate for
@@ -199,20 +230,20 @@ class Program:
             out[i] = out.get(i, 0.0) - c
         return {i: c for i, c in out.items() if c}
 
-    def _any_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
+    def _any_of(self, parts: list[Linear]) -> Linear:
         """Return "at least one part holds" as a linear expression."""
         y = self._variable()
-        every: dict[int, float] = {y: 1.0}
+        every: Linear = {y: 1.0}
         for part in parts:
             self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, 0.0, np.inf))  # y >= part
             every |= {i: -c for i, c in part.items()}
         self._rows.append((every, -np.inf, 0.0))  # y <= sum of parts
         return {y: 1.0}
 
-    def _all_of(self, parts: list[dict[int, float]]) -> dict[int, float]:
+    def _all_of(self, parts: list[Linear]) -> Linear:
         """Return "all parts hold" as a linear expression."""
         y = self._variable()
-        total: dict[int, float] = {y: 1.0}
+        total: Linear = {y: 1.0}
         for part in parts:
             self._rows.append(({y: 1.0, **{i: -c for i, c in part.items()}}, -np.inf, 0.0))  # y <= part
             for i, c in part.items():
