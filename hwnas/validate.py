@@ -22,7 +22,7 @@ from hwnas.profile import trace_entry
 from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import Measurement, StopRule
+from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, Measurement, StopRule
 from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
 from hwnas.runtime.results import Row, collect
 from hwnas.runtime.supervise import supervise
@@ -33,6 +33,7 @@ PICTURES = 4
 REFERENCES = 2
 CLOSE = 0.03  # the references may be so much slower than in the table before the machine counts as slow
 STOP = StopRule(min_visits=30, max_visits=100, min_s=6.0)
+LEAST_VISITS, LONG_S = 8, 240.0  # visits that take longer than that together are fewer, but never fewer than these
 SCOPES = {"network": "net", "with_copies": "copies", "application": "application"}  # and their roles in a plan
 IN_FILE = {
     "labels": "network with upsampling and argmax",
@@ -73,6 +74,13 @@ def references(plan: Path, table: LatencyTable) -> list[Reference]:
     return [Reference(e, checked_bytes(e, plan), took_ms[e.key]) for e in found[:REFERENCES]]
 
 
+def visits(expected_ms: float, entries: int) -> StopRule:
+    """Return how often each of some entries is visited if one run of each takes so long."""
+    round_s = entries * max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * expected_ms / 1e3)
+    least = min(STOP.min_visits, max(LEAST_VISITS, int(LONG_S / round_s)))
+    return replace(STOP, min_visits=least, max_visits=STOP.max_visits * least // STOP.min_visits)
+
+
 def measure_network(
     model: Path,
     trace: Trace,
@@ -81,6 +89,7 @@ def measure_network(
     beside: Sequence[Reference] = (),
     update: Update = ignore,
     scopes: Mapping[str, str] = SCOPES,
+    expected_ms: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Measurement], float | None]:
     """Measure an exported file in a process of its own: the network, with its copies, and as an application.
 
@@ -95,6 +104,7 @@ def measure_network(
         beside: Networks of a table of this engine.
         update: Told after each measurement.
         scopes: What is measured of it, some of `SCOPES`.
+        expected_ms: What the network may take; slow ones are visited less often, see `visits`.
 
     Returns:
         Provenance of the measurement, the measurement of each of `scopes`, and how much slower than in the table the
@@ -114,7 +124,8 @@ def measure_network(
         write_atomic(folder / name, r.content)
         entries.append(replace(r.entry, onnx=name))
     plan = write_plan(folder, entries, str(engine["precision"]))
-    start_s, stop = time.monotonic(), STOP
+    start_s, rule = time.monotonic(), visits(expected_ms, len(entries))
+    stop = rule
     while True:
         supervise(
             folder,
@@ -136,7 +147,7 @@ def measure_network(
             return where, measured, slowdown
         # What was measured so far stays in the results; as many visits again go on top.
         more = max(m.visits for m in (*measured.values(), *(m for _, m in found if m is not None)))
-        stop = replace(STOP, min_visits=more + STOP.min_visits, max_visits=more + STOP.max_visits)
+        stop = replace(rule, min_visits=more + rule.min_visits, max_visits=more + rule.max_visits)
 
 
 def _measured(row: Row, engine: Mapping[str, Any], model: Path) -> Measurement:

@@ -35,6 +35,17 @@ SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, head_channels=8)
 ENGINE = {"name": "fake", "threads": 1, "precision": "fp32"}
 
 
+def test_slow_networks_are_visited_less_often() -> None:
+    rules = [validate.visits(ms, 5) for ms in (0.0, 1.0, 10.0, 100.0, 1e3, 1e4)]
+    assert rules[0] == rules[1] == rules[2] == validate.STOP
+    for faster, slower in itertools.pairwise(rules):
+        assert slower.min_visits <= faster.min_visits
+        assert slower.max_visits <= faster.max_visits
+    assert rules[3].min_visits == validate.STOP.min_visits  # 30 times 4 seconds
+    assert rules[-2].min_visits == rules[-1].min_visits == validate.LEAST_VISITS
+    assert rules[-1].max_visits > rules[-1].min_visits
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")

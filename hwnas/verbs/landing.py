@@ -140,7 +140,9 @@ class Bench:
         content = model.SerializeToString(deterministic=True)
         path = self._folder / "network" / "model.onnx"
         write_atomic(path, content)
-        _, measured, slowdown = measure_network(path, trace, OUTPUT, engine, self._beside, update, NETWORK)
+        _, measured, slowdown = measure_network(
+            path, trace, OUTPUT, engine, self._beside, update, NETWORK, candidate.latency_ms or 0.0
+        )
         found = measured["network"]
         record = {
             "type": "network",
