@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in: lint, format, types, tests with coverage.
-# usage: scripts/test.sh [--full]      --full: slow tests too
+# usage: scripts/test.sh [--full]      --full: slow tests too, and published networks measured; some hours
 set -uo pipefail
 
 markers='not gpu and not slow'
@@ -39,6 +39,15 @@ phase types "$python" -m mypy
 phase types310 "$python" -m mypy --python-version 3.10 hwnas/runtime
 phase pycuda built
 phase tests "$python" -m pytest -q -n 2 --dist worksteal -m "$markers" --cov --cov-report=term
+
+if [ "$markers" = 'not gpu' ]; then # one after the other, with nothing beside them: they measure
+    measured=$(mktemp -d)
+    trap 'rm -rf "$building" "$measured"' EXIT
+    for filters in 20 32 48; do
+        phase "F=$filters" "$python" scripts/bench/published.py --filters "$filters" --networks 5 --visits 5 \
+            --require 5 --folder "$measured"
+    done
+fi
 
 printf '\n%s' "$summary"
 exit $failed

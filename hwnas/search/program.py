@@ -17,6 +17,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.search.milp import Rows, minimise
 
 Linear = dict[int, float]  # a linear function: coefficients by variable
+EQUAL = 1e-9  # relative; what differs by less is the same to a solver
 Row = tuple[Linear, float, float]  # with its low and high
 
 
@@ -72,7 +73,7 @@ class Program:
             self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
         self._whole = list(range(self.size))  # gates follow from literals
         self._clauses: dict[Clause, Linear] = {}
-        self._gates: dict[Gate, Linear] = {}
+        self._gates: dict[frozenset[Clause], Linear] = {}
         self._walks: dict[Walk, Linear] = {}
         self._counts: dict[Walks, Linear] = {}
         self._levels: dict[Walks, list[int]] = {}
@@ -117,9 +118,8 @@ class Program:
                 constant += float(ms)
         # All that costs are linear functions of is there by now, so that one matrix will do.
         stack = self._stacked(self._rows)
-        products = [self._product(walks, cost, stack) for walks, cost in of_one.items()]
-        for product in products:
-            _add(row, product)
+        for walks, cost in of_one.items():
+            _add(row, self._product(walks, cost, stack))
         return row, constant
 
     def _variable(self) -> int:
@@ -128,11 +128,10 @@ class Program:
 
     def _holds(self, gate: Gate) -> Linear:
         """Return "all clauses of a gate hold" as a linear expression."""
-        key = Gate(gate.clauses)
-        if key not in self._gates:
+        if gate.clauses not in self._gates:
             clauses = sorted(gate.clauses, key=sorted)
-            self._gates[key] = self._clause(clauses[0]) if len(clauses) == 1 else self._all_clauses(clauses)
-        return self._gates[key]
+            self._gates[gate.clauses] = self._clause(clauses[0]) if len(clauses) == 1 else self._all_clauses(clauses)
+        return self._gates[gate.clauses]
 
     def _count(self, walks: Walks) -> Linear:
         """Return how often some walks count as a linear expression."""
@@ -151,7 +150,7 @@ class Program:
         low, high = self._range(cost, stack)
         out: Linear = {}
         _add(out, self._count(walks), low)
-        if high <= low:
+        if high - low <= EQUAL * abs(high):
             return out
         least, share = low / (high - low), {i: c / (high - low) for i, c in cost.items()}
         for reached in self._reached(walks, stack):

@@ -40,6 +40,8 @@ from hwnas.ui import table
 from hwnas.verbs.profiling import profile
 from hwnas.verbs.shipping import run_export, run_train, run_validate
 
+ROOM = 1.05  # of the budget over the prediction: what predictions are held to
+
 
 def paper(filters: int, size: tuple[int, int], networks: int, visits: int) -> Recipe:
     """Return `autodeeplab` at one width and size, measured in few visits, known to the verbs.
@@ -77,7 +79,7 @@ def job(made: Recipe) -> Run:
             assert isinstance(space, TrellisSpace)
             (model,) = price(space, [scale], latency)
             predicted_ms = model.predict_ms(space.published())
-            run.write_derived(Derived(space.published(), scale, predicted_ms, predicted_ms), {})
+            run.write_derived(Derived(space.published(), scale, ROOM * predicted_ms, predicted_ms), {})
         run_train(run)
         run_export(run, "labels")
         run_validate(run, None, foreign=False, again=False)
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=14, help="random ones in the table (%(default)s)")
     parser.add_argument("--visits", type=int, default=12, help="least visits to each entry (%(default)s)")
     parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
+    parser.add_argument("--require", type=float, metavar="PERCENT", help="exit with 1 if they are further apart")
     args = parser.parse_args()
     start_s = time.monotonic()
     torch.set_num_threads(1)
@@ -128,6 +131,8 @@ def main() -> None:
     )
     said = {"filters": args.filters, "size": args.size, "networks": args.networks, "visits": args.visits}
     print(json.dumps({**said, **found, "seconds": round(time.monotonic() - start_s, 1)}, allow_nan=False))
+    if args.require is not None and not abs(found["error"]) <= args.require / 100:
+        sys.exit(f"published: predicted and measured are more than {args.require:g} % apart")
 
 
 if __name__ == "__main__":
