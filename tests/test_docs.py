@@ -223,5 +223,7 @@ def test_the_readme_names_every_verb_and_engine_and_no_others() -> None:
 
 def test_the_readme_names_every_recipe() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shipped = [n for n, make in base._RECIPES.items() if make.__module__.startswith("hwnas.")]
+    made_in = {n: make.__module__ for n, make in base._RECIPES.items()}
+    # What other tests add is made in the registry's own module, or in theirs.
+    shipped = [n for n, module in made_in.items() if module.startswith("hwnas.recipes.") and module != base.__name__]
     assert [n for n in shipped if f"`{n}`" not in text] == []
