@@ -22,7 +22,7 @@ from hwnas.profile import trace_entry
 from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, Measurement, StopRule
+from hwnas.runtime.measure import Measurement, StopRule, visit_s
 from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
 from hwnas.runtime.results import Row, collect
 from hwnas.runtime.supervise import supervise
@@ -76,7 +76,7 @@ def references(plan: Path, table: LatencyTable) -> list[Reference]:
 
 def visits(expected_ms: float, entries: int) -> StopRule:
     """Return how often each of some entries is visited if one run of each takes so long."""
-    round_s = entries * max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * expected_ms / 1e3)
+    round_s = entries * visit_s(expected_ms / 1e3)
     least = min(STOP.min_visits, max(LEAST_VISITS, int(LONG_S / round_s)))
     return replace(STOP, min_visits=least, max_visits=STOP.max_visits * least // STOP.min_visits)
 

@@ -111,6 +111,11 @@ class StopRule:
 DEFAULT_STOP = StopRule()
 
 
+def visit_s(run_s: float) -> float:
+    """Return how long a visit takes at least, where one run takes so long."""
+    return max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * run_s)
+
+
 def level(medians_ms: Sequence[float]) -> float:
     """Return the quiet level of some visits, at least one, in milliseconds."""
     ranked = sorted(medians_ms)

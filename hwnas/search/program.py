@@ -21,7 +21,7 @@ EQUAL = 1e-9  # relative; what differs by less is the same to a solver
 Row = tuple[Linear, float, float]  # with its low and high
 
 
-class Constraint(Protocol):
+class Restriction(Protocol):
     """What is a set of linear constraints on literals: a `Rule`, a limit."""
 
     def rows(self) -> list[GateRow]:
@@ -52,7 +52,7 @@ class Program:
     """
 
     def __init__(
-        self, groups: Sequence[Group], rules: Sequence[Constraint], space: str, models: Sequence[LatencyModel]
+        self, groups: Sequence[Group], rules: Sequence[Restriction], space: str, models: Sequence[LatencyModel]
     ) -> None:
         """Set up the variables and constraints.
 
@@ -71,7 +71,6 @@ class Program:
             self._rows.append(({self.literals.index[x]: 1.0 for x in answers}, 1.0, 1.0))
         for r in [r for rule in rules for r in rule.rows()]:
             self._rows.append(({self.literals.index[lit]: c for lit, c in r.coefficients.items()}, r.low, r.high))
-        self._whole = list(range(self.size))  # gates follow from literals
         self._clauses: dict[Clause, Linear] = {}
         self._gates: dict[frozenset[Clause], Linear] = {}
         self._walks: dict[Walk, Linear] = {}
@@ -84,6 +83,9 @@ class Program:
         self._stack = self._stacked(self._rows)
         self._upper = np.ones(self.size)
         self._upper[self.worst] = np.inf
+        self._whole = np.zeros(self.size, bool)
+        self._whole[: len(self.literals)] = True  # gates follow from literals
+        self._whole[[i for reached in self._levels.values() for i in reached]] = True
 
     def architecture(self, cost: np.ndarray, extra: Sequence[Row] = ()) -> Architecture | None:
         """Return the architecture of the lowest linear cost; None if nothing is feasible.
@@ -101,7 +103,7 @@ class Program:
     def values(self, cost: np.ndarray, extra: Sequence[Row]) -> np.ndarray | None:
         """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
         rows = self._stack.and_also(self._stacked(extra)) if extra else self._stack
-        return minimise(cost, self._upper, np.isin(np.arange(self.size), self._whole), rows)
+        return minimise(cost, self._upper, self._whole, rows)
 
     def _price(self, model: LatencyModel) -> tuple[Linear, float]:
         """Return latency as a linear function of the variables: coefficients and constant."""
@@ -109,7 +111,7 @@ class Program:
         constant = model.base_ms
         of_one: dict[Walks, Linear] = {}  # what each of a count costs
         for gate, ms in zip(model.gates, model.gate_ms, strict=True):
-            counted = self._count(gate.walks) if gate.walks else {}
+            counted = self._count(gate.walks)
             if gate.clauses:
                 _add(of_one.setdefault(gate.walks, {}) if gate.walks else row, self._holds(gate), float(ms))
             elif gate.walks:
@@ -166,7 +168,6 @@ class Program:
         if walks not in self._levels:
             _, most = self._range(self._count(walks), stack)
             new = [self._variable() for _ in range(math.floor(most + 1e-6))]
-            self._whole += new
             self._rows += [({i: 1.0, j: -1.0}, 0.0, np.inf) for i, j in pairwise(new)]
             self._rows.append((_less(dict.fromkeys(new, 1.0), self._count(walks)), 0.0, 0.0))
             self._levels[walks] = new

@@ -19,7 +19,7 @@ from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import REWARM_RUNS, SAMPLES, VISIT_S, StopRule
+from hwnas.runtime.measure import StopRule, visit_s
 from hwnas.runtime.plan import Entry, Plan, load_plan
 from hwnas.runtime.supervise import supervise
 from hwnas.ui import bar, console, summary, table
@@ -162,9 +162,9 @@ def forecast_minutes(plan: Plan, stop: StopRule, derived: Sequence[int] = (), lo
         derived: Networks that are derived and measured afterwards, each time for half the time at least.
         load_s: Time to load an entry, and to build it where that has to be done.
     """
-    visit_s = {e.key: max(VISIT_S, (REWARM_RUNS + SAMPLES[0]) * _run_s(e)) for e in plan.entries}
-    nets_s = [visit_s[e.key] for e in plan.entries if e.role == "net"]
-    total_s = load_s * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visit_s.values()))
+    visits_s = [visit_s(_run_s(e)) for e in plan.entries]
+    nets_s = [s for e, s in zip(plan.entries, visits_s, strict=True) if e.role == "net"]
+    total_s = load_s * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visits_s))
     for n in derived if nets_s else ():
         round_s = (n + ANCHORS) * sum(nets_s) / len(nets_s)
         total_s += load_s * (n + ANCHORS) + max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)

@@ -5,7 +5,7 @@ correct their sum. The published network is then what the run has derived; it is
 on shapes alone, exported, and validated as with `hwnas validate`. Everything is kept in ``runs/`` of ``--folder``, and
 the same command goes on where it was stopped. Prints a table and, as its last line, one JSON object.
 
-Nothing else may run on the machine meanwhile. With F=20 at 513x513 it takes half an hour on one core.
+Nothing else may run on the machine meanwhile. With F=20 at 513x513 it takes an hour on one core.
 
 example: python scripts/bench/published.py --filters 20 --size 513 513 --folder /tmp/published
 """
