@@ -18,7 +18,7 @@ from hwnas.files import sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
-from hwnas.profile import trace_entry
+from hwnas.profile import ops_of, trace_entry
 from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
@@ -61,17 +61,20 @@ class Reference:
 
 
 def references(plan: Path, table: LatencyTable) -> list[Reference]:
-    """Return the `REFERENCES` fastest networks of a table whose plan is still there, else none.
+    """Return the `REFERENCES` fastest networks of a table that are in a plan; none if that is not there.
+
+    A plan of another size or precision may call its networks the same: they are not those of the table.
 
     Raises:
         HwnasError: If the plan is there and damaged.
     """
     if not (plan / PLAN_FILE).exists():
         return []
-    took_ms = {n.key: n.latency_ms for n in table.nets}
-    found = [e for e in load_plan(plan).entries if e.key in took_ms]
-    found.sort(key=lambda e: took_ms[e.key])
-    return [Reference(e, checked_bytes(e, plan), took_ms[e.key]) for e in found[:REFERENCES]]
+    there = load_plan(plan)
+    planned = {e.key: e for e in there.entries if there.precision == table.where["engine"]["precision"]}
+    known = [n for n in table.nets if n.key in planned and ops_of(planned[n.key]) == n.ops]
+    fastest = sorted(known, key=lambda n: n.latency_ms)[:REFERENCES]
+    return [Reference(planned[n.key], checked_bytes(planned[n.key], plan), n.latency_ms) for n in fastest]
 
 
 def visits(expected_ms: float, entries: int) -> StopRule:

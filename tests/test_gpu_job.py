@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hwnas import recipes
 from hwnas.latency import LatencyTable
 from hwnas.runtime.__main__ import main as runtime
 from hwnas.runtime.bundle import Bundle, open_application
 from hwnas.runtime.kernels import preprocess, upsample_argmax
 from tests.fake_gpu import FakeGpu
-from tests.verbs import RECIPE, done, hwnas
+from tests.verbs import RECIPE as TINY
+from tests.verbs import done, hwnas
+
+RECIPE = "darts-tiny-8"  # of one width, as three engines are built of everything
 
 
 def read(path: str) -> Any:
@@ -24,8 +29,9 @@ def read(path: str) -> Any:
 
 @pytest.fixture
 def job(gpu: FakeGpu, tensorrt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with darts-tiny profiled, searched and trained for TensorRT in float16."""
+    """The current folder, with darts-tiny at one width profiled, searched and trained for TensorRT in float16."""
     monkeypatch.chdir(tmp_path)
+    recipes.add(replace(recipes.get(TINY), name=RECIPE, widths=(8,)))
     done("profile", RECIPE, "--engine", "tensorrt", "--precision", "fp16")
     done("search", RECIPE)
     done("train", RECIPE)

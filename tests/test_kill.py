@@ -264,7 +264,7 @@ class Killer:
         if self._rng.random() < 0.25:
             self._sleep(process, lambda: False, float(self._rng.uniform(0, self._whole.start_s)))
         else:
-            target = self._length() + self._rng.exponential(self._size / self._kills)
+            target = self._length() + self._rng.exponential(2 * self._size / self._kills)  # through more than one run
             self._sleep(process, lambda: self._length() >= target, 120)
             self._sleep(process, lambda: False, float(self._rng.uniform(0, 0.002)))
         return process.poll() is None

@@ -21,6 +21,7 @@ from hwnas.run import Run
 from hwnas.runtime.journal import read_journal
 from hwnas.search.landing import CLOSE, FAST, LANDED, OVER, Goal, Landing, Latency, Network, Round, land, step_up
 from hwnas.search.widths import Contest
+from hwnas.validate import references
 from hwnas.verbs import landing as verb
 from hwnas.verbs.deriving import Wishes, open_contest
 from tests.verbs import RECIPE, done, hwnas
@@ -291,7 +292,8 @@ def contest_of(searched: Path) -> Contest:
 def landed(searched: Path, folder: Path) -> dict[str, Any]:
     """Land on a budget in the middle; what ``arch.json`` would say of it."""
     latency, contest = LatencyTable.load(searched / "table.json"), contest_of(searched)
-    chosen, said = verb.land_on_budget(contest, latency, searched / "plan", folder, 1000 / float(middle_fps(searched)))
+    beside = references(searched / "plan", latency)
+    chosen, said = verb.land_on_budget(contest, latency, beside, folder, 1000 / float(middle_fps(searched)))
     assert verb.name_of(chosen) in said["landing"]["tried"]
     return said
 

@@ -21,7 +21,7 @@ from hwnas.latency import LatencyModel, LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops import Trace
 from hwnas.ops.onnx_graph import OpExporter
-from hwnas.profile import Calibration, build_table, make_plan
+from hwnas.profile import Calibration, build_table, make_plan, plan_again
 from hwnas.runtime.engines.fake import modelled_ms
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import Samples, StopRule, summarise
@@ -71,6 +71,34 @@ def test_references_are_the_fastest_networks_of_the_table(plan: Path, table: Lat
     found = validate.references(plan, table)
     assert [r.latency_ms for r in found] == sorted(n.latency_ms for n in table.nets)[: validate.REFERENCES]
     assert validate.references(tmp_path, table) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_the_networks_of_a_table_are_planned_again_to_the_byte(
+    plan: Path, table: LatencyTable, tmp_path: Path, n: int
+) -> None:
+    calibration = Calibration(fit=3, test=1)
+    assert plan_again(table, SPACE, [SPACE.scale], calibration, n, tmp_path) == min(n, 4)
+    by_key = {e.key: e for e in load_plan(plan).entries}
+    again = load_plan(tmp_path).entries
+    assert [replace(e, role="net") for e in again] == [by_key[e.key] for e in again]
+    assert validate.references(tmp_path, table) == validate.references(plan, table)[:n]
+
+
+def test_networks_that_a_table_does_not_have_are_not_planned(table: LatencyTable, tmp_path: Path) -> None:
+    wider = replace(SPACE.scale, channels=5)
+    assert plan_again(table, SPACE, [wider], Calibration(fit=3, test=1), 2, tmp_path) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_of_another_size_or_precision_are_not_those_of_the_table(table: LatencyTable, tmp_path: Path) -> None:
+    larger = replace(SPACE.scale, size=(48, 64))
+    assert plan_again(table, SPACE, [larger], Calibration(fit=3, test=1), 2, tmp_path / "larger") == 2
+    assert validate.references(tmp_path / "larger", table) == []
+    half = replace(table, where=table.where | {"engine": table.where["engine"] | {"precision": "fp16"}})
+    assert plan_again(half, SPACE, [SPACE.scale], Calibration(fit=3, test=1), 2, tmp_path / "half") == 2
+    assert validate.references(tmp_path / "half", table) == []
+    assert len(validate.references(tmp_path / "half", half)) == 2
 
 
 def test_a_damaged_plan_is_not_taken_for_no_plan(plan: Path, table: LatencyTable, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Profiling: plan what a space needs measured, and build the latency table from the results."""
 
-from hwnas.profile.build import build_table
+from hwnas.profile.again import plan_again
+from hwnas.profile.build import build_table, ops_of
 from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.derived import add_derived
 from hwnas.profile.networks import Calibration, choose_networks
@@ -17,6 +18,8 @@ __all__ = [
     "contexts",
     "likely",
     "make_plan",
+    "ops_of",
     "parts",
+    "plan_again",
     "trace_entry",
 ]

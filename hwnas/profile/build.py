@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -100,14 +101,16 @@ def _about(op: Price, measured: Mapping[str, Measurement]) -> dict[str, Any]:
     return out
 
 
+def ops_of(entry: Entry) -> dict[str, int]:
+    """Return how often an entry calls each op, by `OpSpec.key`."""
+    return dict(Counter(OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes).key for c in entry.calls))
+
+
 def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -> NetRow | None:
     """Return the row of a network; None if it was not or could not be measured, or an op in it could not."""
     if row is None or row.measurement is None:
         return None
-    counts: dict[str, int] = {}
-    for c in entry.calls:
-        key = OpSpec(c.op, tuple(sorted(c.attrs.items())), c.in_shapes).key
-        counts[key] = counts.get(key, 0) + 1
+    counts = ops_of(entry)
     if any(key not in ops or ops[key].status in UNMEASURED for key in counts):  # its sum would count that op as free
         return None
     m = row.measurement

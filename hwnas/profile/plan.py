@@ -106,9 +106,13 @@ class PlanWriter:
             weights = {part.key: weight for part, weight in found.items()}
             self._ops[context.spec.key] = Price(context.key, weights, cost.macs, cost.bytes)
 
+    def key_of(self, space: SearchSpace, arch: Architecture) -> str:
+        """Return what a network at the scale of `space` is called in the plan."""
+        return f"net/{arch.id}-c{space.scale.channels}" + f"-d{space.scale.cells}" * self._deep
+
     def plan_network(self, use: str, space: SearchSpace, arch: Architecture, merge: bool) -> None:
         """Add a whole network at the scale of `space`, once."""
-        key = f"net/{arch.id}-c{space.scale.channels}" + f"-d{space.scale.cells}" * self._deep
+        key = self.key_of(space, arch)
         if key not in self._planned:
             self.plan("net", key, trace_space(space, arch, merge=merge))
             self._networks[key] = Network(use, space.scale.to_json(), arch.to_json())

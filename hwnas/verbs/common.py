@@ -14,9 +14,11 @@ from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.optional import require
+from hwnas.profile import plan_again
 from hwnas.run import Run
 from hwnas.runtime.engines import provenance_here
 from hwnas.ui import bar
+from hwnas.validate import REFERENCES, Reference, references
 
 
 def open_table(run: Run, path: Path | None, foreign: bool) -> LatencyTable:
@@ -47,6 +49,23 @@ def keep_table(run: Run, latency: LatencyTable) -> None:
     own = run.folder / "table.json"
     if not own.exists():
         replace(latency).save(own)
+
+
+def references_for(run: Run, latency: LatencyTable) -> list[Reference]:
+    """Return networks of a run's table to measure beside its own, which tell how fast the machine is today.
+
+    They are taken from the plan the table was made of, in the run or beside the table's file. Where there is none, as
+    with a table that was handed on, the recipe draws them again.
+    """
+    assert latency.path is not None, "the table was not read from a file"
+    again = run.folder / "references"
+    for plan in (run.folder / "plan", latency.path.parent / "plan", again):
+        if found := references(plan, latency):
+            return found
+    recipe = run.recipe
+    with bar("plan networks of the table again", None) as update:
+        plan_again(latency, recipe.space, recipe.scales(), recipe.calibration, REFERENCES, again, update)
+    return references(again, latency)
 
 
 def read_split(run: Run, split: str, size: tuple[int, int] | None = None) -> SegmentationData:

@@ -20,8 +20,8 @@ from hwnas.search.derive import AtMost, Limit, NoTwins
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import KEPT, Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
-from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table, picture
-from hwnas.verbs.landing import budget_of, land_on_budget, landed_facts, plan_of, rivals
+from hwnas.verbs.common import budgets_ms_of, check_table, further, keep_table, open_table, picture, references_for
+from hwnas.verbs.landing import budget_of, check_measurable, land_on_budget, landed_facts, rivals
 from hwnas.verbs.pricing import Network, price_network
 from hwnas.verbs.reranking import gap, rerank
 
@@ -129,7 +129,9 @@ def run_derive(
     more: dict[str, Any] = {"table": str(latency.path)}
     predicted_within_ms = budget_ms
     if measure:
-        chosen, landed = land_on_budget(contest, latency, plan_of(source, latency), target.folder, budget_ms)
+        check_measurable(latency)  # before networks are planned into the run
+        beside = references_for(target, latency)
+        chosen, landed = land_on_budget(contest, latency, beside, target.folder, budget_ms)
         more |= landed
         candidates, predicted_within_ms = rivals(contest, chosen, wishes.candidates or 1), budget_of(contest, chosen)
     else:

@@ -14,7 +14,6 @@ from hwnas.latency.table import LatencyTable
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.profile.plan import OUTPUT
-from hwnas.run import Run
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import provenance_here, using_engine
 from hwnas.runtime.journal import Journal
@@ -22,7 +21,7 @@ from hwnas.search.landing import BELOW, Goal, Landing, Latency, Network, Round, 
 from hwnas.search.widths import Candidate, Contest, choose, safety
 from hwnas.spaces.base import SearchSpace, trace_space
 from hwnas.ui import Update, bar, ignore, table
-from hwnas.validate import Reference, measure_network, references
+from hwnas.validate import Reference, measure_network
 
 FOLDER = "landing"
 JOURNAL = "measured.jsonl"
@@ -57,12 +56,6 @@ def repeatability(latency: LatencyTable) -> float:
     again = latency.report.get("derived", {}).get("again", ())
     seen = float(np.std(np.log(again), ddof=1)) / np.sqrt(2) if len(again) > 2 else 0.0
     return max(LEAST_REPEATABILITY, float(seen))
-
-
-def plan_of(run: Run, latency: LatencyTable) -> Path:
-    """Return where the plan of a table should be: in the run, else beside the table's file."""
-    own = run.folder / "plan"
-    return own if own.exists() or latency.path is None else latency.path.parent / "plan"
 
 
 def name_of(candidate: Candidate) -> str:
@@ -164,7 +157,7 @@ class Bench:
 def land_on_budget(
     contest: Contest,
     latency: LatencyTable,
-    plan: Path,
+    beside: Sequence[Reference],
     folder: Path,
     budget_ms: float,
     tolerance: float = Goal.tolerance,
@@ -174,7 +167,7 @@ def land_on_budget(
     Args:
         contest: What is derived from.
         latency: The table it is priced by.
-        plan: The folder of the plan that the table was made of; need not be there.
+        beside: Networks of the table to measure beside each.
         folder: Of the run that gets the network.
         budget_ms: What the network may take.
         tolerance: How much more frames per second than the budget's it may have.
@@ -197,7 +190,7 @@ def land_on_budget(
         return Network(name_of(found), found.latency_ms, found.utility)
 
     goal = Goal(budget_ms, tolerance, repeatability(latency), contest.models[0].relative_error or Goal.error)
-    bench = Bench(folder / FOLDER, latency, contest.space, references(plan, latency))
+    bench = Bench(folder / FOLDER, latency, contest.space, beside)
     rounds: list[Round] = []
     with bench:
 

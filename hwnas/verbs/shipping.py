@@ -33,11 +33,10 @@ from hwnas.validate import (
     application_of,
     left_out_ms,
     measure_network,
-    references,
     score,
     verdict,
 )
-from hwnas.verbs.common import open_table, read_split
+from hwnas.verbs.common import open_table, read_split, references_for
 
 
 def run_train(run: Run) -> None:
@@ -188,7 +187,7 @@ def _prove(run: Run, bundle: Bundle, latency: LatencyTable, test: SegmentationDa
     exported = ending(trace_space(space, derived.arch, labels=kind == "labels"), kind)
     engine = {"name": bundle.engine, "threads": latency.where["engine"]["threads"], "precision": bundle.precision}
     same = all(latency.where["engine"][key] == value for key, value in engine.items())
-    beside = references(run.folder / "plan", latency) if same else []
+    beside = references_for(run, latency) if same else []
     expected_ms = derived.predicted_ms if same else 0.0  # another engine may be much faster
     with bar("measure", None) as update:
         where, measured, slowdown = measure_network(
@@ -264,7 +263,7 @@ def _show_verdict(run: Run, report: Mapping[str, Any], arch: Architecture) -> No
         f"{report['p50_ms']:.4g}, p90 {report['p90_ms']:.4g}, p99 {report['p99_ms']:.4g} ms by "
         f"{report['clock']}, wall {report['wall_ms']:.4g} ms; {report['threads']} thread(s), batch {report['batch']}, "
         f"{report['scope']}{'; doubtful: the machine was busy' if report['doubtful'] else ''}",
-        "machine": "no reference networks: the plan of the table is not here, or it is of another engine"
+        "machine": "no reference networks: the table is of another engine, or of networks that the recipe does not draw"
         if report["slowdown"] is None
         else f"networks of the table took {report['slowdown']:.3f} of what they took when it was made",
         f"test {task.title}": f"{file:.2%}{pixels}",

@@ -133,7 +133,7 @@ def outcomes(
 ) -> list[Outcome]:
     """Derive and measure at every budget of every search, as far as there is time."""
     out: list[Outcome] = []
-    plan, space = path.parent / "plan", made.space
+    beside, space = references(path.parent / "plan", latency), made.space
     for seed in args.seeds:
         if late():
             break
@@ -146,8 +146,8 @@ def outcomes(
             first = contest.winner(budget_ms)
             if first is None:
                 raise contest.refusal(budget_ms)
-            closed, more = land_on_budget(contest, latency, plan, Path("landings") / name, budget_ms)
-            with Bench(Path("last") / name, latency, space, references(plan, latency)) as bench:
+            closed, more = land_on_budget(contest, latency, beside, Path("landings") / name, budget_ms)
+            with Bench(Path("last") / name, latency, space, beside) as bench:
                 last = measure_last(bench, first)
                 again = last if closed == first else measure_last(bench, closed)
             outcome = Outcome(

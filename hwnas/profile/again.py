@@ -1,0 +1,51 @@
+"""Networks of a table whose own plan is not at hand, planned again: a recipe draws the same ones every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hwnas.latency.table import LatencyTable
+from hwnas.profile.networks import Calibration, choose_networks
+from hwnas.profile.plan import PlanWriter
+from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.ui import Update, ignore
+
+
+def plan_again(
+    table: LatencyTable,
+    space: SearchSpace,
+    scales: Sequence[Scale],
+    calibration: Calibration,
+    n: int,
+    folder: Path,
+    update: Update = ignore,
+) -> int:
+    """Plan the fastest random networks of a table once more, so that they can be measured beside others.
+
+    Args:
+        table: Of these scales, drawn by this calibration; of others it has none of the networks.
+        space: Any scale.
+        scales: The deployment scales.
+        calibration: Which networks were drawn.
+        n: Most to plan.
+        folder: Gets the plan; nothing is written if the table has none of the networks.
+        update: Told after each network.
+
+    Returns:
+        How many were planned.
+
+    Raises:
+        HwnasError: If the space has fewer networks than were to be drawn.
+    """
+    merge = bool(table.where["merges"])
+    writer = PlanWriter(folder, update, precision=str(table.where["engine"]["precision"]), scales=scales)
+    drawn = choose_networks(space, [trace_space(space.at(s), merge=merge) for s in scales], calibration)
+    networks = [(space.at(scales[index]), arch) for _, index, arch in drawn]
+    by_key = {writer.key_of(*network): network for network in networks}
+    known = sorted((net for net in table.nets if net.key in by_key), key=lambda net: net.latency_ms)[:n]
+    for net in known:
+        writer.plan_network("anchor", *by_key[net.key], merge)
+    if known:
+        writer.write()
+    return len(known)
