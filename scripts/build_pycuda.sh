@@ -35,7 +35,7 @@ CUDA_ROOT, CUDA_INC_DIR = "$work/cuda", ["$work/cuda/include"]
 CUDADRV_LIB_DIR = CUDART_LIB_DIR = ["$work/cuda/lib"]
 CUDADRV_LIBNAME, CUDART_LIBNAME = ["cuda"], []
 CURAND_LIB_DIR = CURAND_LIBNAME = []
-CXXFLAGS, LDFLAGS = ["-O0", "-w"], ["-Wl,--unresolved-symbols=ignore-all"]
+CXXFLAGS, LDFLAGS = ["-O0", "-g0", "-w"], ["-Wl,--unresolved-symbols=ignore-all"]
 PY
 CUDA_ROOT="$work/cuda" _pip --no-deps --no-build-isolation "$(echo "$work"/pycuda-*/)"
 echo "built PyCUDA in ${SECONDS} s"

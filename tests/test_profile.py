@@ -214,8 +214,9 @@ class TestBuild:
         assert {r.status for r in whole.rows.values()} == {"ok"}
         assert whole.unsettled == []
         entries = {e.key: e for e in load_plan(plan).entries}
+        ops = assembly(plan).ops
         for key, row in whole.rows.items():
-            weights = assembly(plan).ops[key].weights
+            weights = ops[key].weights
             model_ms = modelled_ms(entries[key])
             assert row.isolated_ms == pytest.approx(model_ms, rel=0.002)
             assert (row.macs, row.bytes) == (entries[key].calls[0].macs, entries[key].calls[0].bytes)
