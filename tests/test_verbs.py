@@ -327,9 +327,8 @@ def test_a_table_without_its_plan_still_tells_how_fast_the_machine_is(finished: 
     before = json.loads((finished / "report.json").read_text())
     shutil.rmtree(finished / "plan")
     done("validate", RECIPE, "--again")
-    assert (
-        json.loads((finished / "report.json").read_text()) == before
-    )  # the same networks to the byte, so the same times
+    after = json.loads((finished / "report.json").read_text())
+    assert after == before  # the same networks to the byte, so the same times
     again = tree(finished / "references")
     done("validate", RECIPE, "--again")
     assert tree(finished / "references") == again
@@ -391,8 +390,8 @@ def test_an_export_for_another_engine_and_precision(finished: Path) -> None:
     assert (bundle.engine, bundle.precision, bundle.threads) == ("openvino", "fp32", 1)
     assert bundle.device == json.loads(json.dumps(provenance(open_engine("openvino"))))
     assert bundle.versions["engine"] == bundle.device["engine"]["version"]
-    said = done("validate", RECIPE)
-    assert "no reference networks: the table is of another engine" in said.out
+    why = "no reference networks: the table is of another engine, or of networks that the recipe does not draw"
+    assert why in done("validate", RECIPE).out
     report = json.loads((finished / "report.json").read_text())
     assert (report["where"]["engine"]["name"], report["scored_with"]) == ("openvino", "openvino")
     assert report["table"].endswith("fake-fp32-b1")

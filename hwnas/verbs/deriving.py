@@ -129,7 +129,6 @@ def run_derive(
     more: dict[str, Any] = {"table": str(latency.path)}
     predicted_within_ms = budget_ms
     if measure:
-        check_measurable(latency)  # before networks are planned into the run
         beside = references_for(target, latency)
         chosen, landed = land_on_budget(contest, latency, beside, target.folder, budget_ms)
         more |= landed
@@ -216,6 +215,8 @@ def derive_into(
         if arch.exists():
             summary({"arch": arch, "state": "complete, nothing to do"}, target.command("train"))
             return
+        if measure:
+            check_measurable(latency)  # before anything is derived or written
         run_derive(source, target, latency, budgets[0], wishes, others, measure)
 
 
