@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.augment import normalise
 from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError

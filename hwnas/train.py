@@ -14,7 +14,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
 from hwnas.errors import DataError, HwnasError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError

@@ -19,9 +19,9 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from torch import nn
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
-from hwnas.gates import Literals, Marginals, TopK
+from hwnas.problem import Literals, Marginals, TopK
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
@@ -164,7 +164,7 @@ class SpaceContract:
 
     def test_id_is_the_same_in_another_process(self, archs: list[Architecture]) -> None:
         code = (
-            "import sys, json; from hwnas.arch import Architecture;"
+            "import sys, json; from hwnas.problem import Architecture;"
             "print(Architecture.from_json(json.load(sys.stdin)).id)"
         )
         text = json.dumps(archs[0].to_json())

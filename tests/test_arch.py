@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwnas.arch import Architecture, Decision, Group
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.errors import HwnasError
 
 OPTIONS = ("none", "skip_connect", "sep_conv_3x3")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
+from hwnas.problem import Literals
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.search.costs import Bound, Cost, CostConfig, Form, Mixture
 from hwnas.search.derive import strongest

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hwnas.arch import Decision, Group
+from hwnas.problem import Decision, Group
 from hwnas.errors import BudgetError, HwnasError, MissingOp
-from hwnas.gates import ALWAYS, Gate, TopK, at_least, choice
+from hwnas.problem import ALWAYS, Gate, TopK, at_least, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
 from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import hwnas.export
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Gate, Literals, Marginals, TopK, at_least, choice, relaxed_top_k
+from hwnas.problem import Architecture, Decision, Group
+from hwnas.problem import ALWAYS, Gate, Literals, Marginals, TopK, at_least, choice, relaxed_top_k
 
 OPTIONS = ("none", "skip", "conv")
 NAMES = ("a", "b", "c")

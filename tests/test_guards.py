@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hwnas.arch import Architecture, Decision, Group
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.search.gradient import BilevelSearch, SearchConfig

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.arch import Architecture, Decision, Group
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.errors import MissingOp
-from hwnas.gates import ALWAYS, Literals, choice
+from hwnas.problem import ALWAYS, Literals, choice
 from hwnas.latency import (
     Correction,
     LatencyModel,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms

@@ -16,7 +16,7 @@ from torch import nn
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
+from hwnas.problem import Literals
 from hwnas.metrics import ConfusionMatrix
 from hwnas.run import Run
 from hwnas.search import rerank

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
+from hwnas.problem import Literals
 from hwnas.latency import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.ops.layers import ConvBN

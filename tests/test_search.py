@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Decision, Group
+from hwnas.problem import Decision, Group
 from hwnas.data import IGNORE_LABEL, SegmentationData, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.search.bilevel import Order

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.cli import main
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals, TopK
+from hwnas.problem import Literals, TopK
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace

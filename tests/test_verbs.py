@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from hwnas import recipes, validate
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.cli import VERBS, main
 from hwnas.files import read_json, sha256
 from hwnas.latency import LatencyTable

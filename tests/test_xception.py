@@ -13,7 +13,7 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.synthetic import Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import export

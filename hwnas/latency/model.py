@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
-from hwnas.gates import Clause, Gate, Marginals, Rule
+from hwnas.problem import Architecture, Group
+from hwnas.problem import Clause, Gate, Marginals, Rule
 from hwnas.latency.calibrate import Correction
 from hwnas.latency.diff import order
 from hwnas.ops.registry import OpSpec

@@ -7,9 +7,9 @@ from functools import cache
 
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision
+from hwnas.problem import Architecture, Decision
 from hwnas.errors import unknown
-from hwnas.gates import choice
+from hwnas.problem import choice
 from hwnas.ops import layers
 from hwnas.ops.drop_path import DropPath
 from hwnas.ops.registry import Op, active_tracer

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.files import sha256
 from hwnas.latency.table import USES, LatencyTable, NetRow
 from hwnas.latency.validation import calibrate, level_of, report_derived

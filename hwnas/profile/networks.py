@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
-from hwnas.gates import Gate
+from hwnas.problem import Gate
 from hwnas.latency.calibrate import select
 from hwnas.ops.trace import Trace
 from hwnas.spaces.base import SearchSpace, sample

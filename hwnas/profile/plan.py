@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.files import sha256, write_atomic
-from hwnas.gates import Marginals
+from hwnas.problem import Marginals
 from hwnas.ops.onnx_graph import OpExporter, output_names
 from hwnas.ops.precision import to_half
 from hwnas.ops.registry import OpSpec

@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
+from hwnas.problem import Literals
 from hwnas.latency.model import LatencyModel
 from hwnas.search.multiplier import Multiplier
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.errors import BudgetError, HwnasError, unknown
-from hwnas.gates import Answers, Literals, Rule
-from hwnas.gates import Literal as GateLiteral
-from hwnas.gates import Row as GateRow
+from hwnas.problem import Answers, Literals, Rule
+from hwnas.problem import Literal as GateLiteral
+from hwnas.problem import Row as GateRow
 from hwnas.latency.model import LatencyModel
 from hwnas.search.program import Program, Row
 from hwnas.ui import Update, ignore

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.data.augment import BatchSource, batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError

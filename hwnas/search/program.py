@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from hwnas.arch import Architecture, Group
-from hwnas.gates import Clause, Gate, Literals, Walk, Walks
-from hwnas.gates import Row as GateRow
+from hwnas.problem import Architecture, Group
+from hwnas.problem import Clause, Gate, Literals, Walk, Walks
+from hwnas.problem import Row as GateRow
 from hwnas.latency.model import LatencyModel
 from hwnas.search.milp import Rows, minimise
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError

@@ -9,9 +9,9 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import BudgetError
-from hwnas.gates import Literals
+from hwnas.problem import Literals
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable

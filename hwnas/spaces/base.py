@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.arch import Architecture, Decision, Group
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Rule
+from hwnas.problem import Answers, Rule
 from hwnas.ops.trace import Trace, trace
 
 Form = Literal["search", "deploy"]

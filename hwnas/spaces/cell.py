@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Answers, Gate, TopK, at_least
+from hwnas.problem import Architecture, Decision, Group
+from hwnas.problem import ALWAYS, Answers, Gate, TopK, at_least
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, has_weights

@@ -10,9 +10,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, TopK
+from hwnas.problem import Answers, TopK
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.spaces.base import Form, Scale, check

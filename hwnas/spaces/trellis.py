@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision, Group
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
+from hwnas.problem import Answers, Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.ops.registry import active_tracer

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Rule
+from hwnas.problem import Answers, Rule
 from hwnas.ops import layers
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.deeplab import DeepLabHead

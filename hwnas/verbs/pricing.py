@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json
-from hwnas.gates import ALWAYS
+from hwnas.problem import ALWAYS
 from hwnas.latency.diff import least_difference, order
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable

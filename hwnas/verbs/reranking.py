@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hwnas import checkpoint
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.base import task_of
 from hwnas.errors import HwnasError
 from hwnas.run import Run

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
 from hwnas.errors import HwnasError
 from hwnas.export import ending, export, load_weights

@@ -37,7 +37,7 @@ import torch
 from scipy.stats import spearmanr
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
 from hwnas.latency import LatencyTable

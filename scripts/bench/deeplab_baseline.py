@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.profile import trace_entry

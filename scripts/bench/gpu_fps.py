@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter

@@ -42,10 +42,10 @@ import torch
 from planted_trellis import WHERE
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
+from hwnas.problem import Architecture, Group
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
-from hwnas.gates import TopK
+from hwnas.problem import TopK
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.arch import Architecture
+from hwnas.problem import Architecture
 from hwnas.data.augment import BatchSource
 from hwnas.data.base import IGNORE_LABEL, ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
