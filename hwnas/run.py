@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import recipes
-from hwnas.problem import Architecture
 from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
+from hwnas.problem import Architecture
 from hwnas.recipes import Recipe
 from hwnas.spaces import Scale, SearchSpace, check
 

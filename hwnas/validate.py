@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.problem import Architecture
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError
@@ -18,6 +17,7 @@ from hwnas.files import sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
+from hwnas.problem import Architecture
 from hwnas.profile import ops_of, trace_entry
 from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array

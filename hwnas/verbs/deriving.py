@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
 from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
+from hwnas.problem import AtMost, NoTwins, Probabilities
 from hwnas.run import Derived, Run
-from hwnas.search.derive import AtMost, Limit, NoTwins
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import KEPT, Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.ui import bar, console, summary, table
@@ -93,13 +92,12 @@ def open_contest(
         most = getattr(wishes, f"max_{resource}")
         if most is not None:
             bounds.append(Constraint(resource, count(space, scales, resource), most))
-    limits: list[Limit] = [NoTwins(space.twins())]
+    problem = space.problem.with_rules(NoTwins(space.twins()))
     if wishes.max_skips is not None:
-        limits.append(AtMost.of(space.groups, "normal", "skip_connect", wishes.max_skips))
+        normal = next(g for g in problem.groups if g.name == "normal")
+        problem = problem.with_rules(AtMost.of(normal, "skip_connect", wishes.max_skips))
     models = price(space, scales, latency)
-    return Contest(
-        space, scales, models, read_probs(source), recipe.width_utility, recipe.depth_utility, limits, bounds
-    )
+    return Contest(problem, scales, models, read_probs(source), recipe.width_utility, recipe.depth_utility, bounds)
 
 
 def run_derive(
@@ -130,7 +128,7 @@ def run_derive(
     predicted_within_ms = budget_ms
     if measure:
         beside = references_for(target, latency)
-        chosen, landed = land_on_budget(contest, latency, beside, target.folder, budget_ms)
+        chosen, landed = land_on_budget(contest, source.recipe.space, latency, beside, target.folder, budget_ms)
         more |= landed
         candidates, predicted_within_ms = rivals(contest, chosen, wishes.candidates or 1), budget_of(contest, chosen)
     else:
@@ -142,7 +140,7 @@ def run_derive(
         chosen, more["rerank"] = rerank(source, target, candidates, chosen, wishes.rerank, wishes.rerank_steps)
     assert chosen.arch is not None
     index = contest.scales.index(chosen.scale)
-    space, sure = source.recipe.space, margins(contest.space, contest.probs)
+    space, sure = source.recipe.space, margins(contest.probs)
     with bar("what changing a decision costs", len(sure)) as update:
         cost = contest.cost_of_change(chosen, predicted_within_ms, update)
     tosses = sorted(d for d, m in sure.items() if m < COIN_TOSS)
@@ -152,7 +150,7 @@ def run_derive(
         "margins": sure,
         "cost_of_change": {d: c if math.isfinite(c) else None for d, c in cost.items()},
         "flips": sorted(d for d, c in cost.items() if c < COIN_TOSS),
-        "discretisation_gap": gap(source, chosen.arch, contest.probs),
+        "discretisation_gap": gap(source, chosen.arch, contest.probs.matrices()),
         "genotype": str(space.genotype(chosen.arch)),
         "by_kind_ms": contest.models[index].by_kind(chosen.arch),
         "constraints": [
@@ -165,7 +163,7 @@ def run_derive(
     network = Network(target.name, source.recipe, chosen.scale, chosen.arch)
 
     def draw(figure: Any) -> None:
-        space.draw(figure, network.arch, contest.probs, price_network(network, latency).by_part())
+        space.draw(figure, network.arch, contest.probs.matrices(), price_network(network, latency).by_part())
 
     picture(target.folder / "arch.svg", draw)
     show_candidates(candidates, chosen, contest.constraints)
@@ -220,7 +218,7 @@ def derive_into(
         run_derive(source, target, latency, budgets[0], wishes, others, measure)
 
 
-def read_probs(run: Run) -> dict[str, np.ndarray]:
+def read_probs(run: Run) -> Probabilities:
     """Return what a search found: the probabilities of each group, as its relaxation reads them off its logits."""
     path = run.require("alphas.json", "search")
     data = read_json(path, "the alphas of a search")
@@ -232,7 +230,8 @@ def read_probs(run: Run) -> dict[str, np.ndarray]:
             raise ValueError("its shapes are those of another space")
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise HwnasError(f"{path} does not hold the alphas of {recipe.name} ({e}); search again") from e
-    return {k: p.numpy() for k, p in recipe.search.relaxation.probs(open_logits(logits, recipe.space.groups)).items()}
+    problem = recipe.space.problem
+    return problem.probabilities(recipe.search.relaxation.probs(open_logits(logits, problem.groups)))
 
 
 def _candidate(c: Candidate, constraints: Sequence[Constraint]) -> dict[str, Any]:

@@ -156,6 +156,7 @@ class Bench:
 
 def land_on_budget(
     contest: Contest,
+    space: SearchSpace,
     latency: LatencyTable,
     beside: Sequence[Reference],
     folder: Path,
@@ -166,6 +167,7 @@ def land_on_budget(
 
     Args:
         contest: What is derived from.
+        space: Whose networks are built.
         latency: The table it is priced by.
         beside: Networks of the table to measure beside each.
         folder: Of the run that gets the network.
@@ -190,7 +192,7 @@ def land_on_budget(
         return Network(name_of(found), found.latency_ms, found.utility)
 
     goal = Goal(budget_ms, tolerance, repeatability(latency), contest.models[0].relative_error or Goal.error)
-    bench = Bench(folder / FOLDER, latency, contest.space, beside)
+    bench = Bench(folder / FOLDER, latency, space, beside)
     rounds: list[Round] = []
     with bench:
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import recipes
-from hwnas.problem import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json
-from hwnas.problem import ALWAYS
 from hwnas.latency.diff import least_difference, order
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Call, Term
+from hwnas.problem import ALWAYS, Architecture
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.spaces import DARTS_V1, DARTS_V2, ChainSpace, Scale, check, trace_space
@@ -218,7 +217,7 @@ def price_network(network: Network, made: LatencyTable) -> Price:
     else:
         calls = [c for c in mixed.calls if c.gate.holds(network.arch)]
         grouped = _grouped((call, call.gate != ALWAYS) for call in calls)
-    model = LatencyModel([Term(c.spec, c.gate) for c in calls], made, space.groups, space.rules())
+    model = LatencyModel([Term(c.spec, c.gate) for c in calls], made, space.problem)
     items = sorted((_item(own, searched, made) for (_, searched), own in grouped.items()), key=lambda i: -i.total_ms)
     ms = model.predict_ms(network.arch)
     return Price(network, ms, model.interval_ms(network.arch), model.base_ms, tuple(items))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from hwnas import checkpoint
-from hwnas.problem import Architecture
 from hwnas.data.base import task_of
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture
 from hwnas.run import Run
 from hwnas.runtime.journal import Journal
 from hwnas.search.rerank import Judgement, Supernet, decide, judge_trained

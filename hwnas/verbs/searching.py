@@ -13,9 +13,9 @@ from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.ops import native
+from hwnas.problem import NoTwins
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.derive import NoTwins
 from hwnas.search.gradient import BilevelSearch, SearchConfig, search
 from hwnas.search.memory import forecast
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
@@ -66,7 +66,7 @@ def run_search(run: Run, tables: Sequence[Path], fps: Sequence[float], foreign: 
     if measure:
         check_measurable(latency)  # before the search
     models = price(space, scales, latency)
-    typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
+    typical = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     default_ms = float(np.percentile(typical, recipe.budget_percentile))
     budget_ms = float(run.settings.get("budget_ms", default_ms))
     here = Constraint(str(latency.path), models, budget_ms)
@@ -108,9 +108,8 @@ def _refuse_impossible(
     Raises:
         BudgetError: If it is so; names what can be reached.
     """
-    uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    limits = [NoTwins(space.twins())]  # as what is derived in the end
-    contest = Contest(space, scales, here.models, uniform, 0.0, limits=limits, constraints=elsewhere)
+    problem = space.problem.with_rules(NoTwins(space.twins()))  # as what is derived in the end
+    contest = Contest(problem, scales, here.models, problem.uniform(), 0.0, constraints=elsewhere)
     if not contest.is_met(here.most):
         raise contest.refusal(here.most)
 

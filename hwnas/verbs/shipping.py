@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
-from hwnas.problem import Architecture
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
 from hwnas.errors import HwnasError
 from hwnas.export import ending, export, load_weights
@@ -20,6 +19,7 @@ from hwnas.files import read_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.trace import INPUT
+from hwnas.problem import Architecture
 from hwnas.run import Derived, Run
 from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
 from hwnas.runtime.device import provenance
