@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hwnas import recipes
 from hwnas.errors import BudgetError, ProvenanceError
 from hwnas.files import read_json
 from hwnas.latency import LatencyTable
@@ -293,7 +294,9 @@ def landed(searched: Path, folder: Path) -> dict[str, Any]:
     """Land on a budget in the middle; what ``arch.json`` would say of it."""
     latency, contest = LatencyTable.load(searched / "table.json"), contest_of(searched)
     beside = references(searched / "plan", latency)
-    chosen, said = verb.land_on_budget(contest, latency, beside, folder, 1000 / float(middle_fps(searched)))
+    chosen, said = verb.land_on_budget(
+        contest, recipes.get(RECIPE).space, latency, beside, folder, 1000 / float(middle_fps(searched))
+    )
     assert verb.name_of(chosen) in said["landing"]["tried"]
     return said
 

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from hwnas import recipes, validate
-from hwnas.problem import Architecture
 from hwnas.cli import VERBS, main
 from hwnas.files import read_json, sha256
 from hwnas.latency import LatencyTable
+from hwnas.problem import Architecture, NoTwins
 from hwnas.recipes import base
 from hwnas.run import Run
 from hwnas.runtime.bundle import Bundle
@@ -30,7 +30,6 @@ from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
-from hwnas.search.derive import NoTwins
 from hwnas.steplog import StepLog
 from hwnas.verbs import shipping
 from tests.conftest import ROOT

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Term
-from hwnas.problem import Architecture, Clause, Gate, Marginals, Probabilities, Problem
+from hwnas.problem import Architecture, Clause, Gate, Marginals, Matrices, Problem
 
 
 class Prices(Protocol):
@@ -58,11 +58,11 @@ class LatencyModel(nn.Module):
         self.interval = table.correction.interval
         self._weights = torch.from_numpy(self.gate_ms)
 
-    def forward(self, probs: Probabilities) -> Tensor:
+    def forward(self, probs: Matrices) -> Tensor:
         """Return expected milliseconds.
 
         Args:
-            probs: The options of each decision sum to 1.
+            probs: Of the problem, as `Probabilities` or by group; those of each decision sum to 1.
 
         Returns:
             (), in the dtype of `probs`.

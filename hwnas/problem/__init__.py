@@ -4,7 +4,7 @@ from hwnas.problem.arch import Architecture, Decision, Group
 from hwnas.problem.gates import ALWAYS, Clause, Gate, at_least, choice
 from hwnas.problem.linear import Row
 from hwnas.problem.marginals import Marginals
-from hwnas.problem.probabilities import Answers, Literal, Literals, Probabilities
+from hwnas.problem.probabilities import Answers, Literal, Literals, Matrices, Probabilities
 from hwnas.problem.problem import Problem
 from hwnas.problem.rules import AtMost, NoTwins, OnePath, Rule, TopK
 
@@ -20,6 +20,7 @@ __all__ = [
     "Literal",
     "Literals",
     "Marginals",
+    "Matrices",
     "NoTwins",
     "OnePath",
     "Probabilities",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from hwnas.problem.gates import Gate, GateProbabilities
-from hwnas.problem.probabilities import Probabilities
+from hwnas.problem.probabilities import Matrices
 from hwnas.problem.problem import Problem
 
 
@@ -21,9 +21,9 @@ class Marginals:
         self.gates = list(gates)
         self._probabilities = GateProbabilities(self.literals, self.gates, problem.dropped)
 
-    def literal_probs(self, probs: Probabilities) -> Tensor:
+    def literal_probs(self, probs: Matrices) -> Tensor:
         """Return the marginals of literals in the derived network, (n_literals,)."""
-        return self.problem.relax(probs)
+        return self.problem.relax(self.problem.probabilities(probs))
 
     def gate_probs(self, q: Tensor) -> Tensor:
         """Return how often each gate is open in expectation, (n_gates,), from literal marginals (n_literals,)."""

@@ -15,6 +15,7 @@ from hwnas.errors import HwnasError
 from hwnas.problem.arch import Architecture, Group
 
 Literal = tuple[str, str]  # a decision and one of its options
+Matrices = Mapping[str, Any]  # {group: (n_decisions, n_options)}, tensors or arrays; `Probabilities` are such
 Answers = tuple[Literal, ...]
 
 
@@ -44,7 +45,9 @@ class Literals:
         return len(self.names)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Literals) and self.names == other.names and self.shapes == other.shapes
+        return self is other or (
+            isinstance(other, Literals) and self.names == other.names and self.shapes == other.shapes
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -75,7 +78,7 @@ class Probabilities(Mapping[str, Tensor]):
     vector: Tensor
 
     @classmethod
-    def of(cls, groups: Sequence[Group] | Literals, matrices: Mapping[str, Any]) -> Probabilities:
+    def of(cls, groups: Sequence[Group] | Literals, matrices: Matrices) -> Probabilities:
         """Return the probabilities of matrices ``{group: (n_decisions, n_options)}``, tensors or arrays.
 
         Raises:

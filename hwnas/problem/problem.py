@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from hwnas.errors import HwnasError
 from hwnas.problem.arch import Architecture, Decision, Group
-from hwnas.problem.probabilities import Answers, Literal, Literals, Probabilities
+from hwnas.problem.probabilities import Answers, Literal, Literals, Matrices, Probabilities
 from hwnas.problem.rules.base import Rule
 
 TRIES = 10_000  # draws until one obeys all rules; seen: of the tightest limits that make sense one in a hundred does
@@ -59,8 +57,9 @@ class Problem:
 
     @cached_property
     def open_rules(self) -> tuple[Rule, ...]:
-        """The rules on what is open, given what is fixed."""
-        return tuple(r.given(self.answers) for r in self.rules) if self.fixed else self.rules
+        """The rules that answer open decisions, given what is fixed."""
+        rules = [r.given(self.answers) for r in self.rules] if self.fixed else self.rules
+        return tuple(r for r in rules if r.decisions)
 
     @cached_property
     def rule_of(self) -> dict[str, Rule]:
@@ -176,7 +175,7 @@ class Problem:
         on = torch.tensor([answers.get(d) == o for d, o in names], device=vector.device).to(vector)
         return probs.with_vector(torch.where(fixed, on, vector))
 
-    def probabilities(self, matrices: Mapping[str, Any]) -> Probabilities:
+    def probabilities(self, matrices: Matrices) -> Probabilities:
         """Return the probabilities of matrices ``{group: (n_decisions, n_options)}``.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwnas.errors import HwnasError
 from hwnas.latency.model import LatencyModel
-from hwnas.problem import Architecture, Probabilities, Problem
+from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.search.multiplier import Multiplier
 
 Form = Literal["linear", "log", "two-sided", "product"]
@@ -28,7 +28,7 @@ _FORMS: dict[Form, Callable[[Tensor, Tensor, float], Tensor]] = {
 class Resource(Protocol):
     """What a network takes of something: a `LatencyModel`, of whatever its table lists."""
 
-    def __call__(self, probs: Probabilities, /) -> Tensor:
+    def __call__(self, probs: Matrices, /) -> Tensor:
         """Return the expectation (), differentiable; under one-hot probabilities what that network takes."""
 
 
@@ -90,15 +90,15 @@ class Cost:
         self.bounds = tuple(bounds)
         self._expected = [_expectation(b, config.expectation) for b in bounds]
 
-    def expected(self, probs: Probabilities) -> list[Tensor]:
+    def expected(self, probs: Matrices) -> list[Tensor]:
         """Return the expectation of each resource, in its unit."""
         return [e(probs) for e in self._expected]
 
-    def used(self, probs: Probabilities) -> Tensor:
+    def used(self, probs: Matrices) -> Tensor:
         """Return the largest share of a budget that is used in expectation, ()."""
         return torch.stack([e / b.budget for e, b in zip(self.expected(probs), self.bounds, strict=True)]).max()
 
-    def total(self, task: Tensor, probs: Probabilities, weight: float) -> Tensor:
+    def total(self, task: Tensor, probs: Matrices, weight: float) -> Tensor:
         """Return the objective for a task loss () and a weight: that of the settings, or what was learned so far."""
         return _FORMS[self.config.form](task, self.used(probs), weight)
 
@@ -130,9 +130,9 @@ class Mixture:
 
     model: LatencyModel
 
-    def __call__(self, probs: Probabilities, /) -> Tensor:
+    def __call__(self, probs: Matrices, /) -> Tensor:
         """Return it, in the unit of the model."""
         gates = self.model.marginals
-        q = probs.vector
+        q = gates.problem.probabilities(probs).vector
         out: Tensor = self.model.base_ms + gates.gate_probs(q) @ torch.from_numpy(self.model.gate_ms).to(q)
         return out

@@ -10,7 +10,7 @@ import numpy as np
 
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency.model import LatencyModel
-from hwnas.problem import Architecture, Probabilities, Problem
+from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.problem.linear import Bounded
 from hwnas.search.program import Program
 from hwnas.ui import Update, ignore
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 TIE = 1e-7  # scores this close, relative to the largest probability, count as equal
 
 
-def strongest(problem: Problem, probs: Probabilities) -> Architecture:
+def strongest(problem: Problem, probs: Matrices) -> Architecture:
     """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
 
     Ties keep the edge, and the op, that comes first. Decisions outside of every rule take their most probable option.
@@ -30,7 +30,7 @@ def strongest(problem: Problem, probs: Probabilities) -> Architecture:
     Raises:
         BudgetError: If no architecture obeys all rules.
     """
-    arch = problem.strongest(probs)
+    arch = problem.strongest(problem.probabilities(probs))
     return arch if problem.broken(arch) is None else Solver(problem).solve(probs).arch
 
 
@@ -79,7 +79,7 @@ class Solver:
         self.literals = problem.literals
         self._rivals = self._by_rule()
 
-    def solve(self, probs: Probabilities, budget_ms: float | Sequence[float] | None = None) -> Solution:
+    def solve(self, probs: Matrices, budget_ms: float | Sequence[float] | None = None) -> Solution:
         """Return the architecture of the highest score that meets the budget.
 
         Args:
@@ -91,9 +91,7 @@ class Solver:
         """
         return self.best(probs, budget_ms)[0]
 
-    def best(
-        self, probs: Probabilities, budget_ms: float | Sequence[float] | None = None, k: int = 1
-    ) -> list[Solution]:
+    def best(self, probs: Matrices, budget_ms: float | Sequence[float] | None = None, k: int = 1) -> list[Solution]:
         """Return the k architectures of the highest scores that meet the budget, best first.
 
         After each the next is found with a cut that all found so far violate, so the list is exact.
@@ -112,14 +110,12 @@ class Solver:
             raise self._refusal(budgets)
         return found
 
-    def beats(self, probs: Probabilities, budget_ms: float | Sequence[float] | None, least: float) -> Solution | None:
+    def beats(self, probs: Matrices, budget_ms: float | Sequence[float] | None, least: float) -> Solution | None:
         """Return what `solve` does if its score is at least `least`, else None: that is found out sooner."""
         found = self._search(probs, self._budgets(budget_ms), 1, least)
         return found[0] if found else None
 
-    def _search(
-        self, probs: Probabilities, budgets: Sequence[float], k: int, least: float = -math.inf
-    ) -> list[Solution]:
+    def _search(self, probs: Matrices, budgets: Sequence[float], k: int, least: float = -math.inf) -> list[Solution]:
         """Return up to k architectures that meet the budgets and score `least`, best first."""
         p, score = self._scores(probs)
         limits, found, cuts = list(budgets), list[Solution](), list[Bounded]()
@@ -144,7 +140,7 @@ class Solver:
 
     def cost_of_change(
         self,
-        probs: Probabilities,
+        probs: Matrices,
         arch: Architecture,
         budget_ms: float | Sequence[float] | None = None,
         update: Update = ignore,
@@ -214,12 +210,13 @@ class Solver:
         assert result is not None, "a valid architecture meets its space's constraints"
         return float(cost @ result) + self.program.prices[model][1]
 
-    def _scores(self, probs: Probabilities) -> tuple[np.ndarray, np.ndarray]:
+    def _scores(self, probs: Matrices) -> tuple[np.ndarray, np.ndarray]:
         """Return the probability of each literal, and what it adds to the score."""
-        p = probs.numpy()
+        given = self.problem.probabilities(probs)
+        p = given.numpy()
         if not np.isfinite(p).all() or (p < 0).any():
             raise HwnasError("probabilities must be finite and not negative; the search that made them went wrong")
-        return p, self.problem.scores(probs)
+        return p, self.problem.scores(given)
 
     def _budgets(self, budget_ms: float | Sequence[float] | None) -> tuple[float, ...]:
         if budget_ms is None:

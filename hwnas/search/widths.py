@@ -14,7 +14,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
-from hwnas.problem import Architecture, Probabilities, Problem
+from hwnas.problem import Architecture, Matrices, Probabilities, Problem
 from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
@@ -140,7 +140,7 @@ class Contest:
         problem: Problem,
         scales: Sequence[Scale],
         models: Sequence[LatencyModel],
-        probs: Probabilities,
+        probs: Matrices,
         width_utility: float,
         depth_utility: float = 0.0,
         constraints: Sequence[Constraint] = (),
@@ -157,7 +157,8 @@ class Contest:
             constraints: What else a network may not exceed.
         """
         self.problem = problem
-        self.scales, self.models, self.constraints, self.probs = tuple(scales), tuple(models), tuple(constraints), probs
+        self.scales, self.models, self.constraints = tuple(scales), tuple(models), tuple(constraints)
+        self.probs = problem.probabilities(probs)
         channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
         self.bonus = [
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)

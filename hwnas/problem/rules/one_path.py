@@ -149,10 +149,10 @@ class OnePath(Rule):
     def _may(self, layer: int, level: int) -> tuple[str, ...]:
         """Return the steps from a place that the fixed answers leave: none where the path may not pass."""
         answer = self._fixed.get(arrow(layer, level))
-        if answer is not None:
-            return () if answer == self.none else (answer,)
         others = (self._fixed.get(arrow(layer, v), self.none) for v in sources(layer) if v != level)
-        return () if any(step != self.none for step in others) else existing(level)
+        if answer == self.none or any(step != self.none for step in others):
+            return ()
+        return existing(level) if answer is None else tuple(s for s in existing(level) if s == answer)
 
     @cached_property
     def _ways(self) -> list[list[int]]:
@@ -162,6 +162,11 @@ class OnePath(Rule):
             at = [sum(ways[0][v + STEPS[s]] for s in self._may(layer, v)) for v in sources(layer)]
             ways.insert(0, at + [0] * (LEVELS - len(at)))
         return ways
+
+    @property
+    def n_paths(self) -> int:
+        """How many paths there are: 75,025 of 12 layers."""
+        return self._ways[0][0]
 
     @cached_property
     def _steps(self) -> dict[tuple[int, int], tuple[str, ...]]:
@@ -252,7 +257,7 @@ class OnePath(Rule):
         """Return the same with some steps fixed."""
         own = tuple((d, fixed[d]) for d in self.decisions if d in fixed)
         out = replace(self, fixed=(*self.fixed, *own)) if own else self
-        if out._ways[0][0] == 0:
+        if not out.n_paths:
             raise HwnasError(f"the fixed answers break the rule: {self}")
         return out
 
