@@ -9,7 +9,7 @@ from hwnas.errors import unknown
 from hwnas.profile import Calibration
 from hwnas.runtime.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.spaces import Scale, SearchSpace
+from hwnas.spaces import Scale, Space
 from hwnas.train import TrainConfig
 
 
@@ -39,7 +39,7 @@ class Recipe:
 
     name: str
     title: str
-    space: SearchSpace
+    space: Space
     widths: tuple[int, ...]
     search: SearchConfig
     train: TrainConfig

@@ -18,13 +18,10 @@ from hwnas.ops.trace import Call, Term
 from hwnas.problem import ALWAYS, Architecture
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.spaces import DARTS_V1, DARTS_V2, ChainSpace, Scale, check, trace_space
-from hwnas.spaces.trellis import TrellisSpace
+from hwnas.spaces import Scale, check, published, published_names, trace_space
 from hwnas.ui import console, summary, table
 from hwnas.verbs.tables import find_table, recipe_beside, require_here
 
-GENOTYPES = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}
-AUTO_DEEPLAB = "AUTO_DEEPLAB"  # the published network
 
 
 @dataclass(frozen=True)
@@ -153,16 +150,9 @@ def find_network(name: str, recipe: str | None = None, scale: Scale | None = Non
     Raises:
         HwnasError: If there is no such network, its recipe is not known, or it does not fit the recipe's space.
     """
-    if name in GENOTYPES:
+    if name in published_names():
         of = _recipe(name, None, recipe)
-        if not isinstance(of.space, ChainSpace):
-            raise HwnasError(f"{name} is made of DARTS cells, and {of.name} has none; name another --recipe")
-        return Network(name, of, scale or of.space.scale, of.space.architecture(GENOTYPES[name]))
-    if name == AUTO_DEEPLAB:
-        of = _recipe(name, None, recipe)
-        if not isinstance(of.space, TrellisSpace):
-            raise HwnasError(f"{name} is a path through a trellis, and {of.name} has none; name another --recipe")
-        return Network(name, of, scale or of.space.scale, of.space.published())
+        return Network(name, of, scale or of.space.scale, published(name, of.space))
     path = Path(name)
     if path.is_file() or path.suffix == ".json":
         return _from_file(path, recipe, scale)
