@@ -25,11 +25,11 @@ from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
 from hwnas.problem import Architecture, Marginals, NoTwins, Probabilities, TopK
-from hwnas.runtime.bundle import OpensModels
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import OpensModels
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.plan import Call, Entry
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.plan import Call, Entry
 from hwnas.search.derive import Solver, strongest
 from hwnas.search.relax import open_logits, softmax
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space

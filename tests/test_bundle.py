@@ -19,7 +19,8 @@ from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, sha256
 from hwnas.ops.onnx_graph import export_op, stand_in
 from hwnas.runtime import __main__ as runtime
-from hwnas.runtime.bundle import (
+from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.runtime.deploy.bundle import (
     BUNDLE_FILE,
     BuildsBundles,
     Bundle,
@@ -29,11 +30,10 @@ from hwnas.runtime.bundle import (
     find_application,
     open_application,
 )
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.fake import Fake
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import preprocess
+from hwnas.runtime.measuring.device import provenance
 from tests.contracts import ENDINGS
 
 SIZE = (32, 48)

@@ -21,7 +21,7 @@ from hwnas.ops.onnx_graph import OpExporter, has_weights
 from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.plan import Entry
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.conftest import run
 from tests.contracts import EngineContract

@@ -15,11 +15,18 @@ import pytest
 
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
-from hwnas.runtime.device import HUGE_PAGES, cpu_identity, device_name, malloc_tunables, provenance, same_device
 from hwnas.runtime.engines import ENGINES, open_engine
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import (
+from hwnas.runtime.measuring.device import (
+    HUGE_PAGES,
+    cpu_identity,
+    device_name,
+    malloc_tunables,
+    provenance,
+    same_device,
+)
+from hwnas.runtime.measuring.measure import (
     CPU_CLOCKS,
     SAMPLES,
     VISIT_S,
@@ -34,7 +41,7 @@ from hwnas.runtime.measure import (
     timed,
     visit,
 )
-from hwnas.runtime.plan import PRECISIONS, Call, Entry, load_plan, write_plan
+from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry, load_plan, write_plan
 from tests.runtime_cases import OUT_SHAPE, SHAPE, Scripted, conv_entry, conv_relu, four_ops, spells
 
 

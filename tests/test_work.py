@@ -22,16 +22,16 @@ import pytest
 
 from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.runtime import __main__ as command_line
-from hwnas.runtime import supervise as supervise_module
-from hwnas.runtime import work
 from hwnas.runtime.__main__ import main
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.fake import REPLAY, modelled_ms
-from hwnas.runtime.journal import Journal, Record, read_journal
-from hwnas.runtime.measure import StopRule, level
-from hwnas.runtime.plan import load_plan, write_plan
-from hwnas.runtime.results import (
+from hwnas.runtime.measuring import supervise as supervise_module
+from hwnas.runtime.measuring import work
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal, Record, read_journal
+from hwnas.runtime.measuring.measure import StopRule, level
+from hwnas.runtime.measuring.plan import load_plan, write_plan
+from hwnas.runtime.measuring.results import (
     DEATHS,
     DEATHS_LATER,
     OUTSIDE_DEATHS,
@@ -41,8 +41,8 @@ from hwnas.runtime.results import (
     collect,
     conditions,
 )
-from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
+from hwnas.runtime.measuring.supervise import supervise
+from hwnas.runtime.measuring.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 from tests.runtime_cases import conv_entry, conv_relu, four_ops, spells
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +81,8 @@ import os, signal, sys, time
 import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.runtime.engines.fake import Fake
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.work import free_memory_bytes
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.work import free_memory_bytes
 
 class Slow(Fake):
     def load(self, entry, folder):
@@ -972,7 +972,8 @@ def test_main_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_runtime_needs_numpy_alone() -> None:
     code = """
-import sys, hwnas.runtime.work, hwnas.runtime.__main__, hwnas.runtime.engines.fake, hwnas.runtime.engines.onnxruntime
+import sys, hwnas.runtime.__main__, hwnas.runtime.measuring.work
+import hwnas.runtime.engines.fake, hwnas.runtime.engines.onnxruntime
 heavy = {"torch", "onnx", "onnxruntime", "scipy", "highspy", "rich", "tyro", "PIL"} & sys.modules.keys()
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
 from hwnas.profile import Calibration
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import Scale, SearchSpace
 from hwnas.train import TrainConfig

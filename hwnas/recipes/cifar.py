@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
 from hwnas.spaces import ChainSpace, Scale

@@ -18,10 +18,10 @@ from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule, visit_s
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule, visit_s
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.ui import bar, console, summary, table
 
 SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them

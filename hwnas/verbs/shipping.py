@@ -21,9 +21,9 @@ from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture
 from hwnas.run import Derived, Run
-from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
 from hwnas.runtime.engines import using_engine
+from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces.base import trace_space
 from hwnas.steplog import StepLog
 from hwnas.train import Training, evaluate, train
@@ -63,10 +63,10 @@ def run_export(
 
     Args:
         run: A run with a trained network.
-        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        kind: What the file gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         engine: What it is to run on; None for the engine of the run's table, else ONNX Runtime.
         precision: What that is to compute in; None for that of the table if the engine is, else float32.
-        compatible: What else is to take an engine that is built, one of `hwnas.runtime.bundle.COMPATIBLE`.
+        compatible: What else is to take an engine that is built, one of `hwnas.runtime.deploy.bundle.COMPATIBLE`.
     """
     if compatible not in (None, *COMPATIBLE):
         raise HwnasError(f"expected --compatible {', '.join(COMPATIBLE)}, got {compatible!r}")

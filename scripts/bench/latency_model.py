@@ -26,10 +26,10 @@ from hwnas.latency.validation import affine
 from hwnas.ops import make_op
 from hwnas.profile import Calibration, add_derived, build_table, make_plan
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.ui import bar, console, table
 
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant

@@ -20,9 +20,9 @@ from hwnas import recipes
 from hwnas.latency import LatencyTable, NetRow, errors
 from hwnas.profile import add_derived, build_table, make_plan
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.ui import bar, console, table
 
 WARM_UP, RUNS = 10, 100

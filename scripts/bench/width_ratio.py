@@ -18,8 +18,8 @@ import numpy as np
 from hwnas.latency import LatencyTable
 from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.ui import bar, console, table
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from hwnas.errors import HwnasError, MissingExtra, unknown
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.measuring.device import provenance
 
 ENGINES = {
     "onnxruntime": "hwnas.runtime.engines.onnxruntime:OnnxRuntime",
@@ -18,10 +18,10 @@ ENGINES = {
     "tensorrt": "hwnas.runtime.engines.tensorrt:TensorRt",
     "tensorrt_rtx": "hwnas.runtime.engines.tensorrt:TensorRtRtx",
     "fake": "hwnas.runtime.engines.fake:Fake",
-    "torch": "hwnas.latency.torch_engine:TorchEager",
-    "torch-cuda": "hwnas.latency.torch_cuda:TorchCuda",
-    "torch-cuda-graph": "hwnas.latency.torch_cuda:TorchCudaGraph",
-    "torch-cuda-compiled": "hwnas.latency.torch_cuda:TorchCudaCompiled",
+    "torch": "hwnas.runtime.engines.torch:TorchEager",
+    "torch-cuda": "hwnas.runtime.engines.torch_cuda:TorchCuda",
+    "torch-cuda-graph": "hwnas.runtime.engines.torch_cuda:TorchCudaGraph",
+    "torch-cuda-compiled": "hwnas.runtime.engines.torch_cuda:TorchCudaCompiled",
 }
 
 
@@ -31,8 +31,8 @@ def open_engine(name: str, threads: int = 1, precision: str = "fp32") -> Engine:
     Args:
         name: A key of `ENGINES`, or ``"module:class"`` for an engine from elsewhere.
         threads: Threads the engine computes with, where that is the host.
-        precision: What it computes in, one of `hwnas.runtime.plan.PRECISIONS`. An engine that knows more than float32
-            lists what it knows as ``PRECISIONS``, and is told if it is not float32.
+        precision: What it computes in, one of `hwnas.runtime.measuring.plan.PRECISIONS`. An engine that knows more than
+            float32 lists what it knows as ``PRECISIONS``, and is told if it is not float32.
 
     Raises:
         HwnasError: If there is no such engine, it does not know the precision, or `threads` is less than one.

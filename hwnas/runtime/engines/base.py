@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.plan import Entry, Shape
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.plan import Entry, Shape
 
 Array = npt.NDArray[Any]
 

@@ -22,9 +22,9 @@ from hwnas.errors import HwnasError
 from hwnas.files import sha256
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs
 from hwnas.runtime.engines.scopes import SCOPES, image_of
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import Samples, samples_from
-from hwnas.runtime.plan import PRECISIONS, Call, Entry
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import Samples, samples_from
+from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
 
 DEVICE_NAME = "fake-roofline-1"  # another formula or constant below needs another name
 PEAK_MACS_PER_MS = 50e6

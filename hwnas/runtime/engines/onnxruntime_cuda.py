@@ -30,13 +30,13 @@ import numpy as np
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
 from hwnas.optional import require
-from hwnas.runtime.bundle import Application, Bundle
-from hwnas.runtime.cuda import STICKY, Memory
+from hwnas.runtime.cuda.driver import STICKY, Memory
+from hwnas.runtime.deploy.bundle import Application, Bundle
 from hwnas.runtime.engines.base import Runner
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
 from hwnas.runtime.engines.onnxruntime import error_kinds, errors, input_shape, model_bytes, session_options
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuApplication, GpuRunner
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {
@@ -112,7 +112,7 @@ class OnnxRuntimeCuda:
         return GpuRunner(self.gpu, [partial(_Network, self, model_bytes(model), str(model))], str(model))
 
     def open_application(self, bundle: Bundle) -> Application:
-        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.bundle.OpensBundles`."""
+        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.deploy.bundle.OpensBundles`."""
         opener = partial(_Network, self, model_bytes(bundle.path), str(bundle.path))
         mean, std = bundle.input.mean, bundle.input.std
         return GpuApplication(self.gpu, opener, str(bundle.path), mean, std, self.close)

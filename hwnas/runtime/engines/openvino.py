@@ -22,8 +22,8 @@ from hwnas.errors import HwnasError
 from hwnas.optional import require
 from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 _TELEMETRY = "openvino_telemetry"
 

@@ -18,14 +18,14 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, sha256, write_atomic
 from hwnas.optional import require
-from hwnas.runtime.bundle import BUNDLE_FILE, Application, Bundle
-from hwnas.runtime.cuda import Memory
+from hwnas.runtime.cuda.driver import Memory
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, Application, Bundle
 from hwnas.runtime.engines.base import Runner
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuApplication, GpuRunner
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
-from hwnas.runtime.reduce import ops_in
-from hwnas.runtime.trt_build import FLAVOURS, Builder, BuildOptions, Update, make_logger
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
+from hwnas.runtime.engines.reduce import ops_in
+from hwnas.runtime.engines.trt_build import FLAVOURS, Builder, BuildOptions, Update, make_logger
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8, "INT32": np.int32, "BOOL": np.bool_}
 ENGINES_FOLDER = "engines"  # beside the plan
@@ -139,7 +139,7 @@ class TensorRt:
         return folder / str(bundle.built["file"]) if own and bundle.built is not None else None
 
     def build_bundle(self, onnx: Path, folder: Path, update: Update, compatible: str | None = None) -> dict[str, Any]:
-        """Build the engine that ships in a bundle; see `hwnas.runtime.bundle.BuildsBundles`."""
+        """Build the engine that ships in a bundle; see `hwnas.runtime.deploy.bundle.BuildsBundles`."""
         out, cache = folder / "model.engine", folder / "timing.cache"
         gpus = None if compatible == "version" else compatible
         options = replace(self._options(cache), version_compatible=compatible == "version", hardware_compatible=gpus)
@@ -153,7 +153,7 @@ class TensorRt:
         }
 
     def open_application(self, bundle: Bundle) -> Application:
-        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.bundle.OpensBundles`.
+        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.deploy.bundle.OpensBundles`.
 
         Raises:
             HwnasError: If the bundle has no engine of this kind.

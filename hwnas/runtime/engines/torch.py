@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwnas.ops.onnx_graph import stand_in
-from hwnas.ops.registry import OpSpec
 from hwnas.runtime.engines.base import Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry
 
 Convert = Callable[[Tensor], Tensor]
 
@@ -33,6 +31,11 @@ def entry_module(entry: Entry, read: Convert | None = None, give: Convert | None
         read: What is done to each input before the calls; a function of a module.
         give: What is done to each output after them.
     """
+    # The one import of the runtime that points up: this engine computes with the ops themselves and not with a file of
+    # them. Whoever opens it has torch and so has the ops.
+    from hwnas.ops.onnx_graph import stand_in
+    from hwnas.ops.registry import OpSpec
+
     graph, ops, repeats = fx.Graph(), dict[str, nn.Module](), Counter[OpSpec]()
     values = {name: graph.placeholder(name) for name in entry.inputs}
     if read is not None:

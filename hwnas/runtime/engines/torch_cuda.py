@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
-from hwnas.latency.torch_engine import entry_module
-from hwnas.runtime.cuda import STICKY, Graph, Memory
-from hwnas.runtime.cuda_timing import Work
+from hwnas.runtime.cuda.driver import STICKY, Graph, Memory
+from hwnas.runtime.cuda.timing import Work
 from hwnas.runtime.engines.base import Runner
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuRunner
-from hwnas.runtime.plan import Entry, Shape
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuRunner
+from hwnas.runtime.engines.torch import entry_module
+from hwnas.runtime.measuring.plan import Entry, Shape
 
 DEVICE = "cuda:0"
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # the graph is ours

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
-from hwnas.runtime import trt_build
-from hwnas.runtime.engines import open_engine
+from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.runtime.engines import open_engine, trt_build
 from hwnas.runtime.engines.base import Array, Runner
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import preprocess
-from hwnas.runtime.plan import PRECISIONS, Shape
+from hwnas.runtime.measuring.plan import PRECISIONS, Shape
 
 SCHEMA = 1
 BUNDLE_FILE = "engine.json"
@@ -85,7 +84,7 @@ class Bundle:
         onnx: Name of the ONNX file in the folder.
         onnx_sha256: Hex digest of it.
         engine: Name of the engine that it is for.
-        precision: What that computes in, one of `hwnas.runtime.plan.PRECISIONS`.
+        precision: What that computes in, one of `hwnas.runtime.measuring.plan.PRECISIONS`.
         threads: Of the engine.
         versions: Of ``hwnas``, of ONNX's ``opset`` and of the ``engine``.
         device: Where it was made: the engine's provenance.

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from hwnas.errors import DeviceLost, HwnasError
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, Runner
-from hwnas.runtime.journal import Journal
-from hwnas.runtime.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.results import History
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal
+from hwnas.runtime.measuring.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.results import History
 
 RESULTS_FILE = "results.jsonl"
 FIRST_ROUND = 0.4  # share of the time there is that loading may take; what is not reached then is left out
