@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
     {"__main__", "cli", "verbs", "doctor"},
     {"recipes", "report", "run", "validate"},
-    {"search", "train", "export", "profile"},
+    {"search", "export", "profile"},
+    {"learn"},
     {"spaces"},
     {"latency"},
     {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
@@ -26,13 +27,13 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
-TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
+TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "learn", "search", "export", "validate"}
 AT_TOP = {
     "torch": TORCH | {"profile", "verbs"},  # and TORCH_ENGINES
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
     "highspy": {"search"},
-    "safetensors": {"train", "export"},
+    "safetensors": {"learn", "export"},
     "rich": {"ui"},
     "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this
 }

@@ -17,6 +17,7 @@ from hwnas.errors import HwnasError
 from hwnas.export import ending, export, load_weights
 from hwnas.files import read_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.training import Training, evaluate, train
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture
@@ -26,7 +27,6 @@ from hwnas.runtime.engines import using_engine
 from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces.base import trace_space
 from hwnas.steplog import StepLog
-from hwnas.train import Training, evaluate, train
 from hwnas.ui import bar, console, summary, table
 from hwnas.validate import (
     SCORE_LOSS,

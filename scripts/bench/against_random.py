@@ -41,6 +41,7 @@ from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
+from hwnas.learn.training import Training, evaluate, train
 from hwnas.problem import Architecture
 from hwnas.profile import Calibration, PlanWriter
 from hwnas.recipes import Recipe
@@ -56,7 +57,6 @@ from hwnas.spaces import ChainSpace, Scale
 from hwnas.spaces.base import SearchSpace, sample
 from hwnas.spaces.genotype import DARTS_V2
 from hwnas.steplog import StepLog
-from hwnas.train import Training, evaluate, train
 from hwnas.ui import bar, table
 from hwnas.verbs.common import read_split
 from hwnas.verbs.deriving import Wishes, open_contest
