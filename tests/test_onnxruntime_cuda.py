@@ -26,7 +26,7 @@ from hwnas.profile import Calibration, make_plan
 from hwnas.runtime.cuda import timing as cuda_timing
 from hwnas.runtime.cuda.kernels import preprocess
 from hwnas.runtime.deploy.bundle import open_application
-from hwnas.runtime.engines import on_host, open_engine
+from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.onnxruntime_cuda import ON_CPU, PROVIDER
 from hwnas.runtime.engines.scopes import to_labels
 from hwnas.runtime.measuring.measure import StopRule
@@ -260,7 +260,7 @@ class TestCalls:
         assert about["options"]["use_tf32"] == "0"
         assert about["options"]["driver"] == "570.1"
         assert "user_compute_stream" not in about["options"]  # an address: another each time
-        assert not on_host(engine.name)
+        assert not engine.capabilities.on_host
         assert 0 < engine.free_memory_bytes() <= 8 << 30
 
 

@@ -24,6 +24,7 @@ from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.runtime import __main__ as command_line
 from hwnas.runtime.__main__ import main
 from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines.base import Capabilities
 from hwnas.runtime.engines.fake import REPLAY, modelled_ms
 from hwnas.runtime.measuring import supervise as supervise_module
 from hwnas.runtime.measuring import work
@@ -481,6 +482,7 @@ def test_runners_are_not_kept_where_the_memory_of_the_device_is_short(
 ) -> None:
     plain = importlib.import_module(engines).Plain
     free = iter([100.0, 90.0])
+    monkeypatch.setattr(plain, "capabilities", Capabilities(merges=True, on_host=False))
     monkeypatch.setattr(plain, "free_memory_bytes", lambda _: next(free, 40.0), raising=False)
     measure_plan(plan, f"{engines}:Plain", stop=StopRule(4, 4, 0))
     kept = sorted(Counter(plain.loads).values())
@@ -500,7 +502,8 @@ def test_only_engines_of_the_host_are_kept_to_its_cpus(
     arguments = [str(plan), "--engine", f"{engines}:Plain", "--json-progress", *RULE]
     command_line.main(["measure", *arguments])
     assert seen == ["pinned", "limited"]
-    monkeypatch.setattr(plain, "ON_HOST", False, raising=False)
+    monkeypatch.setattr(plain, "capabilities", Capabilities(merges=True, on_host=False))
+    monkeypatch.setattr(plain, "free_memory_bytes", lambda _: 40.0, raising=False)
     command_line.main(["measure", *arguments])
     assert seen == ["pinned", "limited"]
 

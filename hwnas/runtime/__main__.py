@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from hwnas.errors import DeviceLost, HwnasError
 from hwnas.runtime.deploy.picture import run_on_picture
-from hwnas.runtime.engines import ENGINES, on_host
+from hwnas.runtime.engines import ENGINES, capabilities
 from hwnas.runtime.measuring.child import die_with_parent
 from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.measure import StopRule
@@ -106,7 +106,7 @@ def _work(args: argparse.Namespace) -> int:
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
         try:
-            if on_host(args.engine):  # a driver of GPUs has threads and mappings of its own
+            if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
                 pin_to_cpus(args.threads)
                 _limit_memory()
             measure_plan(

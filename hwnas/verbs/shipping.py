@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -84,13 +84,14 @@ def run_export(
         return
     data, path = run.data("val"), folder / "model.onnx"
     with using_engine(*target) as opened:  # one that is not here is refused before anything is written
-        if compatible is not None and not isinstance(opened, BuildsBundles):
+        if compatible is not None and not opened.capabilities.builds:
             raise HwnasError(f"{name} builds nothing, its file runs wherever it is installed; leave out --compatible")
         _, facts = export(run.space(derived), derived.arch, weights, data, path, kind, precision)
         bundle = _describe(path, derived, data, kind, target, provenance(opened), facts | {"weights_sha256": digest})
-        if isinstance(opened, BuildsBundles):
+        if opened.capabilities.builds:
+            builder = cast(BuildsBundles, opened)
             with bar("build", None) as update:
-                made = opened.build_bundle(path, folder, lambda at, done, total: update(done, at, total), compatible)
+                made = builder.build_bundle(path, folder, lambda at, done, total: update(done, at, total), compatible)
             bundle = replace(bundle, built={**made, "compatible": compatible})
     bundle.save()
     shown: dict[str, object] = {

@@ -98,7 +98,7 @@ def main() -> None:
             here.close()
         else:
             opened = open_engine(args.engine, precision=args.precision)
-            found = {"where": provenance(opened), "merges": opened.merges}
+            found = {"where": provenance(opened), "merges": opened.capabilities.merges}
     except HwnasError as e:
         found = {"reason": " ".join(str(e).split())}
     print(json.dumps(found))

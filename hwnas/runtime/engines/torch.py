@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwnas.runtime.engines.base import Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import Capabilities, Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry
@@ -53,11 +53,12 @@ def entry_module(entry: Entry, read: Convert | None = None, give: Convert | None
 class TorchEager:
     """Runs the calls of an entry one by one, with stand-in weights; merges nothing and needs no ONNX file."""
 
+    capabilities = Capabilities(merges=False)
+
     def __init__(self, threads: int = 1) -> None:
         """Set torch's threads for this process, which does nothing but measure."""
         self.name = "torch"
         self.clock = "thread_cpu" if threads == 1 else "wall"
-        self.merges = False
         self._threads = threads
 
     def provenance(self) -> dict[str, object]:
@@ -74,6 +75,9 @@ class TorchEager:
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner that builds the entry's ops; `folder` is not read."""
         return scoped(_Runner(entry, self._threads), entry, self.clock)
+
+    def close(self) -> None:
+        """Nothing is held beyond the runners."""
 
 
 class _Runner:

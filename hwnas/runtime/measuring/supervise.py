@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from hwnas import errors
 from hwnas.errors import HwnasError
-from hwnas.runtime.engines import slowest_load_s
+from hwnas.runtime.engines import capabilities
 from hwnas.runtime.measuring.child import environment, last_words
 from hwnas.runtime.measuring.device import malloc_tunables
 from hwnas.runtime.measuring.journal import Journal
@@ -85,7 +85,7 @@ def supervise(
     command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
     command += ["--engine", engine_name, "--threads", str(threads)]
     command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
-    load_s = slowest_load_s(engine_name)
+    load_s = capabilities(engine_name).slowest_load_s
     early = 0  # deaths in a row before anything was measured
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
