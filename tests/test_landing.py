@@ -19,7 +19,7 @@ from hwnas.errors import BudgetError, ProvenanceError
 from hwnas.files import read_json
 from hwnas.latency import LatencyTable
 from hwnas.run import Run
-from hwnas.runtime.journal import read_journal
+from hwnas.runtime.measuring.journal import read_journal
 from hwnas.search.landing import CLOSE, FAST, LANDED, OVER, Goal, Landing, Latency, Network, Round, land, step_up
 from hwnas.search.widths import Contest
 from hwnas.validate import references

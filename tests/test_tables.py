@@ -26,8 +26,8 @@ from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture, Problem
 from hwnas.recipes import Recipe, base
 from hwnas.run import Derived, Run
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import fake, open_engine
+from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces import DARTS_V2, Scale, sample, trace_space
 from hwnas.verbs import pricing, tables
 from hwnas.verbs.pricing import find_network, price_network

@@ -24,12 +24,12 @@ from hwnas.latency import LatencyTable
 from hwnas.problem import Architecture, NoTwins
 from hwnas.recipes import base
 from hwnas.run import Run
-from hwnas.runtime.bundle import Bundle
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import Bundle
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
 from hwnas.steplog import StepLog
 from hwnas.verbs import shipping
 from tests.conftest import ROOT

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import Scale, Space
-from hwnas.train import TrainConfig
 
 
 @dataclass(frozen=True)

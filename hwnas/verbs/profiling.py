@@ -18,15 +18,15 @@ from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule, visit_s
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines.base import Capabilities
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule, visit_s
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.ui import bar, console, summary, table
 
 SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them
 DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
-LOAD_S = 0.025  # seen: to load an entry, where ops take milliseconds
 
 
 def plan_only(recipe: Recipe, folder: Path, engine: str | None, precision: str | None = None) -> None:
@@ -43,7 +43,7 @@ def plan_only(recipe: Recipe, folder: Path, engine: str | None, precision: str |
     merges = True
     if engine is not None:
         with using_engine(engine, precision=precision) as opened:
-            merges = opened.merges
+            merges = opened.capabilities.merges
     entries = len(_plan(recipe, folder, merges, precision).entries)
     facts: dict[str, object] = {"plan": folder, "entries": entries}
     summary(facts, f"on the device: python -m hwnas.runtime measure {folder.name}  (numpy and the engine suffice)")
@@ -109,13 +109,13 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     engine, threads = str(run.settings.get("engine", "onnxruntime")), int(run.settings.get("threads", 1))
     precision = str(run.settings.get("precision", "fp32"))
     with using_engine(engine, threads, precision) as opened:
-        merges, clock, load_s = opened.merges, opened.clock, float(getattr(opened, "LOAD_S", LOAD_S))
+        can, clock = opened.capabilities, opened.clock
     run.ask(engine=engine, threads=threads, precision=precision)
     run.commit()
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
-    plan = _plan(recipe, folder, merges, precision)
+    plan = _plan(recipe, folder, can.merges, precision)
     derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
-    forecast = forecast_minutes(plan, stop, derived, load_s) if clock != "model" else 0.0
+    forecast = forecast_minutes(plan, stop, derived, can.load_s) if clock != "model" else 0.0
     bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
     console.print(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
 
@@ -153,7 +153,9 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None) ->
     return made
 
 
-def forecast_minutes(plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = LOAD_S) -> float:
+def forecast_minutes(
+    plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = Capabilities.load_s
+) -> float:
     """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
 
     Args:

@@ -15,7 +15,7 @@ from hwnas.data.base import task_of
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
 from hwnas.run import Run
-from hwnas.runtime.journal import Journal
+from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.rerank import Judgement, Supernet, decide, judge_trained
 from hwnas.search.widths import Candidate
 from hwnas.ui import Update, bar, table

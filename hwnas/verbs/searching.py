@@ -12,7 +12,7 @@ from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.latency.table import LatencyTable
-from hwnas.ops import native
+from hwnas.ops.fused import native
 from hwnas.problem import NoTwins
 from hwnas.run import Run
 from hwnas.search.costs import Bound

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,16 +17,16 @@ from hwnas.errors import HwnasError
 from hwnas.export import ending, export, load_weights
 from hwnas.files import read_json, sha256, write_atomic
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.training import Training, evaluate, train
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture
 from hwnas.run import Derived, Run
-from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
 from hwnas.runtime.engines import using_engine
+from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces.base import trace_space
 from hwnas.steplog import StepLog
-from hwnas.train import Training, evaluate, train
 from hwnas.ui import bar, console, summary, table
 from hwnas.validate import (
     SCORE_LOSS,
@@ -63,10 +63,10 @@ def run_export(
 
     Args:
         run: A run with a trained network.
-        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        kind: What the file gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         engine: What it is to run on; None for the engine of the run's table, else ONNX Runtime.
         precision: What that is to compute in; None for that of the table if the engine is, else float32.
-        compatible: What else is to take an engine that is built, one of `hwnas.runtime.bundle.COMPATIBLE`.
+        compatible: What else is to take an engine that is built, one of `hwnas.runtime.deploy.bundle.COMPATIBLE`.
     """
     if compatible not in (None, *COMPATIBLE):
         raise HwnasError(f"expected --compatible {', '.join(COMPATIBLE)}, got {compatible!r}")
@@ -84,13 +84,14 @@ def run_export(
         return
     data, path = run.data("val"), folder / "model.onnx"
     with using_engine(*target) as opened:  # one that is not here is refused before anything is written
-        if compatible is not None and not isinstance(opened, BuildsBundles):
+        if compatible is not None and not opened.capabilities.builds:
             raise HwnasError(f"{name} builds nothing, its file runs wherever it is installed; leave out --compatible")
         _, facts = export(run.space(derived), derived.arch, weights, data, path, kind, precision)
         bundle = _describe(path, derived, data, kind, target, provenance(opened), facts | {"weights_sha256": digest})
-        if isinstance(opened, BuildsBundles):
+        if opened.capabilities.builds:
+            builder = cast(BuildsBundles, opened)
             with bar("build", None) as update:
-                made = opened.build_bundle(path, folder, lambda at, done, total: update(done, at, total), compatible)
+                made = builder.build_bundle(path, folder, lambda at, done, total: update(done, at, total), compatible)
             bundle = replace(bundle, built={**made, "compatible": compatible})
     bundle.save()
     shown: dict[str, object] = {

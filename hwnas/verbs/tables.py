@@ -20,9 +20,9 @@ from hwnas.profile import PlanWriter, build_table, contexts, likely
 from hwnas.recipes import Recipe
 from hwnas.resources import profiles_dir
 from hwnas.run import RUNS, Run
-from hwnas.runtime.device import device_name, same_device
 from hwnas.runtime.engines import provenance_here
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.device import device_name, same_device
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.spaces import trace_space
 from hwnas.ui import bar, console, summary, table
 from hwnas.verbs.profiling import show_errors

@@ -37,7 +37,7 @@ from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency import LatencyTable
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.runtime.device import device_name
+from hwnas.runtime.measuring.device import device_name
 from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest

@@ -27,15 +27,15 @@ from hwnas import recipes
 from hwnas.errors import HwnasError
 from hwnas.files import read_json
 from hwnas.latency import LatencyTable
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes import Recipe
 from hwnas.run import Derived, Run
-from hwnas.runtime.bundle import Bundle
-from hwnas.runtime.device import device_name
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.deploy.bundle import Bundle
+from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.widths import price
 from hwnas.spaces.trellis import TrellisSpace
-from hwnas.train import TrainConfig
 from hwnas.ui import table
 from hwnas.verbs.profiling import profile
 from hwnas.verbs.shipping import run_export, run_train, run_validate
