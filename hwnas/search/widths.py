@@ -32,7 +32,7 @@ def _traced(space: SearchSpace, merge: bool) -> Trace:
 
 
 def _traces(space: SearchSpace, scales: Sequence[Scale], merge: bool) -> list[Trace]:
-    return [_traced(space.at(s), merge) for s in scales]  # type: ignore[arg-type] # spaces are hashable
+    return [_traced(space.at(s), merge) for s in scales]
 
 
 def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:

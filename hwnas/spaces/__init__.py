@@ -7,6 +7,7 @@ from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_
 from hwnas.spaces.factories import autodeeplab_space, darts_space, xception_space
 from hwnas.spaces.genotype import Genotype, derived_genotype
 from hwnas.spaces.heads import ASPPHead, Classifier, Context, Decoder, head, registered_heads
+from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
 from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
 from hwnas.spaces.space import Space, check, decisions, sample, trace_space
@@ -34,6 +35,7 @@ __all__ = [
     "Maps",
     "Scale",
     "Space",
+    "SpaceNet",
     "Trellis",
     "TrellisGenotype",
     "Xception",

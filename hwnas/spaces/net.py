@@ -32,7 +32,9 @@ class SpaceNet(nn.Module):
     are added.
     """
 
-    def __init__(self, encoder: Encoder, head: Head, classes: int, arch: Architecture, form: Form, labels: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, head: Head, classes: int, arch: Architecture, form: Form, labels: bool
+    ) -> None:
         """Build it; use `Space.build`."""
         super().__init__()
         features, net = encoder.features(arch, form), encoder.build(arch, form)
@@ -68,9 +70,7 @@ class SpaceNet(nn.Module):
         """
         return self.with_auxiliary(image, probs, sampled)[0]
 
-    def with_auxiliary(
-        self, image: Tensor, probs: Probs | None = None, sampled: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def with_auxiliary(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, and the map that an auxiliary head reads."""
         maps: Maps = self.encoder(image, probs, sampled)
         if self.several:
@@ -116,7 +116,9 @@ class OpenNet(nn.Module):
     def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Tensor:
         """Write down all alternatives; return what stands for the result."""
         tracer = active_tracer.get()
-        assert tracer is not None, "a network with alternatives is for tracing: answer its decisions, or build a supernet"
+        assert tracer is not None, (
+            "a network with alternatives is for tracing: answer its decisions, or build a supernet"
+        )
         body, necks = self.necks[0, 0], dict[int, Tensor]()
         for i, a, x in self._encoder[0](image):
             if i not in body.reads:

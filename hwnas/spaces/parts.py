@@ -128,7 +128,7 @@ class Encoder(Protocol):
         cells: The cells these decisions are about.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
 
     # Not properties at run time: a dataclass would take them for the defaults of its fields.
     if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Encoder(Protocol):
 
     def at(self, scale: Scale) -> Self:
         """Return the same decisions at another scale."""
-        return replace(self, scale=scale)  # type: ignore[type-var, misc]  # subclasses are dataclasses
+        return replace(self, scale=scale)  # type: ignore[type-var]  # subclasses are dataclasses
 
     @abstractmethod
     def features(self, arch: Architecture, form: Form) -> Features:
@@ -233,7 +233,7 @@ class Head(Protocol):
         cells: The cells these decisions are about.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     task: ClassVar[Task]
 
     @property
@@ -255,9 +255,7 @@ class Head(Protocol):
         return tuple(answers for spec in self.cells for answers in spec.twins())
 
     @abstractmethod
-    def build(
-        self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form
-    ) -> HeadNet:
+    def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build the network.
 
         Args:

@@ -93,12 +93,12 @@ def _auto_deeplab(space: Space) -> Architecture:
     encoder, expected = space.encoder, (len(PUBLISHED_PATH), len(PUBLISHED_CELL))
     if not isinstance(encoder, Trellis):
         raise HwnasError(
-            f"AUTO_DEEPLAB is a path through a trellis, and networks of the space {space.name!r} have none; name another "
-            "--recipe"
+            f"AUTO_DEEPLAB is a path through a trellis, and networks of the space {space.name!r} have none; name "
+            "another --recipe"
         )
     if (space.scale.cells, encoder.nodes) != expected:
         raise HwnasError(
-            f"the published network has {expected[0]} layers and {expected[1]} blocks in a cell, networks of this space "
-            f"{space.scale.cells} and {encoder.nodes}"
+            f"the published network has {expected[0]} layers and {expected[1]} blocks in a cell, networks of this "
+            f"space {space.scale.cells} and {encoder.nodes}"
         )
     return trellis_architecture(space, PUBLISHED_PATH, PUBLISHED_CELL)

@@ -23,7 +23,6 @@ from hwnas.ui import console, summary, table
 from hwnas.verbs.tables import find_table, recipe_beside, require_here
 
 
-
 @dataclass(frozen=True)
 class Network:
     """A network that was named on the command line.

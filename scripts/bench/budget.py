@@ -41,7 +41,7 @@ from hwnas.runtime.measuring.device import device_name
 from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest
-from hwnas.spaces.genotype import DARTS_V2
+from hwnas.spaces import DARTS_V2
 from hwnas.ui import bar, table
 from hwnas.validate import references
 from hwnas.verbs.deriving import Wishes, open_contest
@@ -110,7 +110,7 @@ def budgets(contest: Contest, percentiles: Sequence[float]) -> list[float]:
 
 def darts(made: Recipe, contest: Contest, budget_ms: float) -> tuple[int, float, float] | None:
     """Return channels, predicted latency and share of the score of DARTS_V2 at the widest width within a budget."""
-    arch = made.space.architecture(DARTS_V2)
+    arch = DARTS_V2.architecture(made.space)
     fitting = [
         (s.channels, ms)
         for s, model in zip(contest.scales, contest.models, strict=True)

@@ -35,7 +35,7 @@ from hwnas.runtime.deploy.bundle import Bundle
 from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.widths import price
-from hwnas.spaces.trellis import TrellisSpace
+from hwnas.spaces import published
 from hwnas.ui import table
 from hwnas.verbs.profiling import profile
 from hwnas.verbs.shipping import run_export, run_train, run_validate
@@ -76,10 +76,10 @@ def job(made: Recipe) -> Run:
         latency = profile(run, None, None, None)
         if not (run.folder / "arch.json").exists():
             space, (scale,) = made.space, made.scales()
-            assert isinstance(space, TrellisSpace)
             (model,) = price(space, [scale], latency)
-            predicted_ms = model.predict_ms(space.published())
-            run.write_derived(Derived(space.published(), scale, ROOM * predicted_ms, predicted_ms), {})
+            arch = published("AUTO_DEEPLAB", space)
+            predicted_ms = model.predict_ms(arch)
+            run.write_derived(Derived(arch, scale, ROOM * predicted_ms, predicted_ms), {})
         run_train(run)
         run_export(run, "labels")
         run_validate(run, None, foreign=False, again=False)

@@ -152,9 +152,7 @@ class TrellisNet(EncoderNet):
         states, low = self.states(image, (probs or {}).get("cell"), sampled)
         return Maps(((Map(low),), (Map(self.relu(states[-1])),)), low)
 
-    def states(
-        self, image: Tensor, alphas: Tensor | None = None, sampled: bool = False
-    ) -> tuple[list[Tensor], Tensor]:
+    def states(self, image: Tensor, alphas: Tensor | None = None, sampled: bool = False) -> tuple[list[Tensor], Tensor]:
         """Return the outputs of all cells, and the low-level map."""
         states = list(self.stem(image))
         sizes = level_sizes(states[1])
@@ -210,10 +208,13 @@ class OpenTrellisNet(OpenEncoderNet):
                     if steps not in read:  # H^{l-1} is read once, wherever H^{l-2} was
                         with tracer.gated(any_walk([steps])):
                             read[steps] = self.relu(step.brought(h, sizes))
-            older, old = old, {
-                level: tracer.value((1, wiring.width(layer, level), *sizes[level]), f"h{layer}-{level}")
-                for level in wiring.levels(layer)
-            }
+            older, old = (
+                old,
+                {
+                    level: tracer.value((1, wiring.width(layer, level), *sizes[level]), f"h{layer}-{level}")
+                    for level in wiring.levels(layer)
+                },
+            )
             if layer == 0:
                 yield 0, 0, last
                 yield 0, 1, old[0]

@@ -20,9 +20,9 @@ Sizes = list[tuple[int, int]]  # (height, width) of the maps of each level
 class Step:
     """A step of a path into a layer, and what the cell that it leads to reads.
 
-    The cell reads H^{l-1}, where the step starts, and H^{l-2}. What goes to half the stride is doubled before; what goes
-    to twice the stride is halved by the cell (nas_network.py of tensorflow/models; sizes there are 4k + 1, here any), or
-    on the way to it in a supernet.
+    The cell reads H^{l-1}, where the step starts, and H^{l-2}. What goes to half the stride is doubled before; what
+    goes to twice the stride is halved by the cell (nas_network.py of tensorflow/models; sizes there are 4k + 1, here
+    any), or on the way to it in a supernet.
 
     Attributes:
         layer: Into which.
@@ -70,7 +70,7 @@ class Wiring:
 
     def channels(self, level: int) -> int:
         """Return the channels of the ops at a level."""
-        return self.filters * 2**level
+        return self.filters << level
 
     def width(self, layer: int, level: int) -> int:
         """Return the channels of H at a layer; -1 is the end of the stem."""

@@ -30,9 +30,7 @@ class ASPPHead(Head):
     separable: bool = False
     task: ClassVar[Task] = "segmentation"
 
-    def build(
-        self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form
-    ) -> HeadNet:
+    def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
         return LightNet(features, classes) if features[-1].weighted else _ASPPNet(self, features, classes, labels)
 

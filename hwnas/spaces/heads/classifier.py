@@ -29,9 +29,7 @@ class Classifier(Head):
     second_norm: bool = True
     task: ClassVar[Task] = "classification"
 
-    def build(
-        self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form
-    ) -> HeadNet:
+    def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
         return _ClassifierNet(features, classes, labels)
 

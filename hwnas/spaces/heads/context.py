@@ -27,9 +27,7 @@ class Context(Head):
     channels: int = 64
     task: ClassVar[Task] = "segmentation"
 
-    def build(
-        self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form
-    ) -> HeadNet:
+    def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
         return _ContextNet(self, features, classes, labels)
 
@@ -57,10 +55,9 @@ class _ContextNet(HeadNet):
         """Compute scores of one feature at the size of the finer one."""
         x = x if self.activated[index] else self.relu(x)
         if index == self.last:
-            x = self.score_high(layers.resized(self.context(x), size_at(image.shape, self.stride)))
-            return x
-        low: Tensor = self.score_low(x)
-        return low
+            x = layers.resized(self.context(x), size_at(image.shape, self.stride))
+        scores: Tensor = self.score_high(x) if index == self.last else self.score_low(x)
+        return scores
 
     def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
         """Add the scores; return them or labels at the size of the image."""

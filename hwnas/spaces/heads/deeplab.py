@@ -48,7 +48,7 @@ class ASPP(nn.Module):
 
 
 class LightNet(HeadNet):
-    """ASPP of three branches as wide as the map, and a classifier: for each stride of a supernet (Auto-DeepLab, 4.2)."""
+    """ASPP of three branches as wide as the map and a classifier, for each stride of a supernet (Auto-DeepLab, 4.2)."""
 
     def __init__(self, features: Sequence[Feature], classes: int) -> None:
         """Build it for the last of the features."""
