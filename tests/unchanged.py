@@ -25,16 +25,15 @@ import numpy as np
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import BudgetError
-from hwnas.gates import Gate
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
+from hwnas.problem import Architecture, AtMost, Gate, NoTwins, Problem, Rule
 from hwnas.recipes import Recipe
-from hwnas.search.derive import AtMost, Limit, NoTwins, Solution, Solver, strongest
+from hwnas.search.derive import Solution, Solver, strongest
 from hwnas.search.front import pareto_front
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, price
 from hwnas.seeding import seeded
-from hwnas.spaces import Scale, SearchSpace, sample, trace_space
+from hwnas.spaces import Scale, SearchSpace, trace_space
 
 RECORDED = Path(__file__).parent / "data" / "unchanged.json"
 Probs = dict[str, np.ndarray]
@@ -75,15 +74,17 @@ def architecture_of(space: SearchSpace, answers: Mapping[str, str]) -> Architect
     return Architecture.of(space.name, answers)
 
 
-def limits_of(space: SearchSpace, counted: Counted | None) -> list[Limit]:
+def limits_of(space: SearchSpace, counted: Counted | None) -> list[Rule]:
     """Return the limits that every derivation has, and one on how often an option is taken."""
-    more = [] if counted is None else [AtMost.of(space.groups, *counted)]
-    return [NoTwins(space.twins()), *more]
+    if counted is None:
+        return [NoTwins(space.twins())]
+    group, option, most = counted
+    return [NoTwins(space.twins()), AtMost.of(next(g for g in space.groups if g.name == group), option, most)]
 
 
-def strongest_of(space: SearchSpace, probs: Probs, limits: Sequence[Limit]) -> Architecture:
+def strongest_of(space: SearchSpace, probs: Probs, limits: Sequence[Rule]) -> Architecture:
     """Derive by the paper's rule, without a budget."""
-    return strongest(space.groups, space.rules(), space.name, probs, limits)
+    return strongest(space.problem.with_rules(*limits), probs)
 
 
 def table_of(keys: Iterable[str], merges: bool, correction: Correction, ms: Callable[[str], float]) -> LatencyTable:
@@ -105,32 +106,25 @@ def models_of(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) 
 
 def expected_ms_of(model: LatencyModel, probs: Probs) -> float:
     """Return the expected latency of a network whose decisions are random."""
-    return float(model({name: torch.from_numpy(p) for name, p in probs.items()}))
+    return float(model(probs))
 
 
-def solver_of(space: SearchSpace, models: Sequence[LatencyModel], limits: Sequence[Limit]) -> Solver:
+def solver_of(space: SearchSpace, models: Sequence[LatencyModel], limits: Sequence[Rule]) -> Solver:
     """Return the exact derivation at one scale under a budget for each model."""
-    return Solver(space.groups, space.rules(), space.name, models, limits)
+    return Solver(space.problem.with_rules(*limits), models)
 
 
 def contest_of(
     recipe: Recipe,
     models: Sequence[LatencyModel],
     probs: Probs,
-    limits: Sequence[Limit],
+    limits: Sequence[Rule],
     constraints: Sequence[Constraint],
 ) -> Contest:
     """Return the derivation at all scales of a recipe."""
-    return Contest(
-        recipe.space,
-        recipe.scales(),
-        models,
-        probs,
-        recipe.width_utility,
-        recipe.depth_utility,
-        limits,
-        constraints,
-    )
+    problem = recipe.space.problem.with_rules(*limits)
+    utilities = recipe.width_utility, recipe.depth_utility
+    return Contest(problem, recipe.scales(), models, probs, *utilities, constraints)
 
 
 def trace_of(space: SearchSpace, arch: Architecture | None, merge: bool) -> tuple[list[tuple[str, str]], int]:
@@ -146,7 +140,7 @@ def trace_of(space: SearchSpace, arch: Architecture | None, merge: bool) -> tupl
 def gate_text(gate: Gate) -> str:
     """Return the one text of a gate: its clauses of literals, then its walks with how often each counts."""
     clauses = sorted(" or ".join(sorted(f"{d}={o}" for d, o in clause)) for clause in gate.clauses)
-    walks = sorted(f"{n} x {' > '.join(f'{d}={o}' for d, o in walk)}" for walk, n in gate.walks)
+    walks = sorted(f"{n} x {' > '.join(f'{d}={o}' for d, o in walk)}" for walk, n in gate.walks.terms)
     return "; ".join([*clauses, *walks]) or "always"
 
 
@@ -159,7 +153,7 @@ def network_of(space: SearchSpace, form: str, arch: Architecture | None = None) 
 
 def drawn_from(space: SearchSpace, seed: int, concentration: float | None) -> Architecture:
     """Draw an architecture."""
-    return sample(space, np.random.default_rng(seed), concentration)
+    return space.problem.draw(np.random.default_rng(seed), concentration)
 
 
 # Inputs: functions of names and numbers alone.
@@ -296,7 +290,7 @@ def recorded() -> Mapping[str, Any]:
     return found
 
 
-def answers_text(space: SearchSpace, arch: Architecture) -> dict[str, str]:
+def answers_text(space: SearchSpace | Problem, arch: Architecture) -> dict[str, str]:
     """Return an architecture in short: for each group the places of the answers among its options, one digit each."""
     return {
         name: "".join(str(options.index(str(arch.get(d)))) for d in names)
@@ -392,7 +386,7 @@ def _candidate(contest: Contest, c: Candidate) -> dict[str, Any]:
     return {
         "channels": c.scale.channels,
         "cells": c.scale.cells,
-        "answers": None if c.arch is None else answers_text(contest.space, c.arch),
+        "answers": None if c.arch is None else answers_text(contest.problem, c.arch),
         "score": c.score,
         "utility": c.utility if math.isfinite(c.utility) else None,
         "ms": [c.latency_ms, *c.others],
