@@ -19,18 +19,19 @@ from hypothesis import strategies as st
 from hwnas import recipes
 from hwnas.arch import Architecture
 from hwnas.cli import main
+from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.jobs import pricing, tables
+from hwnas.jobs.pricing import find_network, price_network
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.latency.diff import NETWORK, RowDiff, by_kind, changes, diff_tables, order
 from hwnas.ops.trace import INPUT
 from hwnas.recipes import Recipe, base
-from hwnas.run import Derived, Run
+from hwnas.run import Run
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import fake, open_engine
 from hwnas.spaces import DARTS_V2, Scale, sample, trace_space
-from hwnas.verbs import pricing, tables
-from hwnas.verbs.pricing import find_network, price_network
 from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done, hwnas, tree
 
@@ -173,7 +174,7 @@ def run(table: Path) -> Run:
     made.commit()
     LatencyTable.load(table).save(made.folder / "table.json")
     scale = recipes.get(RECIPE).scales()[0]
-    made.write_derived(Derived(arch(), scale, 1.0, 1.0), {"table": "elsewhere"})
+    made.write_derived(Derived(arch(), scale, 1.0, 1.0, table="elsewhere"))
     return made
 
 

@@ -18,6 +18,7 @@ from hwnas import recipes
 from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.gates import Literals, TopK
+from hwnas.jobs.pricing import Network, find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
@@ -37,7 +38,6 @@ from hwnas.spaces.trellis import (
     existing,
     sources,
 )
-from hwnas.verbs.pricing import Network, find_network, price_network
 
 from .contracts import SpaceContract, random_probs, roofline_table, take_weights
 

@@ -34,6 +34,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from hwnas.verbs.common import read_split
+from hwnas.verbs.deriving import Wishes, open_contest
+from hwnas.verbs.profiling import profile
+from hwnas.verbs.searching import run_search
+from hwnas.verbs.shipping import run_export, run_validate
 from scipy.stats import spearmanr
 
 from hwnas import recipes
@@ -52,17 +57,12 @@ from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
 from hwnas.runtime.supervise import supervise
 from hwnas.search.widths import price, safety
+from hwnas.show.console import bar, table
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.spaces.base import SearchSpace, sample
 from hwnas.spaces.genotype import DARTS_V2
 from hwnas.steplog import StepLog
 from hwnas.train import Training, evaluate, train
-from hwnas.ui import bar, table
-from hwnas.verbs.common import read_split
-from hwnas.verbs.deriving import Wishes, open_contest
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.searching import run_search
-from hwnas.verbs.shipping import run_export, run_validate
 
 SIZE = (120, 160)  # (height, width)
 CROP = (96, 128)

@@ -31,6 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hwnas.verbs.deriving import Wishes, open_contest
+from hwnas.verbs.landing import Bench, land_on_budget, name_of
+from hwnas.verbs.profiling import profile
+from hwnas.verbs.searching import run_search
 
 from hwnas import recipes
 from hwnas.errors import BudgetError, HwnasError
@@ -41,13 +45,9 @@ from hwnas.runtime.device import device_name
 from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest
+from hwnas.show.console import bar, table
 from hwnas.spaces.genotype import DARTS_V2
-from hwnas.ui import bar, table
 from hwnas.validate import references
-from hwnas.verbs.deriving import Wishes, open_contest
-from hwnas.verbs.landing import Bench, land_on_budget, name_of
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.searching import run_search
 
 TOLERANCE = 0.05
 OPEN = 0.04

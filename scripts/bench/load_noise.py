@@ -26,7 +26,7 @@ from hwnas.runtime.engines import open_engine
 from hwnas.runtime.measure import halves_apart, level, visit
 from hwnas.runtime.plan import load_plan
 from hwnas.runtime.work import pin_to_cpus
-from hwnas.ui import table
+from hwnas.show.console import table
 
 NETS, LOADS, BETWEEN = 6, 6, 4
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hwnas.verbs.profiling import profile
+from hwnas.verbs.shipping import run_export, run_train, run_validate
 
 from hwnas import recipes
 from hwnas.errors import HwnasError
@@ -34,11 +36,9 @@ from hwnas.runtime.bundle import Bundle
 from hwnas.runtime.device import device_name
 from hwnas.runtime.measure import StopRule
 from hwnas.search.widths import price
+from hwnas.show.console import table
 from hwnas.spaces.trellis import TrellisSpace
 from hwnas.train import TrainConfig
-from hwnas.ui import table
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.shipping import run_export, run_train, run_validate
 
 ROOM = 1.05  # of the budget over the prediction: what predictions are held to
 
