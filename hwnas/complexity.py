@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hwnas.arch import Architecture
 from hwnas.optional import require
+from hwnas.problem import Architecture
 from hwnas.spaces.base import SearchSpace
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture
 from hwnas.records import File, stored
 from hwnas.spaces.base import Scale
 

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from hwnas.arch import Architecture
 from hwnas.data.augment import normalise
 from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
@@ -21,6 +20,7 @@ from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half
 from hwnas.ops.trace import INPUT, Trace, trace
+from hwnas.problem import Architecture
 from hwnas.runtime.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels

@@ -19,19 +19,18 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from torch import nn
 
-from hwnas.arch import Architecture
 from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
-from hwnas.gates import Literals, Marginals, TopK
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
+from hwnas.problem import Architecture, Marginals, NoTwins, Probabilities, TopK
 from hwnas.runtime.bundle import OpensModels
 from hwnas.runtime.device import provenance
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.plan import Call, Entry
-from hwnas.search.derive import NoTwins, Solver, strongest
+from hwnas.search.derive import Solver, strongest
 from hwnas.search.relax import open_logits, softmax
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
@@ -59,11 +58,11 @@ def roofline_table(space: SearchSpace, correction: Correction | None = None) -> 
     return paper_table(rows, correction=correction)
 
 
-def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> Probabilities:
     """Return softmax probabilities of random logits."""
     rng = np.random.RandomState(seed)
     logits = {g.name: torch.from_numpy(scale * rng.randn(*g.shape)) for g in space.groups}
-    return {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
+    return space.problem.probabilities(softmax(open_logits(logits, space.groups)))
 
 
 CORRECTION = Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, networks=4, call_ms=0.003)
@@ -102,7 +101,7 @@ class SpaceContract:
     @pytest.fixture
     def model(self, space: SearchSpace) -> LatencyModel:
         table = roofline_table(space, CORRECTION)
-        return LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        return LatencyModel(trace_space(space).terms(), table, space.problem)
 
     def test_decision_names_are_unique(self, space: SearchSpace) -> None:
         names = [d.name for d in decisions(space)]
@@ -122,7 +121,7 @@ class SpaceContract:
         edges = {d.name for g in space.groups if NONE in g.options and g.name != "path" for d in g.decisions}
         for arch in archs[:2]:
             figure = Figure()
-            space.draw(figure, arch, random_probs(space, 0), {"stem": 1.0, "cells.0": 3.0})
+            space.draw(figure, arch, random_probs(space, 0).matrices(), {"stem": 1.0, "cells.0": 3.0})
             legends = [axes.get_legend() for axes in figure.axes]
             shown = {t.get_text() for legend in legends if legend is not None for t in legend.get_texts()}
             assert shown == {o for d, o in arch.answers if d in edges} - {NONE}
@@ -164,7 +163,7 @@ class SpaceContract:
 
     def test_id_is_the_same_in_another_process(self, archs: list[Architecture]) -> None:
         code = (
-            "import sys, json; from hwnas.arch import Architecture;"
+            "import sys, json; from hwnas.problem import Architecture;"
             "print(Architecture.from_json(json.load(sys.stdin)).id)"
         )
         text = json.dumps(archs[0].to_json())
@@ -204,7 +203,7 @@ class SpaceContract:
         for arch in archs:
             alone = space.build(arch, form="search").double().eval()
             take_weights(alone, net)
-            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            probs = space.problem.one_hot(arch).double()
             with torch.no_grad():
                 torch.testing.assert_close(net(image, probs), alone(image), rtol=1e-9, atol=1e-9)
 
@@ -217,7 +216,7 @@ class SpaceContract:
         whole = space.build(form="search").eval()
         take_weights(net, whole)
         image = torch.randn(1, 3, *space.scale.size)
-        one_hot = Literals(space.groups).matrices(partial)
+        one_hot = space.problem.one_hot(partial)
         with torch.no_grad():
             torch.testing.assert_close(net(image, one_hot), whole(image, one_hot), rtol=1e-4, atol=1e-5)
 
@@ -229,7 +228,7 @@ class SpaceContract:
             torch.manual_seed(0)
             net = space.build(form="search").double()
             set_evaluation(net, how)  # type: ignore[arg-type]
-            probs = {k: torch.from_numpy(p).requires_grad_() for k, p in random_probs(space, 0).items()}
+            probs = {k: p.clone().requires_grad_() for k, p in random_probs(space, 0).items()}
             out = net(image, probs)
             wanted = [*probs.values(), *net.parameters()]
             grads = torch.autograd.grad(out.square().mean(), wanted, allow_unused=True)
@@ -258,8 +257,8 @@ class SpaceContract:
     ) -> None:
         table = roofline_table(space, CORRECTION)
         for arch in archs:
-            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
-            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            probs = space.problem.one_hot(arch).double()
             assert built.predict_ms(arch) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert float(model(probs)) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert sum(model.by_kind(arch).values()) == pytest.approx(model.predict_ms(arch), rel=1e-12)
@@ -272,7 +271,7 @@ class SpaceContract:
         archs = [sample(space, rng, 0.2) for _ in range(12)]  # of few ops, so that twins are frequent
         for arch in [*archs, *(_with_twins(space, arch, rng) for arch in archs[:6])]:
             check(space, arch)
-            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
             less[limit.holds(arch)].append(1 - built.predict_ms(arch) / model.predict_ms(arch))
         assert less[True] == pytest.approx([0.0] * len(less[True]), abs=1e-12)
         assert len(less[True]) > 1
@@ -281,7 +280,7 @@ class SpaceContract:
 
     def test_no_twins_is_the_same_for_solver_and_architecture(self, space: SearchSpace, model: LatencyModel) -> None:
         limit = NoTwins(space.twins())
-        free, bound = (Solver(space.groups, space.rules(), space.name, model, limits) for limits in ((), (limit,)))
+        free, bound = (Solver(space.problem.with_rules(*limits), model) for limits in ((), (limit,)))
         for seed in range(3):
             probs = random_probs(space, seed, 0.1)
             budget_ms = 1.05 * max(s.fastest().latency_ms or 0.0 for s in (free, bound))
@@ -317,13 +316,13 @@ class SpaceContract:
     def test_gates_are_the_same_in_loss_and_solver_on_every_one_hot(
         self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
     ) -> None:
-        marginals = Marginals(space.groups, space.rules(), model.gates)
+        marginals = Marginals(space.problem, model.gates)
         for arch in archs:
-            q = marginals.literal_probs({k: v.double() for k, v in marginals.literals.matrices(arch).items()})
+            q = marginals.literal_probs(space.problem.one_hot(arch).double())
             np.testing.assert_allclose(q.numpy(), marginals.literals.vector(arch), atol=1e-12)
             opened = [float(g.count(arch)) for g in model.gates]
             np.testing.assert_allclose(marginals.gate_probs(q).numpy(), opened, atol=1e-12)
-            solver = Solver(space.groups, space.rules(), space.name, model)
+            solver = Solver(space.problem, model)
             assert solver.latency_of(arch) == pytest.approx(model.predict_ms(arch), rel=1e-6)
 
     def test_few_flops_lie_outside_of_ops(self, space: SearchSpace, archs: list[Architecture]) -> None:
@@ -348,14 +347,14 @@ class SpaceContract:
                 np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
 
     def test_solver_without_a_budget_is_the_papers_rule(self, space: SearchSpace) -> None:
-        solver = Solver(space.groups, space.rules(), space.name)
+        solver = Solver(space.problem)
         for seed in range(10):
             for scale in (1e-3, 1.0, 100.0):
                 probs = random_probs(space, seed, scale)
-                assert solver.solve(probs).arch == strongest(space.groups, space.rules(), space.name, probs)
+                assert solver.solve(probs).arch == strongest(space.problem, probs)
 
     def test_solver_keeps_the_budget_and_is_deterministic(self, space: SearchSpace, model: LatencyModel) -> None:
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        solver = Solver(space.problem, model)
         fastest = solver.fastest().latency_ms
         assert fastest is not None
         for seed in range(4):
@@ -369,14 +368,13 @@ class SpaceContract:
                 assert solution.latency_ms <= budget_ms * (1 + 1e-9)
                 assert solution.latency_ms == model.predict_ms(solution.arch)
                 check(space, solution.arch)
-                again = Solver(space.groups, space.rules(), space.name, model).solve(probs, budget_ms)
+                again = Solver(space.problem, model).solve(probs, budget_ms)
                 assert again == solution
                 # It accepts its own one-hot.
-                one_hot = {k: v.numpy() for k, v in Literals(space.groups).matrices(solution.arch).items()}
-                assert solver.solve(one_hot, solution.latency_ms).arch == solution.arch
+                assert solver.solve(space.problem.one_hot(solution.arch), solution.latency_ms).arch == solution.arch
 
     def test_an_unsatisfiable_budget_names_the_fastest(self, space: SearchSpace, model: LatencyModel) -> None:
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        solver = Solver(space.problem, model)
         fastest = solver.fastest().latency_ms
         assert fastest is not None
         with pytest.raises(BudgetError, match=f"{1000 / fastest:.1f} fps"):

@@ -85,7 +85,7 @@ def test_golden_genotype_of_seeded_alphas() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1000.0])
 def test_genotype_and_rule_agree_at_every_scale(scale: float) -> None:
     probs = seeded_probs(scale)
-    arch = strongest(SUPERNET.groups, SUPERNET.rules(), SUPERNET.name, probs)
+    arch = strongest(SUPERNET.problem, probs)
     assert SUPERNET.architecture(derived_genotype(SUPERNET.groups, probs, 4, 2)) == arch
 
 

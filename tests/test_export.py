@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import hwnas.export
-from hwnas.arch import Architecture
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError
@@ -38,6 +37,7 @@ from hwnas.ops.onnx_graph import (
 )
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace, trace
+from hwnas.problem import Architecture
 from hwnas.runtime.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels

@@ -15,10 +15,10 @@ import pytest
 from hwnas import recipes
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
+from hwnas.problem import AtMost
 from hwnas.run import Run
-from hwnas.search.derive import AtMost
 from hwnas.search.front import Point, pareto_front, rates
-from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, count, derive, price
+from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, choose, count, price
 from hwnas.spaces import ChainSpace, Scale
 from tests.contracts import random_probs, roofline_table
 from tests.test_derive import WHERE, Brute, cells
@@ -44,7 +44,7 @@ def models(space: ChainSpace) -> list[LatencyModel]:
 
 
 def contest(space: ChainSpace, models: list[LatencyModel], seed: int) -> Contest:
-    return Contest(space, SCALES, models, random_probs(space, seed), UTILITY, DEPTH_UTILITY)
+    return Contest(space.problem, SCALES, models, random_probs(space, seed), UTILITY, DEPTH_UTILITY)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -79,7 +79,8 @@ def test_each_point_is_what_its_rate_derives(space: ChainSpace, models: list[Lat
     probs = random_probs(space, seed)
     for p in points:
         assert re.fullmatch(r"[\d.]+", p.fps)
-        chosen, _ = derive(space, SCALES, models, probs, p.budget_ms, UTILITY, depth_utility=DEPTH_UTILITY)
+        own = Contest(space.problem, SCALES, models, probs, UTILITY, DEPTH_UTILITY)
+        chosen, _ = choose(own, p.budget_ms)
         assert chosen == p.candidate
 
 
@@ -98,7 +99,7 @@ def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: ChainSpace
     equal = 0
     for _ in range(3):
         probs = {g.name: rng.choice([0.1, 0.2], g.shape) for g in space.groups}
-        own = Contest(space, SCALES[:1], models[:1], probs, UTILITY)
+        own = Contest(space.problem, SCALES[:1], models[:1], probs, UTILITY)
         points = pareto_front(own, 12)
         utilities = [p.candidate.utility for p in points]
         assert all(b - a > 1e-6 for a, b in itertools.pairwise(utilities))
@@ -118,21 +119,26 @@ def test_rates_are_spread_evenly_and_can_be_typed(space: ChainSpace, models: lis
 
 def test_limits_and_constraints_hold_on_the_whole_front(space: ChainSpace, models: list[LatencyModel]) -> None:
     probs = random_probs(space, 1)
-    limit = AtMost.of(space.groups, "normal", "skip_connect", 0)
+    limit = AtMost.of(space.groups[0], "skip_connect", 0)
     counts = count(space, SCALES, "params")
     free = pareto_front(contest(space, models, 1), 8)
     most = 0.8 * counts[SCALES.index(free[-1].candidate.scale)].predict_ms(free[-1].candidate.arch)  # type: ignore[arg-type]
-    bound = Contest(space, SCALES, models, probs, UTILITY, DEPTH_UTILITY, [limit], [Constraint("params", counts, most)])
+    bound = Contest(
+        space.problem.with_rules(limit),
+        SCALES,
+        models,
+        probs,
+        UTILITY,
+        DEPTH_UTILITY,
+        [Constraint("params", counts, most)],
+    )
     points = pareto_front(bound, 8)
     assert points
     for p in points:
         assert p.candidate.arch is not None
         assert limit.holds(p.candidate.arch)
         assert p.candidate.others[0] <= most
-        chosen, _ = derive(
-            space, SCALES, models, probs, p.budget_ms, UTILITY,
-            depth_utility=DEPTH_UTILITY, limits=[limit], constraints=[Constraint("params", counts, most)],
-        )  # fmt: skip
+        chosen, _ = choose(bound, p.budget_ms)
         assert chosen == p.candidate
 
 
@@ -141,7 +147,7 @@ def test_what_nothing_meets_is_refused(space: ChainSpace, models: list[LatencyMo
         pareto_front(contest(space, models, 0), 1)
     few = Constraint("params", count(space, SCALES, "params"), 10.0)
     with pytest.raises(BudgetError, match=r"10 params \(at best"):
-        pareto_front(Contest(space, SCALES, models, random_probs(space, 0), UTILITY, constraints=[few]), 4)
+        pareto_front(Contest(space.problem, SCALES, models, random_probs(space, 0), UTILITY, constraints=[few]), 4)
 
 
 def test_a_point_says_its_budget() -> None:
@@ -205,7 +211,7 @@ def test_twelve_budgets_of_darts_quick_take_seconds() -> None:
         rows |= roofline_table(recipe.space.at(s)).rows
     models = price(recipe.space, recipe.scales(), LatencyTable(WHERE, rows))
     start_s = time.process_time()
-    own = Contest(recipe.space, recipe.scales(), models, random_probs(recipe.space, 0), recipe.width_utility)
+    own = Contest(recipe.space.problem, recipe.scales(), models, random_probs(recipe.space, 0), recipe.width_utility)
     points = pareto_front(own, 12)
     assert time.process_time() - start_s < 5
     assert len(points) >= 6

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.guards import SKIP, Guards, decidedness, skips_of
 from hwnas.search.relax import FOR_WEIGHTS

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas import derived
+from hwnas import derived, recipes
 from hwnas.errors import BudgetError, ProvenanceError
 from hwnas.files import read_json
 from hwnas.jobs import landing as job
@@ -294,8 +294,8 @@ def landed(searched: Path, folder: Path) -> tuple[float, derived.Landing]:
     """Land on a budget in the middle; what it took, and how it was reached."""
     latency, contest = LatencyTable.load(searched / "table.json"), contest_of(searched)
     beside = references(searched / "plan", latency)
-    budget_ms = 1000 / float(middle_fps(searched))
-    chosen, ms, landing = job.land_on_budget(contest, latency, beside, folder, budget_ms)
+    budget_ms, space = 1000 / float(middle_fps(searched)), recipes.get(RECIPE).space
+    chosen, ms, landing = job.land_on_budget(contest, space, latency, beside, folder, budget_ms)
     assert job.name_of(chosen) in landing.tried
     return ms, landing
 

@@ -17,13 +17,14 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"search", "train", "export", "profile"},
     {"spaces"},
     {"latency"},
-    {"ops", "arch", "gates", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
+    {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
+    {"problem"},
     {"runtime"},
     {"resources", "files", "optional", "errors", "__init__"},
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
-TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
+TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
 AT_TOP = {
     "torch": TORCH | {"profile", "verbs"},
     "onnx": {"ops"},

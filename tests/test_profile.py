@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.jobs.profiling import forecast_minutes
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms
 from hwnas.ops.trace import Trace
+from hwnas.problem import Architecture, Matrices
 from hwnas.profile import (
     Calibration,
     add_derived,
@@ -439,7 +439,7 @@ class TestDerived:
     ) -> None:
         solve, asked = Solver.solve, []
 
-        def record(self: Solver, probs: Mapping[str, np.ndarray], budget_ms: float | None = None) -> object:
+        def record(self: Solver, probs: Matrices, budget_ms: float | None = None) -> object:
             solution = solve(self, probs, budget_ms)
             asked.append((self.fastest().latency_ms, budget_ms, solution.latency_ms))
             return solution
@@ -450,7 +450,7 @@ class TestDerived:
         for fastest_ms, budget_ms, latency_ms in solved:
             assert fastest_ms <= latency_ms <= budget_ms * (1 + 1e-9)
         models = latency_models(SPACE, SCALES, table)
-        for i, typical_ms in enumerate(np.median(random_latencies_ms(SPACE, models, RANDOM, seed=0), axis=1)):
+        for i, typical_ms in enumerate(np.median(random_latencies_ms(SPACE.problem, models, RANDOM, seed=0), axis=1)):
             budgets = [budget_ms for _, budget_ms, _ in solved[i::2]]  # the scales take turns
             assert solved[i][0] < budgets[0] < budgets[-1] <= typical_ms
             assert budgets == sorted(budgets)
@@ -493,4 +493,4 @@ def test_a_model_of_a_partial_table_names_what_to_do(plan: Path, whole: LatencyT
     gone = f"context/{next(using(whole, 'sep_conv'))}"
     made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None if r["key"] == gone else r))
     with pytest.raises(HwnasError, match="sep_conv.* was not reached .*; go on with the same hwnas profile command"):
-        LatencyModel([t for s in SCALES for t in trace_space(SPACE.at(s)).terms()], made, SPACE.groups, SPACE.rules())
+        LatencyModel([t for s in SCALES for t in trace_space(SPACE.at(s)).terms()], made, SPACE.problem)

@@ -16,7 +16,6 @@ from torch import nn
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
 from hwnas.jobs import reranking
 from hwnas.metrics import ConfusionMatrix
 from hwnas.run import Run
@@ -146,7 +145,7 @@ class TestSupernet:
     def test_a_one_hot_mixture_is_judged_as_the_network(self, supernet: Supernet) -> None:
         arch = sample(SPACE, np.random.default_rng(1))
         alone = supernet.judge(arch)
-        mixed = supernet.judge(None, Literals(SPACE.groups).matrices(arch))
+        mixed = supernet.judge(None, SPACE.problem.one_hot(arch))
         assert mixed.losses == pytest.approx(alone.losses, rel=1e-3)
         assert supernet.judge(arch).losses.tolist() == alone.losses.tolist()
 

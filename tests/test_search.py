@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Decision, Group
 from hwnas.data import IGNORE_LABEL, SegmentationData, Synthetic
 from hwnas.errors import HwnasError
+from hwnas.problem import Decision, Group
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.functional import Functional

@@ -15,28 +15,22 @@ import pytest
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals, TopK
 from hwnas.jobs.pricing import Network, find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
+from hwnas.problem import Architecture, OnePath, Probabilities, TopK
+from hwnas.problem.rules.one_path import STEPS, Boundary, arrow, existing, path_group, sources
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.search.derive import Solver, strongest, worth
+from hwnas.search.derive import Solver, strongest
 from hwnas.spaces import Scale, SearchSpace, check, decisions, sample, trace_space
 from hwnas.spaces.trellis import (
     PUBLISHED_CELL,
     PUBLISHED_PATH,
-    STEPS,
-    Boundary,
     DeployNet,
-    OnePath,
     TrellisSpace,
     Weighting,
-    arrow,
-    existing,
-    sources,
 )
 
 from .contracts import SpaceContract, random_probs, roofline_table, take_weights
@@ -135,8 +129,8 @@ class TestGolden:
 
     def test_how_many_paths_and_cells_there_are(self) -> None:
         """Walks of 12 steps from stride 4: F25 of Fibonacci. The paper's 2.9e4 is F23, a layer less."""
-        assert OnePath(12).paths() == 75_025
-        assert OnePath(11).paths() == len(levels_of(11)) == 28_657
+        assert OnePath(12).n_paths == 75_025
+        assert OnePath(11).n_paths == len(levels_of(11)) == 28_657
         # The paper counts both inputs of a block on their own, any state and any of the 8 ops each.
         blocks = [r for r in PAPER.rules() if isinstance(r, TopK)]
         assert math.prod((len(r.decisions) * len(r.options)) ** 2 for r in blocks) == 556_627_761_561_600
@@ -159,11 +153,12 @@ class TestGolden:
         assert list(space.path(Architecture.of("trellis", found))) == path
 
 
-def probs_of(betas: np.ndarray) -> dict[str, dict[str, float]]:
+def probs_of(betas: np.ndarray) -> Probabilities:
     """Return the probabilities of steps, softmax over all three, of logits (layers, 4, 3)."""
     p = np.exp(betas.astype(np.float64))
     p /= p.sum(axis=2, keepdims=True)
-    return {arrow(k, v): dict(zip(STEPS, p[k, v].tolist(), strict=True)) for k in range(len(betas)) for v in sources(k)}
+    rows = [[0.0, *p[k, v]] for k in range(len(betas)) for v in sources(k)]
+    return Probabilities.of([path_group(len(betas))], {"path": np.array(rows)})
 
 
 class TestPaths:
@@ -174,7 +169,7 @@ class TestPaths:
     def test_viterbi_is_brute_force(self, boundary: Boundary, layers: int) -> None:
         rule, every = OnePath(layers, boundary), levels_of(layers)
         for seed in range(20):
-            worth = rule.worth(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
+            worth = rule.score(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
             best = max(every, key=lambda p: sum(worth[step] for step in answers_of(p).items()))
             found = rule.strongest(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
             assert {d: o for d, o in found.items() if o != "none"} == answers_of(best)
@@ -185,7 +180,7 @@ class TestPaths:
         for boundary in get_args(Boundary):
             for seed in range(5):
                 probs = probs_of(np.random.RandomState(seed).randn(12, 4, 3))
-                worth = OnePath(12, boundary).worth(probs)
+                worth = OnePath(12, boundary).score(probs)
                 table = np.full((12, 4, 4), -np.inf)
                 for (place, step), value in worth.items():
                     k, v = next((k, v) for k in range(12) for v in sources(k) if arrow(k, v) == place)
@@ -198,7 +193,7 @@ class TestPaths:
     def test_worth_is_the_logarithm_of_the_normalised_betas(self) -> None:
         for boundary, share in (("existing", 1.0), ("two-thirds", 2 / 3)):
             betas = np.random.RandomState(0).randn(3, 4, 3)
-            worth = OnePath(3, boundary).worth(probs_of(betas))  # type: ignore[arg-type]
+            worth = OnePath(3, boundary).score(probs_of(betas))  # type: ignore[arg-type]
             a, b, c = np.exp(betas[2, 1])
             assert 3 ** (worth["path/2/8", "up"] - 1) == pytest.approx(a / (a + b + c))
             _, b, c = np.exp(betas[2, 0])
@@ -240,16 +235,11 @@ class TestGates:
             assert min(counted.values()) >= 0
 
     def test_the_expected_latency_is_the_mean_over_paths_and_cells(self) -> None:
-        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.groups, SMALL.rules())
+        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.problem)
         probs = random_probs(SMALL, 0)
         arch = sample(SMALL, np.random.default_rng(0))
-        one_hot = {k: v.double() for k, v in Literals(SMALL.groups).matrices(arch).items()}
-        mixed = {"cell": one_hot["cell"], "path": torch.from_numpy(probs["path"])}
-        by_option = {
-            d.name: dict(zip(d.options, row, strict=True))
-            for d, row in zip(SMALL.groups[1].decisions, probs["path"].tolist(), strict=True)
-        }
-        worth = OnePath(SMALL.scale.cells).worth(by_option)
+        mixed = {"cell": SMALL.problem.one_hot(arch).double()["cell"], "path": probs["path"]}
+        worth = OnePath(SMALL.scale.cells).score(probs)
         cell = {d: o for d, o in arch.answers if d.startswith("cell/")}
         total = expected = 0.0
         for path in levels_of(SMALL.scale.cells):
@@ -262,8 +252,8 @@ class TestGates:
         assert float(model(mixed)) == pytest.approx(expected, rel=1e-9)
 
     def test_path_and_cell_under_a_budget_are_those_of_brute_force(self) -> None:
-        model = LatencyModel(trace_space(TINY).terms(), roofline_table(TINY), TINY.groups, TINY.rules())
-        solver = Solver(TINY.groups, TINY.rules(), TINY.name, model)
+        model = LatencyModel(trace_space(TINY).terms(), roofline_table(TINY), TINY.problem)
+        solver = Solver(TINY.problem, model)
         every = [
             TINY.architecture(path, (((a, 0), (b, 1)),))
             for path in levels_of(TINY.scale.cells)
@@ -274,14 +264,13 @@ class TestGates:
         assert solver.fastest().latency_ms == pytest.approx(took.min())
         for seed in range(6):
             probs = random_probs(TINY, seed)
-            literals = Literals(TINY.groups)
-            p = np.concatenate([probs[g.name].reshape(-1) for g in TINY.groups])
-            scores = np.array([worth(literals, TINY.rules(), p) @ literals.vector(a) for a in every])
+            of = TINY.problem.scores(probs)
+            scores = np.array([of @ TINY.problem.literals.vector(a) for a in every])
             for budget_ms in np.quantile(took, [0.1, 0.5, 0.9]):
                 best = np.where(took <= budget_ms, scores, -np.inf).argmax()
                 assert solver.solve(probs, float(budget_ms)).arch == every[best]
             assert solver.solve(probs).arch == every[scores.argmax()]
-            assert strongest(TINY.groups, TINY.rules(), TINY.name, probs) == every[scores.argmax()]
+            assert strongest(TINY.problem, probs) == every[scores.argmax()]
 
 
 class TestWeighting:
@@ -315,7 +304,7 @@ class TestWeighting:
         arch = space.architecture(path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
         net, fixed = space.build().train(), space.build(arch).train()
         take_weights(fixed, net)
-        probs = Literals(space.groups).matrices(arch)
+        probs = space.problem.one_hot(arch)
         for row, decision in zip(probs["path"], space.groups[1].decisions, strict=True):
             if arch.get(decision.name) == "none":
                 row.copy_(torch.tensor([float(o == "same") for o in decision.options]))
@@ -335,12 +324,12 @@ class TestPaperScale:
         table = roofline_table(space)
         _SHAPES.clear()  # what the trace for the table has learned
         start_s = time.process_time()
-        model = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
         assert time.process_time() - start_s <= 10
         arch = space.published()
-        built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+        built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
         assert model.predict_ms(arch) == pytest.approx(built.predict_ms(arch), rel=1e-12)
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        solver = Solver(space.problem, model)
         probs = random_probs(space, 0)
         found = solver.solve(probs, 0.8 * model.predict_ms(arch))
         check(space, found.arch)
@@ -353,7 +342,7 @@ class TestPrice:
         recipe = recipes.get("autodeeplab-tiny")
         space = recipe.space
         table = roofline_table(space)
-        mixed = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        mixed = LatencyModel(trace_space(space).terms(), table, space.problem)
         rng = np.random.default_rng(0)
         for arch in (sample(space, rng) for _ in range(5)):
             priced = price_network(Network("drawn", recipe, space.scale, arch), table)

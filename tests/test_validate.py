@@ -308,7 +308,7 @@ def test_what_a_file_leaves_out_is_not_predicted(table: LatencyTable, kind: str,
     whole = trace_space(SPACE, arch)
     part = ending(trace_space(SPACE, arch, labels=kind == "labels"), kind)
     assert [c.spec.kind for c in whole.calls[len(part.calls) :]] == left
-    both_ms = [LatencyModel(t.terms(), table, SPACE.groups, SPACE.rules()).predict_ms(arch) for t in (whole, part)]
+    both_ms = [LatencyModel(t.terms(), table, SPACE.problem).predict_ms(arch) for t in (whole, part)]
     assert validate.left_out_ms(whole, part, table) == pytest.approx(both_ms[0] - both_ms[1], abs=1e-12)
 
 

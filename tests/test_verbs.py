@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from hwnas import recipes, validate
-from hwnas.arch import Architecture
 from hwnas.cli import VERBS, main
 from hwnas.files import read_json, sha256
 from hwnas.jobs import validation
 from hwnas.latency import LatencyTable
+from hwnas.problem import Architecture, NoTwins
 from hwnas.recipes import Recipe, base
 from hwnas.records import encode
 from hwnas.run import Run
@@ -32,7 +32,6 @@ from hwnas.runtime.engines import open_engine
 from hwnas.runtime.journal import read_journal
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import load_plan
-from hwnas.search.derive import NoTwins
 from hwnas.steplog import StepLog
 from tests.conftest import ROOT
 from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, edit, hwnas, job, tree

@@ -13,13 +13,13 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from hwnas.arch import Architecture
 from hwnas.data.synthetic import Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import export
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import Trace, trace
+from hwnas.problem import Architecture
 from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measure import StopRule
@@ -250,7 +250,7 @@ class TestSpace:
 
     def test_its_price_is_the_sum_of_its_ops(self, space: XceptionSpace) -> None:
         table, calls = roofline_table(space), trace_space(space).calls
-        model = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
         expected = sum(table[c.spec] for c in calls)
         assert model.predict_ms(space.architecture()) == pytest.approx(expected, rel=1e-12)
 
@@ -301,7 +301,7 @@ def test_its_table_is_measured_and_prices_it(tmp_path: Path) -> None:
     make_plan(space, scales, tmp_path, Calibration(fit=1, test=1, derived=0, isolated=False))
     table = build_table(tmp_path, measure_plan(tmp_path, "fake", stop=StopRule(1, 1, 0.0)))
     for scale in scales:
-        model = LatencyModel(trace_space(space.at(scale)).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space.at(scale)).terms(), table, space.problem)
         net = next(n for n in table.nets if n.key.endswith(f"-c{scale.channels}"))
         assert model.predict_ms(space.architecture()) == pytest.approx(net.latency_ms, rel=0.02)
         assert float(model({})) == pytest.approx(model.predict_ms(space.architecture()), rel=1e-6)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hwnas.complexity import complexity
-from hwnas.derived import ConstraintValue, Contender, Demands, Derived, Landing
+from hwnas.derived import ConstraintValue, Contender, Demands, Derived
 from hwnas.errors import HwnasError
 from hwnas.files import write_atomic
 from hwnas.jobs.inputs import (
@@ -27,10 +26,10 @@ from hwnas.jobs.pricing import parts_ms
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
+from hwnas.problem import AtMost, Group, NoTwins, Probabilities
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
-from hwnas.search.derive import AtMost, Limit, NoTwins
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.spaces.base import SearchSpace
@@ -77,7 +76,7 @@ class DeriveResult:
     derived: Derived
     complete: bool = False
     space: SearchSpace | None = None
-    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    probs: Probabilities | None = None
     parts_ms: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -98,31 +97,29 @@ class Alphas:
 FILE = File("the alphas of a search", "search again", lambda data: data)
 
 
-def read_probs(run: Run) -> dict[str, np.ndarray]:
+def read_probs(run: Run) -> Probabilities:
     """Return what a search found: the probabilities of each group, as its relaxation reads them off its logits."""
     path = run.require("alphas.json", "search")
     groups, recipe = FILE.load(path, Alphas).groups, run.recipe
     logits = {k: torch.tensor(v, dtype=torch.float32) for k, v in groups.items()}
     if {k: tuple(v.shape) for k, v in logits.items()} != {g.name: g.shape for g in recipe.space.groups}:
         raise HwnasError(f"{path} does not hold the alphas of {recipe.name}, but of another space; search again")
-    return {k: p.numpy() for k, p in recipe.search.relaxation.probs(open_logits(logits, recipe.space.groups)).items()}
+    problem = recipe.space.problem
+    return problem.probabilities(recipe.search.relaxation.probs(open_logits(logits, problem.groups)))
 
 
-def skip_groups(space: SearchSpace) -> list[str]:
+def skip_groups(space: SearchSpace) -> list[Group]:
     """Return the groups of the cells that keep the resolution and may skip."""
-    return [g.name for g in space.groups if SKIP in g.options and g.name != "reduce"]
+    return [g for g in space.problem.groups if SKIP in g.options and g.name != "reduce"]
 
 
-def open_contest(
-    run: Run, table: LatencyTable, demands: Demands = _NOTHING, probs: Mapping[str, np.ndarray] | None = None
-) -> Contest:
+def open_contest(run: Run, table: LatencyTable, demands: Demands = _NOTHING) -> Contest:
     """Set up the derivation of what a run found.
 
     Args:
         run: That was searched.
         table: What the budget is held against.
         demands: What else is asked for.
-        probs: What the search found; None to read it.
     """
     recipe = run.recipe
     space, scales = recipe.space, recipe.scales()
@@ -134,12 +131,11 @@ def open_contest(
         most = getattr(demands, f"max_{resource}")
         if most is not None:
             constraints.append(Constraint(resource, count(space, scales, resource), most))
-    limits: list[Limit] = [NoTwins(space.twins())]
+    problem = space.problem.with_rules(NoTwins(space.twins()))
     if demands.max_skips is not None:
-        limits += [AtMost.of(space.groups, name, SKIP, demands.max_skips) for name in skip_groups(space)]
+        problem = problem.with_rules(*(AtMost.of(g, SKIP, demands.max_skips) for g in skip_groups(space)))
     models = price(space, scales, table)
-    probs = read_probs(run) if probs is None else probs
-    return Contest(space, scales, models, probs, recipe.width_utility, recipe.depth_utility, limits, constraints)
+    return Contest(problem, scales, models, read_probs(run), recipe.width_utility, recipe.depth_utility, constraints)
 
 
 def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Reporter = SILENT) -> DeriveResult:
@@ -197,11 +193,13 @@ def derive_into(
     Raises:
         BudgetError: If no network meets the budget.
     """
-    landing: Landing | None = None
+    recipe_space, landing = judge.run.recipe.space, None
     measured_ms, reranking, predicted_within_ms = None, None, budget_ms
     if demands.measure:
         beside = references_for(target, table, report)
-        chosen, measured_ms, landing = land_on_budget(contest, table, beside, target.folder, budget_ms, report=report)
+        chosen, measured_ms, landing = land_on_budget(
+            contest, recipe_space, table, beside, target.folder, budget_ms, report=report
+        )
         candidates, predicted_within_ms = rivals(contest, chosen, demands.candidates or 1), budget_of(contest, chosen)
     else:
         chosen, candidates = choose(contest, budget_ms, demands.candidates or (RERANKED if demands.rerank else 1))
@@ -211,7 +209,7 @@ def derive_into(
     if demands.rerank is not None:
         chosen, reranking = judge.rerank(target, candidates, chosen, demands.rerank, demands.rerank_steps, report)
     assert chosen.arch is not None
-    space, sure = contest.space.at(chosen.scale), margins(contest.space, contest.probs)
+    space, sure = recipe_space.at(chosen.scale), margins(contest.probs)
     with report.bar("what changing a decision costs", len(sure)) as update:
         cost = contest.cost_of_change(chosen, predicted_within_ms, update)
     counted = complexity(space, chosen.arch)

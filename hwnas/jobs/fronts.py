@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hwnas import records
-from hwnas.arch import Architecture
 from hwnas.derived import Demands
 from hwnas.errors import HwnasError
 from hwnas.jobs.deriving import open_contest
 from hwnas.jobs.inputs import open_table
+from hwnas.problem import Architecture
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run

@@ -169,6 +169,7 @@ class Bench:
 
 def land_on_budget(
     contest: Contest,
+    space: SearchSpace,
     latency: LatencyTable,
     beside: Sequence[Reference],
     folder: Path,
@@ -180,6 +181,7 @@ def land_on_budget(
 
     Args:
         contest: What is derived from.
+        space: Whose networks are built.
         latency: The table it is priced by.
         beside: Networks of the table to measure beside each.
         folder: Of the run that gets the network.
@@ -206,7 +208,7 @@ def land_on_budget(
 
     goal = Goal(budget_ms, tolerance, repeatability(latency), contest.models[0].relative_error or Goal.error)
     rounds: list[Round] = []
-    with Bench(folder / FOLDER, latency, contest.space, beside) as bench:
+    with Bench(folder / FOLDER, latency, space, beside) as bench:
 
         def measure(network: Network) -> Latency:
             with report.bar(f"measure network {len(rounds) + 1}", None) as update:

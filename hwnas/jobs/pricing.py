@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.complexity import Complexity, complexity
 from hwnas.errors import HwnasError
 from hwnas.files import read_json
-from hwnas.gates import ALWAYS
 from hwnas.jobs.tables import find_table, recipe_beside, require_here
 from hwnas.latency.diff import order
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Call, Term
+from hwnas.problem import ALWAYS, Architecture
 from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.run import Run
@@ -238,7 +237,7 @@ def price_network(network: Network, table: LatencyTable) -> Price:
     else:
         calls = [c for c in mixed.calls if c.gate.holds(network.arch)]
         grouped = _grouped((call, call.gate != ALWAYS) for call in calls)
-    model = LatencyModel([Term(c.spec, c.gate) for c in calls], table, space.groups, space.rules())
+    model = LatencyModel([Term(c.spec, c.gate) for c in calls], table, space.problem)
     items = sorted((_item(own, searched, table) for (_, searched), own in grouped.items()), key=lambda i: -i.total_ms)
     ms = model.predict_ms(network.arch)
     return Price(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from hwnas import checkpoint
-from hwnas.arch import Architecture
 from hwnas.data import SegmentationData
 from hwnas.data.base import task_of
 from hwnas.derived import Gap, Judged, Rerank, Reranking
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Probabilities
 from hwnas.progress import Reporter, Update
 from hwnas.run import Run
 from hwnas.runtime.journal import Journal
@@ -60,7 +59,7 @@ class Judge:
             self._supernet = open_supernet(self.run, self._data)
         return self._supernet
 
-    def gap(self, arch: Architecture, probs: Mapping[str, np.ndarray], report: Reporter) -> Gap:
+    def gap(self, arch: Architecture, probs: Probabilities, report: Reporter) -> Gap:
         """Return how much worse the supernet is as one derived network than as the mixture that was searched."""
         with report.bar("discretisation gap", 3) as update:
             try:
@@ -68,7 +67,7 @@ class Judge:
             except HwnasError as e:
                 return Gap(reason=str(e))
             update(1)
-            mixture = supernet.judge(None, {k: torch.from_numpy(np.asarray(p, np.float32)) for k, p in probs.items()})
+            mixture = supernet.judge(None, probs.float())
             update(2)
             derived = supernet.judge(arch)
             update(3)

@@ -19,10 +19,10 @@ from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
 from hwnas.ops import native
+from hwnas.problem import NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.derive import NoTwins
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.gradient import search as search_gradient
 from hwnas.search.memory import forecast
@@ -118,7 +118,7 @@ def _search(
     if demands.measure:
         check_measurable(table)  # before the search
     models = price(space, scales, table)
-    typical = random_latencies_ms(space, models, RANDOM_NETWORKS, seed=0)
+    typical = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     budget_ms = run.settings.budget_ms
     if budget_ms is None:
         budget_ms = float(np.percentile(typical, recipe.budget_percentile))
@@ -127,9 +127,8 @@ def _search(
         Constraint.on_table(space, scales, t, other.budget_ms) for t, other in zip(others, demands.others, strict=True)
     ]
     # What no network meets, none does whatever the search will find: any probabilities tell.
-    uniform = {g.name: np.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    limits = [NoTwins(space.twins())]  # as what is derived in the end
-    contest = Contest(space, scales, models, uniform, 0.0, limits=limits, constraints=elsewhere)
+    problem = space.problem.with_rules(NoTwins(space.twins()))  # as what is derived in the end
+    contest = Contest(problem, scales, models, problem.uniform(), 0.0, constraints=elsewhere)
     if not contest.is_met(budget_ms):
         raise contest.refusal(budget_ms)
     read_all(data, report)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
-from hwnas.gates import Clause, Gate, Marginals, Rule
 from hwnas.latency.calibrate import Correction
-from hwnas.latency.diff import order
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Term
+from hwnas.problem import Architecture, Clause, Gate, Marginals, Matrices, Problem
 
 
 class Prices(Protocol):
@@ -34,14 +32,13 @@ class LatencyModel(nn.Module):
     it is the predicted latency of that architecture.
     """
 
-    def __init__(self, terms: Sequence[Term], table: Prices, groups: Sequence[Group], rules: Sequence[Rule]) -> None:
+    def __init__(self, terms: Sequence[Term], table: Prices, problem: Problem) -> None:
         """Price `terms`, a trace of the deploy form at the deployment scale.
 
         Args:
             terms: Of a mixed network, or of a built one.
             table: Has a row for every term.
-            groups: Of the space.
-            rules: Of the space.
+            problem: Whose decisions the gates are about.
 
         Raises:
             MissingOp: If the table lacks a row.
@@ -56,16 +53,16 @@ class LatencyModel(nn.Module):
         self.base_ms = table.correction.base_ms
         self.gates = tuple(per_gate)
         self.gate_ms = np.array(list(per_gate.values()))
-        self.marginals = Marginals(groups, rules, self.gates)
+        self.marginals = Marginals(problem, self.gates)
         self.relative_error = table.correction.relative_error
         self.interval = table.correction.interval
         self._weights = torch.from_numpy(self.gate_ms)
 
-    def forward(self, probs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, probs: Matrices) -> Tensor:
         """Return expected milliseconds.
 
         Args:
-            probs: ``{group: (n_decisions, n_options)}``, rows sum to 1.
+            probs: Of the problem, as `Probabilities` or by group; those of each decision sum to 1.
 
         Returns:
             (), in the dtype of `probs`.
@@ -83,14 +80,6 @@ class LatencyModel(nn.Module):
             return None
         ms = self.predict_ms(arch)  # errors are relative to what was measured: measured = predicted / (1 + error)
         return ms / (1 + self.interval), ms / max(1e-3, 1 - self.interval)
-
-    def compare(self, a: Architecture, b: Architecture) -> Literal["faster", "slower", "cannot tell"]:
-        """Return how `a` compares with `b`, with 95 % confidence.
-
-        The errors of two predictions are taken to be independent, of the size that was seen on networks the table was
-        not fitted on. Without such networks nothing can be told.
-        """
-        return order(self.predict_ms(a), self.predict_ms(b), self.relative_error)
 
     def by_kind(self, arch: Architecture) -> dict[str, float]:
         """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwnas.arch import Architecture
 from hwnas.files import sha256
 from hwnas.latency.table import USES, LatencyTable, NetRow
 from hwnas.latency.validation import calibrate, level_of, report_derived
+from hwnas.problem import Architecture, NoTwins
 from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
 from hwnas.runtime.plan import PLAN_FILE, load_plan
 from hwnas.runtime.results import collect
-from hwnas.search.derive import NoTwins, Solver
+from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
@@ -130,14 +130,15 @@ def _plan_derived(
 ) -> None:
     """Plan n derived networks, fewer if some come out the same."""
     rng = np.random.default_rng(USES.index(use))
+    problem = space.problem.with_rules(NoTwins(space.twins()))
     models = price(space, scales, table)
-    typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
+    typical_ms = random_latencies_ms(space.problem, models, RANDOM, seed=0)
     for i in range(n):
         index = i % len(scales)
-        solver = Solver(space.groups, space.rules(), space.name, models[index], [NoTwins(space.twins())])
+        solver = Solver(problem, models[index])
         sure = LOGITS[(i + i // len(scales)) % len(LOGITS)]
-        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in space.groups}
-        probs = {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
+        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in problem.groups}
+        probs = problem.probabilities(softmax(open_logits(logits, problem.groups)))
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from hwnas.arch import Architecture
 from hwnas.files import sha256, write_atomic
-from hwnas.gates import Marginals
 from hwnas.ops.onnx_graph import OpExporter, output_names
 from hwnas.ops.precision import to_half
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace
+from hwnas.problem import Architecture, Marginals
 from hwnas.profile.assembly import Assembly, Network, Price
 from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
@@ -159,9 +156,9 @@ def trace_entry(role: str, key: str, trace: Trace, onnx: str | None, digest: str
 
 def likely(space: SearchSpace, trace: Trace) -> list[float]:
     """Return the chance of each call to be in a network about which nothing was decided."""
-    uniform = {g.name: torch.full(g.shape, 1 / g.shape[1]) for g in space.groups}
-    marginals = Marginals(space.groups, space.rules(), [c.gate for c in trace.calls])
-    chances: list[float] = marginals.gate_probs(marginals.literal_probs(uniform)).tolist()
+    problem = space.problem
+    marginals = Marginals(problem, [c.gate for c in trace.calls])
+    chances: list[float] = marginals.gate_probs(marginals.literal_probs(problem.uniform())).tolist()
     return chances
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwnas.arch import Group
+from hwnas.problem import Group
 
 Matrices = Mapping[str, Tensor]  # {group: (decisions, options)}
 

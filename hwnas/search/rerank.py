@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture
 from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture
 from hwnas.search.config import SearchConfig
 from hwnas.search.objective import Batch, tensors
 from hwnas.spaces.base import SearchSpace
@@ -175,7 +175,7 @@ class Supernet:
 
         Args:
             arch: Complete; None for the mixture.
-            probs: ``{group: (decisions, options)}`` of the mixture.
+            probs: Of the mixture.
         """
         net = self.space.build(arch, form="search")
         try:

@@ -44,9 +44,11 @@ def derived(result: DeriveResult) -> None:
         return
     space = result.space
     assert space is not None
+    assert result.probs is not None
+    probs = result.probs.matrices()
 
     def draw(figure: Any) -> None:
-        space.draw(figure, network.architecture, result.probs, result.parts_ms)
+        space.draw(figure, network.architecture, probs, result.parts_ms)
 
     picture(run.folder / "arch.svg", draw)
     if network.landing is not None:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Rule
 from hwnas.ops.trace import Trace, trace
+from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule
 
 Form = Literal["search", "deploy"]
 
@@ -68,6 +67,10 @@ class SearchSpace(Protocol):
     def rules(self) -> Sequence[Rule]:
         """What every valid architecture obeys: declared once, used by loss and solver."""
 
+    @property
+    def problem(self) -> Problem:
+        """What a search of the space decides."""
+
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two nodes compute the same: each time, those that do so together."""
 
@@ -114,12 +117,7 @@ def check(space: SearchSpace, arch: Architecture, partial: bool = False) -> None
     Raises:
         HwnasError: If it is of another space, answers wrongly, leaves open what it may not, or breaks a rule.
     """
-    if arch.space != space.name:
-        raise HwnasError(f"an architecture of space {space.name!r} was expected, got one of {arch.space!r}")
-    arch.check(decisions(space), partial)
-    broken = next((r for r in space.rules() if not partial and not r.holds(arch)), None)
-    if broken is not None:
-        raise HwnasError(f"the architecture breaks a rule of its space: {broken}")
+    space.problem.check(arch, partial)
 
 
 def sample(space: SearchSpace, rng: np.random.Generator, concentration: float | None = None) -> Architecture:
@@ -131,23 +129,7 @@ def sample(space: SearchSpace, rng: np.random.Generator, concentration: float | 
         concentration: None draws options uniformly. Else each group of decisions draws the weights of its options
             first, from a Dirichlet distribution with this concentration: below 1, few ops dominate a network.
     """
-    answers: dict[str, str] = {}
-    dropped: dict[str, str] = {}
-    for rule in space.rules():
-        dropped |= dict.fromkeys(rule.decisions, rule.none)
-        answers |= rule.draw(rng)
-    for g in space.groups:
-        weights = np.ones(len(g.options))
-        if concentration is not None:
-            weights = np.maximum(rng.dirichlet(concentration * weights), 1e-9)
-        weight = dict(zip(g.options, weights, strict=True))
-        for d in g.decisions:
-            if d.name in answers:
-                continue
-            allowed = [o for o in d.options if o != dropped.get(d.name)]
-            p = np.array([weight[o] for o in allowed])
-            answers[d.name] = str(rng.choice(allowed, p=p / p.sum()))
-    return Architecture.of(space.name, answers)
+    return space.problem.draw(rng, concentration)
 
 
 def trace_space(space: SearchSpace, arch: Architecture | None = None, labels: bool = True, merge: bool = True) -> Trace:

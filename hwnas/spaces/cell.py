@@ -10,12 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Answers, Gate, TopK, at_least
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, has_weights
 from hwnas.ops.registry import active_tracer
+from hwnas.problem import ALWAYS, Answers, Architecture, Decision, Gate, Group, TopK, at_least
 
 INPUTS = 2  # c_{k-2} and c_{k-1}
 

@@ -10,11 +10,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, TopK
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
+from hwnas.problem import Answers, Architecture, Group, Problem, TopK
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.cell import Cell, cell_edges, cell_group, cell_rules, cell_twins
 from hwnas.spaces.genotype import Genotype, genotype
@@ -75,6 +74,11 @@ class ChainSpace:
     def rules(self) -> list[TopK]:
         """Each node keeps `keep` incoming edges."""
         return [rule for group in self.groups for rule in cell_rules(group, self.nodes, self.keep)]
+
+    @property
+    def problem(self) -> Problem:
+        """What a search of the space decides."""
+        return Problem(self.name, self.groups, tuple(self.rules()))
 
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two nodes of a cell compute the same."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
 from hwnas.ops.mixed import NONE
+from hwnas.problem import Architecture, Group
 from hwnas.spaces.cell import INPUTS, cell_edges, edge_name
 
 Edges = tuple[tuple[str, int], ...]

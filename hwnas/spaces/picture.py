@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hwnas.arch import Architecture, Group
 from hwnas.ops.mixed import NONE
+from hwnas.problem import Architecture, Group
 from hwnas.spaces.cell import INPUTS, cell_edges
 
 Edge = tuple[int, int, str]  # from a state, to a state, by an op

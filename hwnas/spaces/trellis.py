@@ -6,8 +6,7 @@ cells share their architecture.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from typing import Literal as Literal_
@@ -16,20 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Gate, Literal, Literals, Probs, Row, Rule, Walk, choice
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.ops.registry import active_tracer
+from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule, choice
+from hwnas.problem.rules.one_path import (
+    DOWN,
+    LEAST,
+    LEVELS,
+    SAME,
+    STEPS,
+    UP,
+    Boundary,
+    OnePath,
+    Path,
+    any_walk,
+    arrow,
+    existing,
+    leading_to,
+    sources,
+    stride_of,
+    walks_into,
+)
+from hwnas.problem.walks import Walk
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.cell import INPUTS, Cell, cell_edges, cell_group, cell_rules, cell_twins, edge_name
 from hwnas.spaces.deeplab import DeepLabHead
 from hwnas.spaces.picture import draw_cell, kept_edges
 
-LEVELS = 4  # strides 4, 8, 16 and 32
-UP, SAME, DOWN = "up", "same", "down"  # to half the stride, to the same, to twice the stride
-STEPS = {UP: -1, SAME: 0, DOWN: 1}
 STEM = (64, 128)  # channels of H^{-2} at stride 2 and of H^{-1} at stride 4
 # The order is that of the alpha matrix of the public re-implementation, genotypes.py; `none` is the paper's zero.
 TRELLIS_OPS = (
@@ -43,11 +57,7 @@ TRELLIS_OPS = (
     "atrous_conv_5x5",
 )
 
-LEAST = 1e-300  # a probability below counts as this, so that its logarithm is finite
-
-Path = tuple[int, ...]
 Block = tuple[tuple[str, int], ...]
-Boundary = Literal_["existing", "two-thirds"]
 Weighting = Literal_["step", "path"]
 # The published architecture (Cityscapes): levels of the layers; for each block (op, state), where state 0 is H^{l-2}
 # and state 1 is H^{l-1}. tensorflow/models, research/deeplab/core/nas_network.py.
@@ -61,11 +71,6 @@ PUBLISHED_CELL = (
 )
 
 
-def stride_of(level: int) -> int:
-    """Return the stride of a level, in pixels of the image."""
-    return 4 << level
-
-
 @dataclass(frozen=True)
 class Trellis:
     """An architecture for people: strides of the layers, and for each block of the cell its kept edges (op, state)."""
@@ -75,153 +80,6 @@ class Trellis:
 
     def __str__(self) -> str:
         return f"Trellis(strides={list(self.strides)}, blocks={[list(b) for b in self.blocks]})"
-
-
-def existing(level: int) -> tuple[str, ...]:
-    """Return the steps that exist at a level: there is none above stride 4 and none below stride 32."""
-    return tuple(s for s, by in STEPS.items() if 0 <= level + by < LEVELS)
-
-
-def sources(layer: int) -> range:
-    """Return the levels a path can come from into a layer; the stem, before layer 0, is at level 0."""
-    return range(min(layer + 1, LEVELS))
-
-
-def arrow(layer: int, level: int) -> str:
-    """Return the name of the decision where a path goes on from a level into a layer, ``"path/3/16"``."""
-    return f"path/{layer}/{stride_of(level)}"
-
-
-@dataclass(frozen=True)
-class OnePath:
-    """The steps make one path from the stem to the last layer; where it does not pass, the answer is `none`.
-
-    Attributes:
-        layers: How many.
-        boundary: See `TrellisSpace`.
-        none: Where the path does not pass.
-    """
-
-    layers: int
-    boundary: Boundary = "existing"
-    none: str = NONE
-
-    @property
-    def decisions(self) -> tuple[str, ...]:
-        """All places, layer by layer."""
-        return tuple(arrow(layer, level) for layer in range(self.layers) for level in sources(layer))
-
-    def draw(self, rng: np.random.Generator) -> dict[str, str]:
-        """Draw a path, each equally often."""
-        ways = self._ways()
-        answers, level = dict.fromkeys(self.decisions, self.none), 0
-        for layer in range(self.layers):
-            steps = existing(level)
-            weights = np.array([ways[layer + 1][level + STEPS[s]] for s in steps], float)
-            step = steps[int(rng.choice(len(steps), p=weights / weights.sum()))]
-            answers[arrow(layer, level)] = step
-            level += STEPS[step]
-        return answers
-
-    def _ways(self) -> list[list[int]]:
-        """Return how many ways there are on from each level before each layer; one after the last."""
-        ways = [[1] * LEVELS]
-        for _ in range(self.layers):
-            ways.insert(0, [sum(ways[0][v + STEPS[s]] for s in existing(v)) for v in range(LEVELS)])
-        return ways
-
-    def paths(self) -> int:
-        """Return how many paths there are: 75,025 of 12 layers."""
-        return self._ways()[0][0]
-
-    def strongest(self, probs: Probs) -> dict[str, str]:
-        """Return the path of the largest product of probabilities (Viterbi; Auto-DeepLab, 4.3).
-
-        Of equal ones the path whose last step that differs comes first, as listed in `STEPS`, is taken.
-        """
-        worth = self.worth(probs)
-        best: dict[int, tuple[float, tuple[str, ...]]] = {0: (0.0, ())}
-        for layer in range(self.layers):
-            reached: dict[int, tuple[float, tuple[str, ...]]] = {}
-            for name, by in STEPS.items():
-                for level, (score, steps) in best.items():
-                    if not 0 <= level + by < LEVELS:
-                        continue
-                    total = score + worth[arrow(layer, level), name]
-                    if level + by not in reached or total > reached[level + by][0]:
-                        reached[level + by] = total, (*steps, name)
-            best = reached
-        _, steps = max(best.values(), key=lambda found: found[0])
-        answers, level = dict.fromkeys(self.decisions, self.none), 0
-        for layer, step in enumerate(steps):
-            answers[arrow(layer, level)] = step
-            level += STEPS[step]
-        return answers
-
-    def worth(self, probs: Probs) -> dict[Literal, float]:
-        """Return ``1 + log_3 beta``: 1 for a certain step, 0 for one in three. Sums order as products of betas do.
-
-        Steps that do not exist are worth 0, and no path has them.
-        """
-        out: dict[Literal, float] = {}
-        for layer in range(self.layers):
-            for level in sources(layer):
-                place, steps = arrow(layer, level), existing(level)
-                scale = (2 / 3 if self.boundary == "two-thirds" and len(steps) == 2 else 1.0) / max(
-                    LEAST, sum(probs[place][s] for s in steps)
-                )
-                out |= {(place, s): 0.0 for s in STEPS}
-                out |= {(place, s): 1 + math.log(max(LEAST, scale * probs[place][s]), 3) for s in steps}
-        return out
-
-    def relax(self, q: Tensor, literals: Literals) -> Tensor:
-        """Return how probable it is to pass and take each step: at a place its steps share what leads there."""
-        index, visit = literals.index, q.new_ones(1)  # visit: how probable it is to pass each level
-        for layer in range(self.layers):
-            places = [arrow(layer, level) for level in sources(layer)]
-            steps = torch.tensor([[index[place, s] for s in STEPS] for place in places], device=q.device)
-            exist = torch.tensor([[s in existing(level) for s in STEPS] for level in sources(layer)], device=q.device)
-            p = q[steps] * exist
-            flow = visit[:, None] * p / p.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-            dropped = torch.tensor([index[place, self.none] for place in places], device=q.device)
-            q = q.index_put((steps,), flow).index_put((dropped,), 1 - visit)
-            to = torch.tensor([[level + by for by in STEPS.values()] for level in sources(layer)], device=q.device)
-            visit = q.new_zeros(LEVELS).index_add(0, to[exist], flow[exist])[: len(sources(layer + 1))]
-        return q
-
-    def rows(self) -> list[Row]:
-        """Return conservation of flow: as many steps leave a place as lead to it; one leaves the stem."""
-        rows: list[Row] = []
-        for layer in range(self.layers):
-            for level in sources(layer):
-                flow = {(arrow(layer, level), step): 1.0 for step in STEPS}
-                flow |= {} if layer == 0 else dict.fromkeys(leading_to(layer - 1, level), -1.0)
-                rows.append(Row(flow, float(layer == 0), float(layer == 0)))
-                outside = {(arrow(layer, level), s): 1.0 for s in STEPS if s not in existing(level)}
-                rows += [Row(outside, 0.0, 0.0)] if outside else []
-        return rows
-
-    def holds(self, arch: Architecture) -> bool:
-        """Tell whether it is so."""
-        sums = ((row, sum(c for (d, o), c in row.coefficients.items() if arch.get(d) == o)) for row in self.rows())
-        return all(row.low <= total <= row.high for row, total in sums)
-
-
-def walks_into(layer: int) -> list[tuple[Walk, tuple[int, int, int]]]:
-    """Return the steps into a layer and the layer before it, with the levels of H^{l-2}, H^{l-1} and H^l."""
-    found: list[tuple[Walk, tuple[int, int, int]]] = []
-    for b, step in ((level, s) for level in sources(layer) for s in existing(level)):
-        last, c = (arrow(layer, b), step), b + STEPS[step]
-        if layer == 0:
-            found.append(((last,), (0, b, c)))
-        for a in sources(layer - 1):
-            found += [(((arrow(layer - 1, a), s), last), (a, b, c)) for s in existing(a) if a + STEPS[s] == b]
-    return found
-
-
-def leading_to(layer: int, level: int) -> list[Literal]:
-    """Return the literals of the steps into a level at a layer."""
-    return [(arrow(layer, level - by), s) for s, by in STEPS.items() if level - by in sources(layer)]
 
 
 @dataclass(frozen=True)
@@ -271,6 +129,11 @@ class TrellisSpace:
     def rules(self) -> list[Rule]:
         """Each block keeps `keep` incoming edges, and there is one path."""
         return [*cell_rules(self.groups[0], self.nodes, self.keep), OnePath(self.scale.cells, self.boundary)]
+
+    @property
+    def problem(self) -> Problem:
+        """What a search of the space decides."""
+        return Problem(self.name, self.groups, tuple(self.rules()))
 
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two blocks compute the same wherever the path does not halve the size."""
@@ -620,11 +483,6 @@ class DeployNet(nn.Module):
         return states[2:], states[self.low + 1], self.relu(states[-1])
 
 
-def _any_of(walks: Iterable[Walk]) -> Gate:
-    """Return the gate of walks of which at most one is taken at a layer: it counts how many are."""
-    return Gate(walks=frozenset((walk, 1) for walk in walks))
-
-
 class OpenDeployNet(nn.Module):
     """All networks of a space at once, to be traced: each alternative under the gate of the walk it lies on.
 
@@ -664,7 +522,7 @@ class OpenDeployNet(nn.Module):
                 for which, h, steps in ((0, older[a], walk), (1, old[b], walk[-1:])):
                     found = inputs.setdefault((c, c > b, which, h.shape[1]), {})
                     if steps not in found:  # H^{l-1} is read once, wherever H^{l-2} was
-                        with tracer.gated(_any_of([steps])):
+                        with tracer.gated(any_walk([steps])):
                             found[steps] = self.relu(layers.resized(h, sizes[min(b, c)]))
             reached = sorted({c for _, (_, _, c) in walks_into(layer)})
             older, old = old, {c: tracer.value((1, width * 2**c, *sizes[c]), f"h{layer}-{c}") for c in reached}
@@ -672,16 +530,16 @@ class OpenDeployNet(nn.Module):
                 low = self._low(last, old[0])
         states: dict[tuple[int, bool], dict[Walk, Tensor]] = {}
         for (c, down, which, wide), found in inputs.items():
-            with tracer.gated(_any_of(found)):
+            with tracer.gated(any_walk(found)):
                 out = layers.ConvBN(wide, self.space.scale.channels * 2**c)(next(iter(found.values())))
             if which == 1:
                 states.setdefault((c, down), {}).update(dict.fromkeys(found, out))
         for (c, down), found in states.items():
             s1 = tracer.join(next(iter(found.values())))
-            with tracer.gated(_any_of(found)):
+            with tracer.gated(any_walk(found)):
                 made_cell(self.space, self.arch, 1, 1, c, down).join(tracer.join(s1), s1, None)
         for level, h in old.items():
-            with tracer.gated(_any_of([(step,) for step in leading_to(self.space.scale.cells - 1, level)])):
+            with tracer.gated(any_walk([(step,) for step in leading_to(self.space.scale.cells - 1, level)])):
                 high = layers.resized(self.heads[level].aspp(self.relu(h)), sizes[0])
         return self.heads[0].decode(image, low, tracer.join(high))
 

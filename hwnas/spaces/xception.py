@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Answers, Rule
 from hwnas.ops import layers
+from hwnas.problem import Answers, Architecture, Group, Problem, Rule
 from hwnas.spaces.base import Form, Scale, check
 from hwnas.spaces.deeplab import DeepLabHead
 
@@ -83,6 +82,11 @@ class XceptionSpace:
     def rules(self) -> Sequence[Rule]:
         """Nothing is to be obeyed."""
         return []
+
+    @property
+    def problem(self) -> Problem:
+        """What a search of the space decides."""
+        return Problem(self.name, self.groups, tuple(self.rules()))
 
     def twins(self) -> tuple[Answers, ...]:
         """Nothing is decided."""

@@ -42,11 +42,11 @@ from hwnas.verbs.shipping import run_export, run_validate
 from scipy.stats import spearmanr
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
+from hwnas.problem import Architecture
 from hwnas.profile import Calibration, PlanWriter
 from hwnas.recipes import Recipe
 from hwnas.run import Run

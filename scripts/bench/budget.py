@@ -146,7 +146,7 @@ def outcomes(
             first = contest.winner(budget_ms)
             if first is None:
                 raise contest.refusal(budget_ms)
-            closed, more = land_on_budget(contest, latency, beside, Path("landings") / name, budget_ms)
+            closed, more = land_on_budget(contest, space, latency, beside, Path("landings") / name, budget_ms)
             with Bench(Path("last") / name, latency, space, beside) as bench:
                 last = measure_last(bench, first)
                 again = last if closed == first else measure_last(bench, closed)

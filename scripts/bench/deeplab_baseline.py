@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.arch import Architecture
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
+from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
 from hwnas.runtime.device import device_name
 from hwnas.runtime.engines import open_engine

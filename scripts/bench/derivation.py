@@ -22,8 +22,9 @@ import torch
 
 from hwnas import recipes
 from hwnas.latency import LatencyTable, OpRow
+from hwnas.problem import NoTwins
 from hwnas.profile.networks import estimate_ms
-from hwnas.search.derive import NoTwins, Solver
+from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.show.console import bar, table
@@ -55,8 +56,8 @@ def measure(space: SearchSpace, seeds: int) -> dict[str, Any]:
     trace, trace_s = timed(lambda: trace_space(space))
     rows = {c.spec.key: OpRow(c.spec.key, estimate_ms(c.cost.macs, c.cost.bytes)) for c in trace.calls}
     (model,), price_s = timed(lambda: price(space, [space.scale], LatencyTable(WHERE, rows)))
-    solver, setup_s = timed(lambda: Solver(space.groups, space.rules(), space.name, model, [NoTwins(space.twins())]))
-    ms = random_latencies_ms(space, [model], RANDOM, seed=0)
+    solver, setup_s = timed(lambda: Solver(space.problem.with_rules(NoTwins(space.twins())), model))
+    ms = random_latencies_ms(space.problem, [model], RANDOM, seed=0)
     asked = [(s, seed, q) for s in SURE for seed in range(seeds) for q in BUDGETS]
     derived = []
     with bar("derive", len(asked)) as update:

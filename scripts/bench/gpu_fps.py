@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
+from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
 from hwnas.runtime.measure import StopRule
 from hwnas.runtime.plan import PLAN_FILE, Plan, load_plan, write_plan

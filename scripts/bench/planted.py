@@ -42,19 +42,18 @@ import torch
 from planted_trellis import WHERE
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
-from hwnas.gates import TopK
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec
+from hwnas.problem import Architecture, Group, Problem, TopK
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.objective import task_loss
 from hwnas.search.relax import SinglePath, Temperature
-from hwnas.search.widths import derive, price
+from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import Scale, check, trace_space
@@ -208,6 +207,11 @@ class PlantedSpace:
         """Each cell keeps one edge."""
         return [rule for g in self.groups for rule in cell_rules(g, 1, 1)]
 
+    @property
+    def problem(self) -> Problem:
+        """What a search of the space decides."""
+        return Problem(self.name, self.groups, tuple(self.rules()))
+
     def at(self, scale: Scale) -> PlantedSpace:
         """Return the same decisions at another scale."""
         return replace(self, scale=scale)
@@ -301,9 +305,10 @@ def find(way: str, seed: int, weight: float = 0.1) -> dict[str, Any]:
     while not search.finished:
         metrics = search.advance()
     logits = search.alphas()
-    probs = {k: p.detach().numpy() for k, p in search.config.relaxation.probs(logits).items()}
-    rule = strongest(space.groups, space.rules(), space.name, probs)
-    arch = rule if way == "free" else derive(space, [space.scale], [model], probs, budget_ms, 0.0)[0].arch
+    probs = space.problem.probabilities(search.config.relaxation.probs(logits))
+    rule = strongest(space.problem, probs)
+    contest = Contest(space.problem, [space.scale], [model], probs, 0.0)
+    arch = rule if way == "free" else choose(contest, budget_ms)[0].arch
     assert arch is not None
     right, right_by_rule = (plant.right(a, cheapest=way != "free") for a in (arch, rule))
     assert all(right) == (arch == target) or way == "free"

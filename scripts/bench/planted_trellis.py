@@ -32,17 +32,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.arch import Architecture
 from hwnas.data.augment import BatchSource
 from hwnas.data.base import IGNORE_LABEL, ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.ops.registry import OpSpec
+from hwnas.problem import Architecture
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.objective import task_loss, tensors
 from hwnas.search.relax import GumbelSoftmax, Temperature
-from hwnas.search.widths import derive, price
+from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
 from hwnas.spaces import Scale, trace_space
 from hwnas.spaces.trellis import Path, TrellisSpace
@@ -221,9 +221,10 @@ def find(way: str, seed: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     while not search.finished:
         metrics = search.advance()
-    probs = {k: p.detach().numpy() for k, p in config.relaxation.probs(search.alphas()).items()}
-    rule = strongest(space.groups, space.rules(), space.name, probs)
-    arch = rule if way == "free" else derive(space, [space.scale], [model], probs, budget_ms, 0.0)[0].arch
+    probs = space.problem.probabilities(config.relaxation.probs(search.alphas()))
+    rule = strongest(space.problem, probs)
+    contest = Contest(space.problem, [space.scale], [model], probs, 0.0)
+    arch = rule if way == "free" else choose(contest, budget_ms)[0].arch
     assert arch is not None
     seconds = time.process_time() - start_s
     right, right_by_rule = (parts(space, kind, a) for a in (arch, rule))

@@ -121,11 +121,6 @@ class Architecture:
             raise HwnasError("an architecture needs 'answers': a mapping from decision to option")
         return cls.of(str(data.get("space")), answers)
 
-    def diff(self, other: Architecture) -> dict[str, tuple[str | None, str | None]]:
-        """Return the decisions in which two architectures differ, with both answers."""
-        names = sorted(self._by_name.keys() | other._by_name.keys())
-        return {n: (self.get(n), other.get(n)) for n in names if self.get(n) != other.get(n)}
-
     def check(self, decisions: Iterable[Decision], partial: bool = False) -> None:
         """Hold the answers against a space's decisions.
 
