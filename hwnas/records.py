@@ -198,15 +198,15 @@ class File:
         if not isinstance(data, dict):
             raise HwnasError(f"{path} is not {self.what}: an object was expected; {self.mend}")
         there = data.get(SCHEMA, 1)
-        body = {k: v for k, v in data.items() if k not in (SCHEMA, CHECKSUM)}
+        body, upgrade = {k: v for k, v in data.items() if k not in (SCHEMA, CHECKSUM)}, None
         if there == 1 < version and CHECKSUM not in data and self.older is not None:
-            body = self.older(body)  # written before there were checksums
+            upgrade = self.older  # written before there were checksums
         elif there != version:
             raise HwnasError(f"{path} is of version {there!r}, this hwnas reads {version}; {self.mend}")
         elif data.get(CHECKSUM) != signed(data)[CHECKSUM]:
             raise HwnasError(f"{path} is not {self.what}: its checksum does not fit, so it was damaged; {self.mend}")
         try:
-            record: T = decode(body, cls)
+            record: T = decode(body if upgrade is None else upgrade(body), cls)
         except (HwnasError, ValueError, TypeError, KeyError, AttributeError) as e:
             raise HwnasError(f"{path} is not {self.what}: {e}; {self.mend}") from e
         return record

@@ -553,7 +553,7 @@ class TestCompare:
         (("DARTS_V1", "--recipe", "darts-tny"), "unknown recipe 'darts-tny'"),
         (("nothing",), "there is no run 'nothing' here"),
         (("nothing.json",), "cannot read an architecture at nothing.json"),
-        (("run.json",), "run.json: an object with 'architecture'.* was expected"),
+        (("empty.json",), "empty.json: an object with 'architecture'.* was expected"),
         (("no-recipe.json",), "no-recipe.json does not say which recipe it is of"),
         (("own.json", "--recipe", "other"), "own.json is of the recipe darts-tiny, not other; leave out --recipe"),
         (("scale.json",), "scale.json: 'scale' needs whole channels, cells and size"),
@@ -569,7 +569,7 @@ class TestCompare:
 def test_what_cannot_be_priced(run: Run, args: tuple[str, ...], match: str) -> None:
     own = {"architecture": arch().to_json(), "recipe": RECIPE}
     files: dict[str, dict[str, Any]] = {
-        "run.json": {},
+        "empty.json": {},
         "no-recipe.json": {"architecture": arch().to_json()},
         "own.json": own,
         "scale.json": {**own, "scale": {"channels": 4}},

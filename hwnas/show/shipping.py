@@ -30,7 +30,7 @@ def exported(result: ExportResult, following: str) -> None:
             "for": f"{bundle.engine} in {bundle.precision}",
             "output": bundle.output.kind,
             "size": f"{result.bytes / 1e6:.2f} MB, opset {bundle.versions['opset']}",
-            "multiply-adds": f"{counted.macs / 1e6:.1f} M, {counted.params / 1e6:.3f} M parameters",
+            "arithmetic": f"{counted.macs / 1e6:.1f} M multiply-adds, {counted.params / 1e6:.3f} M parameters",
             "parity": _parity(bundle.parity),
         }
     summary(facts, following)
