@@ -26,6 +26,9 @@ class Complexity:
     macs: int
     params: int
 
+    def __str__(self) -> str:
+        return f"{self.macs / 1e6:.1f} M multiply-adds, {self.params / 1e6:.3f} M parameters"
+
 
 def complexity(space: SearchSpace, arch: Architecture) -> Complexity:
     """Count the deploy form of a network at the space's scale."""

@@ -39,7 +39,7 @@ def priced(result: PriceResult, every: bool) -> None:
         "table": f"{latency.path}, {latency.name}",
         "search space": f"{price.searched_ms:.4g} ms ({price.searched_ms / price.ms:.1%}) of ops the search decides on",
         "fixed parts": f"{fixed_ms:.4g} ms ({fixed_ms / price.ms:.1%}) of ops every network of the space has",
-        "arithmetic": f"{price.complexity.macs / 1e6:.1f} M multiply-adds, {price.complexity.params / 1e6:.3f} M parameters",
+        "arithmetic": price.complexity,
         "predicted": f"{price.ms:.4g} ms ({1000 / price.ms:.1f} fps){_interval(price)}",
     }
     summary(facts, None)

@@ -21,7 +21,7 @@ def trained(result: TrainResult, following: str) -> None:
 
 def exported(result: ExportResult, following: str) -> None:
     """Show a bundle; `following` is the next command."""
-    bundle, counted = result.bundle, result.complexity
+    bundle = result.bundle
     facts: dict[str, object] = {"bundle": bundle.folder}
     if result.complete:
         facts["state"] = COMPLETE
@@ -30,7 +30,7 @@ def exported(result: ExportResult, following: str) -> None:
             "for": f"{bundle.engine} in {bundle.precision}",
             "output": bundle.output.kind,
             "size": f"{result.bytes / 1e6:.2f} MB, opset {bundle.versions['opset']}",
-            "arithmetic": f"{counted.macs / 1e6:.1f} M multiply-adds, {counted.params / 1e6:.3f} M parameters",
+            "arithmetic": result.complexity,
             "parity": _parity(bundle.parity),
         }
     summary(facts, following)
