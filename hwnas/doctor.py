@@ -9,12 +9,12 @@ import platform
 from collections.abc import Callable, Mapping
 
 from hwnas.errors import HwnasError
-from hwnas.ops import native
+from hwnas.ops.fused import native
 from hwnas.optional import require
-from hwnas.runtime import nvrtc
-from hwnas.runtime.cuda import open_cuda
-from hwnas.runtime.device import device_name, provenance
+from hwnas.runtime.cuda import nvrtc
+from hwnas.runtime.cuda.driver import open_cuda
 from hwnas.runtime.engines import ENGINES, using_engine
+from hwnas.runtime.measuring.device import device_name, provenance
 from hwnas.show.console import console, table
 
 PACKAGES = ("numpy", "torch", "onnx", "scipy", "highspy", "safetensors", "fvcore", "pillow", "rich", "tyro")

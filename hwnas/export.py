@@ -21,7 +21,7 @@ from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half
 from hwnas.ops.trace import INPUT, Trace, trace
 from hwnas.problem import Architecture
-from hwnas.runtime.bundle import KINDS
+from hwnas.runtime.deploy.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels
 from hwnas.spaces.base import SearchSpace
@@ -58,7 +58,7 @@ def ending(traced: Trace, kind: str) -> Trace:
     Args:
         traced: Of the network, which ends in labels for the kind ``"labels"``, else in scores at full size; one that
             classifies images has no other scores.
-        kind: One of `hwnas.runtime.bundle.KINDS`.
+        kind: One of `hwnas.runtime.deploy.bundle.KINDS`.
     """
     assert kind in KINDS
     if kind != "scores" or traced.calls[-1].spec.kind == Linear.kind:

@@ -19,13 +19,13 @@ from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
 from hwnas.profile import ops_of, trace_entry
 from hwnas.progress import Update, ignore
-from hwnas.runtime.bundle import Application, Bundle, HostApplication, find_application
+from hwnas.runtime.deploy.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import Measurement, StopRule, visit_s
-from hwnas.runtime.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
-from hwnas.runtime.results import Row, collect
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.measure import Measurement, StopRule, visit_s
+from hwnas.runtime.measuring.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
+from hwnas.runtime.measuring.results import Row, collect
+from hwnas.runtime.measuring.supervise import supervise
 
 PICTURES = 4
 REFERENCES = 2
@@ -175,7 +175,7 @@ def score(
 
     Args:
         application: Entered.
-        kind: What its network gives, one of `hwnas.runtime.bundle.KINDS`.
+        kind: What its network gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         data: The split, at the bundle's size.
         pictures: The PNG to write: image, label, prediction.
         update: Told after each image.
@@ -235,7 +235,7 @@ def verdict(
         predicted_ms: Of the network as it is in the file.
         budget_ms: What it may take.
         slowdown: See `measure_network`.
-        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        kind: What the file gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         classifies: Whether it gives that of whole images.
     """
     network = measured["network"]

@@ -1,5 +1,5 @@
-// What all kernels share. A kernel is one translation unit: hwnas/runtime/kernels.py puts this text before its source,
-// so that neither NVRTC nor nvcc needs an include path.
+// What all kernels share. A kernel is one translation unit: hwnas/runtime/cuda/kernels.py puts this text before its
+// source, so that neither NVRTC nor nvcc needs an include path.
 //
 // The same text compiles for the host with HWNAS_HOST defined: tests run every thread of the grid one after the other
 // and compare with the reference in numpy. Kernels therefore have no barrier and share no memory between threads.

@@ -5,7 +5,7 @@
 //   pixels  H * W
 //   out[n, c, y, x] = (image[n, y, x, c] / 255 - mean[c]) * gain[c],   gain = 1 / std
 //
-// Reference: hwnas.runtime.kernels.preprocess, to 1e-6 in float32 and to one rounding in float16.
+// Reference: hwnas.runtime.cuda.kernels.preprocess, to 1e-6 in float32 and to one rounding in float16.
 // Grid: x covers ceil(pixels / 4) threads, y is n. Any size; both pointers aligned to 16 bytes.
 // Bound by memory: 3 bytes read and 12 or 6 written for a pixel, each once.
 

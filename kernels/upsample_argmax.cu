@@ -7,8 +7,8 @@
 // Bilinear with half-pixel centres, edges repeated: the source of X is max(0, (X + 0.5) * w / W - 0.5). That is what
 // ONNX calls half_pixel and PyTorch align_corners=False, and what networks of hwnas end with.
 //
-// Reference: hwnas.runtime.kernels.upsample_argmax; labels are equal but where the two best scores of a pixel differ by
-// less than 1e-5. Grid: x covers ceil(W / 8) threads, y is Y, z is n. Any sizes.
+// Reference: hwnas.runtime.cuda.kernels.upsample_argmax; labels are equal but where the two best scores of a pixel
+// differ by less than 1e-5. Grid: x covers ceil(W / 8) threads, y is Y, z is n. Any sizes.
 // Scores at full size are never written: of 19 classes at 1024x2048 these alone are 152 MiB in float32.
 
 #define RUN 8  // neighbouring pixels of one thread: where scores are upsampled, most share their corners

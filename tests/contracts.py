@@ -25,11 +25,11 @@ from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
 from hwnas.problem import Architecture, Marginals, NoTwins, Probabilities, TopK
-from hwnas.runtime.bundle import OpensModels
-from hwnas.runtime.device import provenance
-from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.deploy.bundle import BuildsBundles, OpensBundles, OpensModels
+from hwnas.runtime.engines.base import Engine, OnDevice
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.plan import Call, Entry
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
 from hwnas.search.derive import Solver, strongest
 from hwnas.search.relax import open_logits, softmax
 from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
@@ -412,6 +412,15 @@ class EngineContract:
         call = Call(spec.kind, dict(spec.attrs), spec.in_shapes, tuple(inputs), "y", tuple(out.shape), 1000, 1000)
         return Entry(spec.key, "op", "op.onnx", sha256(content), (call,), inputs, ("y",)), op
 
+    def test_it_has_the_methods_that_it_declares(self, engine: Engine) -> None:
+        can = type(engine).capabilities
+        assert engine.capabilities is can
+        assert set(can.precisions) <= set(PRECISIONS)
+        assert isinstance(engine, OpensModels) == can.runs_files
+        assert isinstance(engine, OpensBundles) == can.runs_applications
+        assert isinstance(engine, BuildsBundles) == can.builds
+        assert isinstance(engine, OnDevice) != can.on_host
+
     def test_parity_with_torch(self, engine: Engine, op_case: OpSpec, tmp_path: Path) -> None:
         entry, op = self.entry(engine, op_case, tmp_path)
         rng = np.random.default_rng(0)
@@ -503,8 +512,9 @@ class EngineContract:
             assert "\n" not in str(refusal.value)
 
     def test_a_model_outside_a_plan_computes_the_same(self, engine: Engine, tmp_path: Path) -> None:
-        if not isinstance(engine, OpensModels):
+        if not engine.capabilities.runs_files:
             pytest.skip("runs no files")
+        assert isinstance(engine, OpensModels)
         entry, op = self.entry(engine, ENDINGS["scores"], tmp_path)
         x = np.random.default_rng(0).standard_normal((1, 3, 32, 48)).astype(np.float32)
         with engine.open_model(tmp_path / str(entry.onnx)) as runner, torch.no_grad():

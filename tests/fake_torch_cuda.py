@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwnas.latency import torch_cuda
+from hwnas.runtime.engines import torch_cuda
 from tests.fake_gpu import FakeGpu
 
 RUN_US = 80.0

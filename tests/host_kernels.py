@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.runtime.kernels import KERNELS, Kernel
+from hwnas.runtime.cuda.kernels import KERNELS, Kernel
 
 # An address that is not aligned, or one outside of the arrays, ends the process.
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hwnas.files import sha256
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.plan import Call, Entry, write_plan
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.plan import Call, Entry, write_plan
 
 SHAPE = (1, 4, 9, 8)
 OUT_SHAPE = (1, 6, 9, 8)

@@ -19,7 +19,8 @@ from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, sha256
 from hwnas.ops.onnx_graph import export_op, stand_in
 from hwnas.runtime import __main__ as runtime
-from hwnas.runtime.bundle import (
+from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.runtime.deploy.bundle import (
     BUNDLE_FILE,
     BuildsBundles,
     Bundle,
@@ -29,11 +30,10 @@ from hwnas.runtime.bundle import (
     find_application,
     open_application,
 )
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.fake import Fake
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import preprocess
+from hwnas.runtime.measuring.device import provenance
 from tests.contracts import ENDINGS
 
 SIZE = (32, 48)
@@ -203,6 +203,8 @@ class TestFile:
 class Building(Fake):
     """An engine that builds something that ships, and has an application of its own: all is of one rare class."""
 
+    capabilities = replace(Fake.capabilities, runs_applications=True, builds=True)
+
     def build_bundle(
         self, onnx: Path, folder: Path, update: Callable[[str, int, int], None], compatible: str | None = None
     ) -> dict[str, Any]:
@@ -278,7 +280,6 @@ class TestApplication:
             assert isinstance(application, Constant)
         assert isinstance(Building(), OpensBundles)
         assert isinstance(Building(), BuildsBundles)
-        assert not isinstance(open_engine("onnxruntime"), OpensBundles | BuildsBundles)
 
     def test_an_engine_that_cannot_compute_so_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(HwnasError, match="engine 'onnxruntime' computes in fp32, got 'fp16'"):

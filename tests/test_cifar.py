@@ -24,9 +24,9 @@ from hwnas.data import CLASSIFICATION, SEGMENTATION, Cifar10, Shapes, Synthetic,
 from hwnas.data.augment import PAD, batch_source, batches, cut_out, normalise, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
-from hwnas.runtime.bundle import Bundle, open_application
+from hwnas.learn.training import TrainConfig, Training, evaluate
+from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
-from hwnas.train import TrainConfig, Training, evaluate
 from tests.verbs import camvid_folder, done, edit, hwnas
 
 SIZE = (32, 32)

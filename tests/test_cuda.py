@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
-from hwnas.runtime import cuda_timing, nvml
-from hwnas.runtime.cuda import BINDINGS, Cuda, Facts, open_cuda
-from hwnas.runtime.cuda_timing import GpuTimer
-from hwnas.runtime.kernels import KERNELS, preprocess, preprocess_grid, upsample_argmax, upsample_argmax_grid
-from hwnas.runtime.nvml import Watch, open_watch
+from hwnas.runtime.cuda import nvml
+from hwnas.runtime.cuda import timing as cuda_timing
+from hwnas.runtime.cuda.driver import BINDINGS, Cuda, Facts, open_cuda
+from hwnas.runtime.cuda.kernels import KERNELS, preprocess, preprocess_grid, upsample_argmax, upsample_argmax_grid
+from hwnas.runtime.cuda.nvml import Watch, open_watch
+from hwnas.runtime.cuda.timing import GpuTimer
 from tests.conftest import run
 from tests.fake_gpu import FakeGpu
 
@@ -239,7 +240,7 @@ class TestOpen:
 
     def test_no_driver(self, tmp_path: Any) -> None:
         """In a process of its own, which has no driver at all."""
-        code = "from hwnas.errors import HwnasError\nfrom hwnas.runtime.cuda import open_cuda\n"
+        code = "from hwnas.errors import HwnasError\nfrom hwnas.runtime.cuda.driver import open_cuda\n"
         code += "try:\n    open_cuda()\nexcept HwnasError as e:\n    print(e)\n"
         said = run(sys.executable, "-c", code, cwd=tmp_path)
         assert said.startswith("CUDA cannot start: no usable NVIDIA driver here (")

@@ -22,7 +22,7 @@ from hwnas.export import export
 from hwnas.latency import Correction, NetRow, OpRow
 from hwnas.recipes import base
 from hwnas.runtime import __main__ as runtime
-from hwnas.runtime.bundle import KINDS, Bundle, Input, Output
+from hwnas.runtime.deploy.bundle import KINDS, Bundle, Input, Output
 from hwnas.runtime.engines import ENGINES
 from hwnas.seeding import seeded
 from hwnas.spaces import sample

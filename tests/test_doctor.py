@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwnas import doctor
-from hwnas.runtime.engines import ENGINES, on_host
+from hwnas.runtime.engines import ENGINES, capabilities
 from tests.conftest import run
 from tests.fake_gpu import FakeGpu
 from tests.verbs import done
@@ -29,7 +29,7 @@ def row(out: str, name: str) -> str:
 
 
 def test_every_engine_of_gpus_says_what_it_needs() -> None:
-    assert doctor.NEEDS.keys() == {name for name in ENGINES if not on_host(name)}
+    assert doctor.NEEDS.keys() == {name for name in ENGINES if not capabilities(name).on_host}
     assert {part for needs in doctor.NEEDS.values() for part in needs} <= doctor.GPU_PARTS.keys()
 
 

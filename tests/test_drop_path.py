@@ -14,13 +14,13 @@ from torch import nn
 from hwnas.data import Shapes, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import load_weights
+from hwnas.learn.losses import task_loss
+from hwnas.learn.training import TrainConfig, Training, learning_rate, train
 from hwnas.ops import trace
 from hwnas.ops.drop_path import DropPath, set_drop_path
 from hwnas.ops.mixed import MixedOp
-from hwnas.search.objective import task_loss
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, sample, trace_space
 from hwnas.steplog import StepLog
-from hwnas.train import TrainConfig, Training, learning_rate, train
 
 SIZE = (32, 32)
 SPACE = ChainSpace(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
@@ -232,7 +232,7 @@ class TestTraining:
         assert 0 < rates[-1] < 1e-4
 
     def test_accumulated_gradients_are_the_mean_of_their_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hwnas.train.CLIP", 1e9)
+        monkeypatch.setattr("hwnas.learn.training.CLIP", 1e9)
         data, config = Shapes("train", SIZE, length=20), replace(CONFIG, drop_path=0, aux_weight=0)
         both = Training(SPACE, ARCH, config, data)
         loss = both.advance()

@@ -21,7 +21,7 @@ from hwnas.ops.onnx_graph import OpExporter, has_weights
 from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.plan import Entry
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.conftest import run
 from tests.contracts import EngineContract
@@ -128,7 +128,7 @@ class TestOpenVino(EngineContract):
         compiled = core.compile_model(core.read_model(graph(nodes, (1, 4, 8, 8), (1, 12, 8, 8))), "CPU")
         kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
         assert kinds.count("Pooling") == 1
-        assert engine.merges
+        assert engine.capabilities.merges
 
     def test_a_run_leaves_earlier_results_alone(self, engine: Engine, tmp_path: Path) -> None:
         entry, _ = self.entry(engine, CASES["relu"], tmp_path)

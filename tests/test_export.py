@@ -38,10 +38,10 @@ from hwnas.ops.onnx_graph import (
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace, trace
 from hwnas.problem import Architecture
-from hwnas.runtime.bundle import KINDS
+from hwnas.runtime.cuda.kernels import upsample, upsample_argmax
+from hwnas.runtime.deploy.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import upsample, upsample_argmax
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 
 EVEN, ODD = (32, 48), (37, 51)

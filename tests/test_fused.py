@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hwnas.errors import BuildError
-from hwnas.ops import mixed, native
-from hwnas.ops.branches import frozen_statistics
-from hwnas.ops.fused import primitives
+from hwnas.ops import mixed
+from hwnas.ops.fused import frozen_statistics, native
+from hwnas.ops.fused.cell import primitives
+from hwnas.ops.fused.primitives import Primitives
+from hwnas.ops.fused.primitives_native import Native
+from hwnas.ops.fused.primitives_torch import Torch
 from hwnas.ops.layers import ConvBN
-from hwnas.ops.primitives import Primitives
-from hwnas.ops.primitives_native import Native
-from hwnas.ops.primitives_torch import Torch
 from hwnas.search.functional import Functional
 from hwnas.search.gradient import Alphas
 from hwnas.spaces import ChainSpace, Scale
@@ -367,7 +367,7 @@ class TestCompiler:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    WHICH = "import torch; from hwnas.ops.fused import primitives; print(type(primitives(torch.ones(1))).__name__)"
+    WHICH = "import torch; from hwnas.ops.fused.cell import primitives; print(type(primitives(torch.ones(1))).__name__)"
 
     @needs_compiler
     def test_is_run_once_and_its_work_kept(self, tmp_path: Path) -> None:

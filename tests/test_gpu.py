@@ -21,7 +21,7 @@ from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.plan import Entry
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.contracts import ENDINGS, EngineContract
 from tests.test_engines import CASES

@@ -14,8 +14,8 @@ from PIL import Image
 from hwnas import recipes
 from hwnas.latency import LatencyTable
 from hwnas.runtime.__main__ import main as runtime
-from hwnas.runtime.bundle import Bundle, open_application
-from hwnas.runtime.kernels import preprocess, upsample_argmax
+from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
+from hwnas.runtime.deploy.bundle import Bundle, open_application
 from tests.fake_gpu import FakeGpu
 from tests.verbs import RECIPE as TINY
 from tests.verbs import done, hwnas

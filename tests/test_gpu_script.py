@@ -21,10 +21,10 @@ from hwnas import recipes
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, OpRow
 from hwnas.profile import Calibration, make_plan
-from hwnas.runtime import cuda_timing
-from hwnas.runtime.kernels import preprocess, upsample_argmax
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
+from hwnas.runtime.cuda import timing as cuda_timing
+from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
 from hwnas.spaces import trace_space
 from tests.conftest import ROOT
 from tests.fake_gpu import FakeGpu

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.errors import HwnasError, ProvenanceError
-from hwnas.runtime import journal as journal_module
-from hwnas.runtime.journal import SCHEMA, Journal, read_journal
+from hwnas.runtime.measuring import journal as journal_module
+from hwnas.runtime.measuring.journal import SCHEMA, Journal, read_journal
 
 HEADER = {"plan": "p1", "where": {"clock": "model", "engine": {"name": "fake", "threads": 1}}}
 RECORDS = [

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.resources import kernels_dir
-from hwnas.runtime import nvrtc
-from hwnas.runtime.kernels import (
+from hwnas.runtime.cuda import nvrtc
+from hwnas.runtime.cuda.kernels import (
     KERNELS,
     copy_grid,
     preprocess,
@@ -28,7 +28,7 @@ from hwnas.runtime.kernels import (
     upsample_argmax,
     upsample_argmax_grid,
 )
-from hwnas.runtime.kernels import upsample as upsampled
+from hwnas.runtime.cuda.kernels import upsample as upsampled
 from tests.host_kernels import host_kernels
 
 TARGETS = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))

@@ -23,12 +23,12 @@ import pytest
 from hwnas import checkpoint
 from hwnas.latency import LatencyTable
 from hwnas.profile import Calibration, build_table, make_plan
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.fake import modelled_ms
-from hwnas.runtime.journal import Journal, read_journal
-from hwnas.runtime.plan import Plan, load_plan
-from hwnas.runtime.results import collect
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal, read_journal
+from hwnas.runtime.measuring.plan import Plan, load_plan
+from hwnas.runtime.measuring.results import collect
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.steplog import StepLog
 from tests.runtime_cases import spells

@@ -21,7 +21,7 @@ from hwnas.jobs import landing as job
 from hwnas.jobs import open_contest
 from hwnas.latency import LatencyTable
 from hwnas.run import Run
-from hwnas.runtime.journal import read_journal
+from hwnas.runtime.measuring.journal import read_journal
 from hwnas.search.landing import CLOSE, FAST, LANDED, OVER, Goal, Landing, Latency, Network, Round, land, step_up
 from hwnas.search.widths import Contest
 from hwnas.validate import references

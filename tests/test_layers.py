@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hwnas.runtime.engines import ENGINES
+
 PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
@@ -16,7 +18,8 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"show"},
     {"jobs"},
     {"recipes", "run", "derived", "validate"},
-    {"search", "train", "export", "profile", "complexity"},
+    {"search", "export", "profile", "complexity"},
+    {"learn"},
     {"spaces"},
     {"latency"},
     {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
@@ -26,16 +29,23 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
-TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
-TORCH |= {"profile", "jobs", "complexity"}
+TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "learn", "search", "export", "validate"}
 AT_TOP = {
-    "torch": TORCH,
+    "torch": TORCH | {"profile", "jobs", "complexity"},  # and TORCH_ENGINES
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
     "highspy": {"search"},
-    "safetensors": {"train", "export"},
+    "safetensors": {"learn", "export"},
     "rich": {"show"},
     "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this
+}
+
+# The PyTorch engines lie beside the others and are imported by name, when one is opened: see docs/architecture.md.
+TORCH_ENGINES = {"runtime/engines/torch.py", "runtime/engines/torch_cuda.py"}
+# Imports that point up, each inside of a function: a file, and what it may import.
+UPWARD = {
+    # Computes with the ops themselves where other engines read a file of them.
+    "runtime/engines/torch.py": {"hwnas.ops.onnx_graph.stand_in", "hwnas.ops.registry.OpSpec"},
 }
 
 
@@ -43,7 +53,11 @@ def top(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path, *, typing_too: bool) -> Iterator[str]:
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imported(path: Path, *, typing_too: bool, functions_too: bool = True) -> Iterator[str]:
     """Yield the absolute name of everything a file imports, at any depth."""
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))]
     package = ["hwnas", *path.relative_to(PACKAGE).parts[:-1]]
@@ -56,6 +70,8 @@ def imported(path: Path, *, typing_too: bool) -> Iterator[str]:
             yield from (".".join([*parents, *filter(None, [node.module]), a.name]) for a in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
             todo += node.orelse
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not functions_too:
+            pass
         else:
             todo += ast.iter_child_nodes(node)
 
@@ -70,18 +86,38 @@ def own(name: str) -> str:
 def test_imports_point_down(path: Path) -> None:
     here = top(path)
     assert here in HEIGHT, f"hwnas/{here} is in no layer; add it to LAYERS in {Path(__file__).name}"
-    for name in imported(path, typing_too=True):
-        if name.split(".")[0] == "hwnas":
-            there = own(name)
+    for target in set(imported(path, typing_too=True)) - UPWARD.get(name(path), set()):
+        if target.split(".")[0] == "hwnas":
+            there = own(target)
             assert there in HEIGHT, f"hwnas/{there} is in no layer; add it to LAYERS in {Path(__file__).name}"
-            assert HEIGHT[there] <= HEIGHT[here], f"{here} imports {name}, which lies above it"
+            assert HEIGHT[there] <= HEIGHT[here], f"{here} imports {target}, which lies above it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_optional_packages_are_imported_through_require(path: Path) -> None:
     allowed = {"hwnas", "numpy", *sys.stdlib_module_names} | {p for p, where in AT_TOP.items() if top(path) in where}
-    outside = {name.split(".")[0] for name in imported(path, typing_too=False)} - allowed
+    if name(path) in TORCH_ENGINES:
+        allowed |= {"torch"}
+    outside = {target.split(".")[0] for target in imported(path, typing_too=False)} - allowed
     assert not outside, f"use hwnas.optional.require for: {sorted(outside)}"
+
+
+@pytest.mark.parametrize("file", UPWARD)
+def test_what_points_up_is_imported_when_it_is_called(file: str) -> None:
+    path = PACKAGE / file
+    assert UPWARD[file] <= set(imported(path, typing_too=False))
+    assert not UPWARD[file] & set(imported(path, typing_too=True, functions_too=False))
+
+
+def test_only_torch_engines_import_torch_engines() -> None:
+    modules = {"hwnas." + file.removesuffix(".py").replace("/", ".") for file in TORCH_ENGINES}
+    assert modules < {target.partition(":")[0] for target in ENGINES.values()}
+    for path in FILES:
+        if name(path) not in TORCH_ENGINES:
+            there = {
+                t for t in imported(path, typing_too=True) if any(t == m or t.startswith(f"{m}.") for m in modules)
+            }
+            assert not there, f"{name(path)} imports {sorted(there)}; name the engine and open it with `open_engine`"
 
 
 JOBS = sorted((PACKAGE / "jobs").glob("*.py"))

@@ -23,16 +23,16 @@ from hwnas.files import sha256
 from hwnas.ops import OpSpec
 from hwnas.ops.precision import to_half
 from hwnas.profile import Calibration, make_plan
-from hwnas.runtime import cuda_timing
-from hwnas.runtime.bundle import open_application
-from hwnas.runtime.engines import on_host, open_engine
+from hwnas.runtime.cuda import timing as cuda_timing
+from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.runtime.deploy.bundle import open_application
+from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.onnxruntime_cuda import ON_CPU, PROVIDER
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import preprocess
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import Entry, load_plan, write_plan
-from hwnas.runtime.results import collect
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import Entry, load_plan, write_plan
+from hwnas.runtime.measuring.results import collect
+from hwnas.runtime.measuring.work import measure_plan
 from hwnas.spaces import ChainSpace, Scale
 from tests.contracts import ENDINGS, EngineContract
 from tests.fake_gpu import FakeGpu
@@ -260,7 +260,7 @@ class TestCalls:
         assert about["options"]["use_tf32"] == "0"
         assert about["options"]["driver"] == "570.1"
         assert "user_compute_stream" not in about["options"]  # an address: another each time
-        assert not on_host(engine.name)
+        assert not engine.capabilities.on_host
         assert 0 < engine.free_memory_bytes() <= 8 << 30
 
 

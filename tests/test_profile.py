@@ -32,10 +32,10 @@ from hwnas.profile.derived import ANCHORS, RANDOM
 from hwnas.profile.networks import estimate_ms, spread
 from hwnas.profile.plan import trace_entry
 from hwnas.runtime.engines.fake import SAVING_MS, modelled_ms
-from hwnas.runtime.journal import Journal, read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.measuring.journal import Journal, read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.work import measure_plan
 from hwnas.search.derive import Solver
 from hwnas.search.widths import price as latency_models
 from hwnas.search.widths import random_latencies_ms

@@ -17,14 +17,14 @@ from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
 from hwnas.jobs import reranking
+from hwnas.learn.losses import task_loss
+from hwnas.learn.training import TrainConfig
 from hwnas.metrics import ConfusionMatrix
 from hwnas.run import Run
 from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss
 from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate, scores
 from hwnas.spaces import ChainSpace, Scale, sample
-from hwnas.train import TrainConfig
 from tests.verbs import RECIPE, done, hwnas, tree
 
 SIZE = (32, 48)

@@ -15,11 +15,18 @@ import pytest
 
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
-from hwnas.runtime.device import HUGE_PAGES, cpu_identity, device_name, malloc_tunables, provenance, same_device
-from hwnas.runtime.engines import ENGINES, open_engine
+from hwnas.runtime.engines import ENGINES, capabilities, open_engine
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import (
+from hwnas.runtime.measuring.device import (
+    HUGE_PAGES,
+    cpu_identity,
+    device_name,
+    malloc_tunables,
+    provenance,
+    same_device,
+)
+from hwnas.runtime.measuring.measure import (
     CPU_CLOCKS,
     SAMPLES,
     VISIT_S,
@@ -34,7 +41,7 @@ from hwnas.runtime.measure import (
     timed,
     visit,
 )
-from hwnas.runtime.plan import PRECISIONS, Call, Entry, load_plan, write_plan
+from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry, load_plan, write_plan
 from tests.runtime_cases import OUT_SHAPE, SHAPE, Scripted, conv_entry, conv_relu, four_ops, spells
 
 
@@ -165,7 +172,7 @@ def test_engine_provenance_is_json(name: str) -> None:
     assert json.loads(json.dumps(about)) == about
     assert about.keys() >= {"name", "version", "precision", "threads", "clock", "options"}
     assert (engine.name, about["name"], about["threads"], about["clock"]) == (name, name, 2, engine.clock)
-    assert engine.merges
+    assert engine.capabilities.merges
 
 
 def test_open_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +187,26 @@ def test_open_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MissingExtra, match="'needy_engine:E' needs the module no_such_package, which is not installed"):
         open_engine("needy_engine:E")
     assert set(ENGINES) >= {"onnxruntime", "openvino", "fake", "torch"}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_an_engine_can_do_is_known_without_a_device(name: str) -> None:
+    can = capabilities(name)
+    assert "fp32" in can.precisions
+    assert can.load_s > 0
+    assert can.on_host or can.slowest_load_s > 0  # those of GPUs try kernels out, or build
+
+
+@pytest.mark.parametrize("declared", ["", "capabilities = {'merges': True}"])
+def test_an_engine_from_elsewhere_says_what_it_can_do(
+    declared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"silent_{len(declared)}.py").write_text(f"class Silent:\n    {declared or 'pass'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = r"'silent_\d+:Silent' does not say .*; add to its class: capabilities = Capabilities\(merges=\.\.\.\), "
+    for ask in (capabilities, open_engine):
+        with pytest.raises(HwnasError, match=said + r"with the Capabilities of hwnas\.runtime\.engines\.base"):
+            ask(f"silent_{len(declared)}:Silent")
 
 
 def test_onnxruntime_agrees_with_numpy(tmp_path: Path) -> None:

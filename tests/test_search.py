@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hwnas import checkpoint
 from hwnas.data import IGNORE_LABEL, SegmentationData, Synthetic
 from hwnas.errors import HwnasError
+from hwnas.learn.losses import task_loss
 from hwnas.problem import Decision, Group
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
@@ -24,7 +25,6 @@ from hwnas.search.functional import Functional
 from hwnas.search.gradient import Alphas, BilevelSearch, SearchConfig, search
 from hwnas.search.guards import Guards
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import FOR_WEIGHTS, GumbelSoftmax, SinglePath
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.steplog import StepLog

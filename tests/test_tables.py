@@ -29,8 +29,8 @@ from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture, Problem
 from hwnas.recipes import Recipe, base
 from hwnas.run import Run
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import fake, open_engine
+from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces import DARTS_V2, Scale, sample, trace_space
 from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done, hwnas, tree

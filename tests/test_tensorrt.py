@@ -17,14 +17,14 @@ from hwnas.errors import BuildError, HwnasError
 from hwnas.ops import OpSpec
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.profile import Calibration, make_plan
-from hwnas.runtime import cuda_timing
+from hwnas.runtime.cuda import timing as cuda_timing
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.tensorrt import layers
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import Entry, load_plan
-from hwnas.runtime.results import collect
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import Entry, load_plan
+from hwnas.runtime.measuring.results import collect
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.contracts import EngineContract
 from tests.fake_gpu import FakeGpu
@@ -256,7 +256,7 @@ def test_a_binding_without_graphs_is_enough(
     gpu: FakeGpu, tensorrt: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A box with a driver too old for cuda-bindings has PyCUDA, which captures nothing."""
-    monkeypatch.setattr("hwnas.runtime.gpu.open_cuda", lambda: opened("pycuda"))
+    monkeypatch.setattr("hwnas.runtime.engines.gpu.open_cuda", lambda: opened("pycuda"))
     engine: Any = open_engine("tensorrt")
     entry, _ = EngineContract().entry(engine, CASES["conv_bn"], tmp_path)
     with engine.load(entry, tmp_path) as runner:

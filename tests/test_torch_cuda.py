@@ -14,18 +14,17 @@ import pytest
 import torch
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
-from hwnas.latency import torch_cuda
-from hwnas.latency.torch_cuda import to_dense, to_half
-from hwnas.latency.torch_engine import entry_module
 from hwnas.ops import OpSpec
 from hwnas.profile import Calibration, make_plan, trace_entry
-from hwnas.runtime import cuda_timing
-from hwnas.runtime.cuda_bindings import _Stream
-from hwnas.runtime.engines import on_host, open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import Call, Entry, load_plan, write_plan
-from hwnas.runtime.results import collect
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.cuda import timing as cuda_timing
+from hwnas.runtime.cuda.bindings import _Stream
+from hwnas.runtime.engines import open_engine, torch_cuda
+from hwnas.runtime.engines.torch import entry_module
+from hwnas.runtime.engines.torch_cuda import to_dense, to_half
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import Call, Entry, load_plan, write_plan
+from hwnas.runtime.measuring.results import collect
+from hwnas.runtime.measuring.work import measure_plan
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.contracts import ENDINGS, EngineContract
 from tests.fake_gpu import FakeGpu
@@ -332,8 +331,8 @@ def test_it_says_what_it_is(engine: Any) -> None:
     )
     assert options["memory_format"] == ("channels_last" if about["precision"] == "fp16" else "contiguous")
     assert (options["torch_cuda"], options["cudnn_benchmark"], options["driver"]) == ("12.8", True, "570.1")
-    assert not engine.merges
-    assert not on_host(engine.name)
+    assert not engine.capabilities.merges
+    assert not engine.capabilities.on_host
     assert 0 < engine.free_memory_bytes() <= 8 << 30
 
 

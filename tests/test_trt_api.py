@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hwnas.errors import BuildError, HwnasError
-from hwnas.runtime.trt_build import BuildOptions, _build
+from hwnas.runtime.engines.trt_build import BuildOptions, _build
 from tests.trt_double import RELEASES, TrtDouble
 
 FULL = tuple(r for r in RELEASES if not r.startswith("tensorrt_rtx"))

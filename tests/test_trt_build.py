@@ -19,7 +19,7 @@ from hwnas.errors import BuildError, HwnasError, MissingExtra
 from hwnas.ops.onnx_graph import IR_VERSION, OPSET, OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.trt_build import Builder, BuildOptions
+from hwnas.runtime.engines.trt_build import Builder, BuildOptions
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
 from tests.conftest import run
 

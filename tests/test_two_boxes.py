@@ -16,9 +16,9 @@ from hwnas.data import Synthetic
 from hwnas.latency import LatencyTable
 from hwnas.profile import build_table
 from hwnas.run import Run
-from hwnas.runtime.bundle import Bundle, open_application
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.plan import load_plan
+from hwnas.runtime.deploy.bundle import Bundle, open_application
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.plan import load_plan
 from tests.conftest import run
 from tests.test_verb_errors import refused
 from tests.test_verbs import VERDICT

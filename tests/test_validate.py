@@ -23,11 +23,11 @@ from hwnas.ops import Trace
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.profile import Calibration, build_table, make_plan, plan_again
 from hwnas.runtime.engines.fake import modelled_ms
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import Samples, StopRule, summarise
-from hwnas.runtime.plan import Plan, load_plan
-from hwnas.runtime.results import Row
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import Samples, StopRule, summarise
+from hwnas.runtime.measuring.plan import Plan, load_plan
+from hwnas.runtime.measuring.results import Row
+from hwnas.runtime.measuring.work import measure_plan
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, trace_space
 from tests.test_bundle import expected, make, photo
 

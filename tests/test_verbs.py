@@ -26,12 +26,12 @@ from hwnas.problem import Architecture, NoTwins
 from hwnas.recipes import Recipe, base
 from hwnas.records import encode
 from hwnas.run import Run
-from hwnas.runtime.bundle import Bundle
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import Bundle
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
 from hwnas.steplog import StepLog
 from tests.conftest import ROOT
 from tests.verbs import CLI, RECIPE, STAGES, camvid_folder, do_job, done, edit, hwnas, job, tree

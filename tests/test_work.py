@@ -22,16 +22,17 @@ import pytest
 
 from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.runtime import __main__ as command_line
-from hwnas.runtime import supervise as supervise_module
-from hwnas.runtime import work
 from hwnas.runtime.__main__ import main
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines.base import Capabilities
 from hwnas.runtime.engines.fake import REPLAY, modelled_ms
-from hwnas.runtime.journal import Journal, Record, read_journal
-from hwnas.runtime.measure import StopRule, level
-from hwnas.runtime.plan import load_plan, write_plan
-from hwnas.runtime.results import (
+from hwnas.runtime.measuring import supervise as supervise_module
+from hwnas.runtime.measuring import work
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal, Record, read_journal
+from hwnas.runtime.measuring.measure import StopRule, level
+from hwnas.runtime.measuring.plan import load_plan, write_plan
+from hwnas.runtime.measuring.results import (
     DEATHS,
     DEATHS_LATER,
     OUTSIDE_DEATHS,
@@ -41,8 +42,8 @@ from hwnas.runtime.results import (
     collect,
     conditions,
 )
-from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
+from hwnas.runtime.measuring.supervise import supervise
+from hwnas.runtime.measuring.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 from tests.runtime_cases import conv_entry, conv_relu, four_ops, spells
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +82,8 @@ import os, signal, sys, time
 import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.runtime.engines.fake import Fake
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.work import free_memory_bytes
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.work import free_memory_bytes
 
 class Slow(Fake):
     def load(self, entry, folder):
@@ -481,6 +482,7 @@ def test_runners_are_not_kept_where_the_memory_of_the_device_is_short(
 ) -> None:
     plain = importlib.import_module(engines).Plain
     free = iter([100.0, 90.0])
+    monkeypatch.setattr(plain, "capabilities", Capabilities(merges=True, on_host=False))
     monkeypatch.setattr(plain, "free_memory_bytes", lambda _: next(free, 40.0), raising=False)
     measure_plan(plan, f"{engines}:Plain", stop=StopRule(4, 4, 0))
     kept = sorted(Counter(plain.loads).values())
@@ -500,7 +502,8 @@ def test_only_engines_of_the_host_are_kept_to_its_cpus(
     arguments = [str(plan), "--engine", f"{engines}:Plain", "--json-progress", *RULE]
     command_line.main(["measure", *arguments])
     assert seen == ["pinned", "limited"]
-    monkeypatch.setattr(plain, "ON_HOST", False, raising=False)
+    monkeypatch.setattr(plain, "capabilities", Capabilities(merges=True, on_host=False))
+    monkeypatch.setattr(plain, "free_memory_bytes", lambda _: 40.0, raising=False)
     command_line.main(["measure", *arguments])
     assert seen == ["pinned", "limited"]
 
@@ -972,7 +975,8 @@ def test_main_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_runtime_needs_numpy_alone() -> None:
     code = """
-import sys, hwnas.runtime.work, hwnas.runtime.__main__, hwnas.runtime.engines.fake, hwnas.runtime.engines.onnxruntime
+import sys, hwnas.runtime.__main__, hwnas.runtime.measuring.work
+import hwnas.runtime.engines.fake, hwnas.runtime.engines.onnxruntime
 heavy = {"torch", "onnx", "onnxruntime", "scipy", "highspy", "rich", "tyro", "PIL"} & sys.modules.keys()
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

@@ -22,8 +22,8 @@ from hwnas.ops.trace import Trace, trace
 from hwnas.problem import Architecture
 from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.work import measure_plan
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.work import measure_plan
 from hwnas.spaces import Scale, SearchSpace, check, sample, trace_space
 from hwnas.spaces.xception import ENTRY_65, ENTRY_71, Entry, XceptionNet, XceptionSpace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hwnas import __version__
 from hwnas.complexity import Complexity, complexity
@@ -18,9 +18,9 @@ from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import INPUT
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
-from hwnas.runtime.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
-from hwnas.runtime.device import provenance
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, COMPATIBLE, BuildsBundles, Bundle, Input, Output
 from hwnas.runtime.engines import using_engine
+from hwnas.runtime.measuring.device import provenance
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ExportSettings:
     """What is exported.
 
     Attributes:
-        kind: What the file gives, one of `hwnas.runtime.bundle.KINDS`.
+        kind: What the file gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         engine: What it is to run on; None for the engine of the run's table, else ONNX Runtime.
         precision: What that is to compute in; None for that of the table if the engine is, else float32.
-        compatible: What else is to take an engine that is built, one of `hwnas.runtime.bundle.COMPATIBLE`.
+        compatible: What else is to take an engine that is built, one of `hwnas.runtime.deploy.bundle.COMPATIBLE`.
     """
 
     kind: Literal["labels", "logits", "scores"] = "labels"
@@ -75,16 +75,17 @@ def export(run: Run, settings: ExportSettings = ExportSettings(), report: Report
             return ExportResult(there, counted, there.path.stat().st_size, complete=True)
         data, path = run.data("val"), folder / "model.onnx"
         with using_engine(*target) as opened:  # one that is not here is refused before anything is written
-            if compatible is not None and not isinstance(opened, BuildsBundles):
+            if compatible is not None and not opened.capabilities.builds:
                 raise HwnasError(
                     f"{target[0]} builds nothing, its file runs wherever it is installed; leave out --compatible"
                 )
             _, facts = export_network(space, derived.architecture, weights, data, path, settings.kind, target[2])
             bundle = _describe(path, derived, data, settings.kind, target, provenance(opened), facts)
             bundle = replace(bundle, weights_sha256=digest)
-            if isinstance(opened, BuildsBundles):
+            if opened.capabilities.builds:
+                builder = cast(BuildsBundles, opened)
                 with report.bar("build", None) as update:
-                    built = opened.build_bundle(
+                    built = builder.build_bundle(
                         path, folder, lambda at, done, total: update(done, at, total), compatible
                     )
                 bundle = replace(bundle, built={**built, "compatible": compatible})

@@ -16,9 +16,9 @@ from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.profile.plan import OUTPUT
 from hwnas.progress import SILENT, Reporter, Update, ignore
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import provenance_here, using_engine
-from hwnas.runtime.journal import Journal
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.landing import BELOW, Goal, Landing, Latency, Network, Round, land
 from hwnas.search.widths import Candidate, Contest, choose, safety
 from hwnas.spaces.base import SearchSpace, trace_space

@@ -18,14 +18,14 @@ from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule, visit_s
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines.base import Capabilities
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule, visit_s
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.supervise import supervise
 
 SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them
 DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
-LOAD_S = 0.025  # seen: to load an entry, where ops take milliseconds
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def plan(recipe: Recipe, folder: Path, settings: PlanSettings = PlanSettings(), 
     merges = True
     if settings.engine is not None:
         with using_engine(settings.engine, precision=precision) as opened:
-            merges = opened.merges
+            merges = opened.capabilities.merges
     return _write_plan(recipe, folder, merges, precision, report)
 
 
@@ -134,13 +134,13 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
     engine, threads = settings.engine or "onnxruntime", 1 if settings.threads is None else settings.threads
     precision = settings.precision or "fp32"
     with using_engine(engine, threads, precision) as opened:
-        merges, clock, load_s = opened.merges, opened.clock, float(getattr(opened, "LOAD_S", LOAD_S))
+        can, clock = opened.capabilities, opened.clock
     run.ask(engine=engine, threads=threads, precision=precision)
     run.commit()
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
-    plan = _write_plan(recipe, folder, merges, precision, report)
+    plan = _write_plan(recipe, folder, can.merges, precision, report)
     derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
-    forecast = forecast_minutes(plan, stop, derived, load_s) if clock != "model" else 0.0
+    forecast = forecast_minutes(plan, stop, derived, can.load_s) if clock != "model" else 0.0
     bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
     report.note(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
 
@@ -178,7 +178,9 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
     return table
 
 
-def forecast_minutes(plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = LOAD_S) -> float:
+def forecast_minutes(
+    plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = Capabilities.load_s
+) -> float:
     """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
 
     Args:

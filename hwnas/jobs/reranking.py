@@ -16,7 +16,7 @@ from hwnas.errors import HwnasError
 from hwnas.problem import Architecture, Probabilities
 from hwnas.progress import Reporter, Update
 from hwnas.run import Run
-from hwnas.runtime.journal import Journal
+from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.rerank import Judgement, Supernet, decide, judge_trained
 from hwnas.search.widths import Candidate
 

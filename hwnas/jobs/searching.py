@@ -18,7 +18,7 @@ from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budge
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
-from hwnas.ops import native
+from hwnas.ops.fused import native
 from hwnas.problem import NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run

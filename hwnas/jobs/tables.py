@@ -21,9 +21,9 @@ from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.resources import profiles_dir
 from hwnas.run import FILE, RUNS, Run, Settings
-from hwnas.runtime.device import device_name, same_device
 from hwnas.runtime.engines import provenance_here
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.device import device_name, same_device
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.spaces import trace_space
 
 MOVED = 0.05  # the median of ops measured again may differ by so much: as far apart as quiet and slow on one machine

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwnas.jobs.inputs import read_all
+from hwnas.learn.training import Training
+from hwnas.learn.training import train as train_network
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.steplog import StepLog
-from hwnas.train import Training
-from hwnas.train import train as train_network
 
 
 @dataclass(frozen=True)

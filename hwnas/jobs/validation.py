@@ -17,13 +17,13 @@ from hwnas.export import ending, load_weights
 from hwnas.files import sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.training import evaluate
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
-from hwnas.runtime.bundle import BUNDLE_FILE, Bundle
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, Bundle
 from hwnas.spaces.base import trace_space
-from hwnas.train import evaluate
 from hwnas.validate import SCORE_LOSS, application_of, left_out_ms, measure_network, score, verdict
 
 

@@ -13,7 +13,7 @@ from hwnas.errors import HwnasError, MissingOp, ProvenanceError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
 from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
-from hwnas.runtime.device import device_name, same_device
+from hwnas.runtime.measuring.device import device_name, same_device
 
 SCHEMA = 4
 UNMEASURED = ("failed", "crashed", "skipped")

@@ -14,9 +14,9 @@ from hwnas.latency.validation import calibrate
 from hwnas.ops.registry import OpSpec
 from hwnas.profile.assembly import Assembly, Price
 from hwnas.profile.context import price
-from hwnas.runtime.measure import Measurement
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.results import Row, collect, conditions
+from hwnas.runtime.measuring.measure import Measurement
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.results import Row, collect, conditions
 
 SKIPPED = "time was up"
 

@@ -18,8 +18,8 @@ from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
-from hwnas.runtime.plan import PLAN_FILE, load_plan
-from hwnas.runtime.results import collect
+from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
+from hwnas.runtime.measuring.results import collect
 from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms

@@ -14,7 +14,7 @@ from hwnas.problem import Architecture, Marginals
 from hwnas.profile.assembly import Assembly, Network, Price
 from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
-from hwnas.runtime.plan import Call, Entry, plan_id, write_plan
+from hwnas.runtime.measuring.plan import Call, Entry, plan_id, write_plan
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
 from hwnas.ui import Update, ignore
 
@@ -42,7 +42,7 @@ def make_plan(
         calibration: The whole networks beside the ops.
         merge: Whether the engine merges identical parameter-free ops.
         update: Told after each ONNX file.
-        precision: What engines are to compute in, one of `hwnas.runtime.plan.PRECISIONS`.
+        precision: What engines are to compute in, one of `hwnas.runtime.measuring.plan.PRECISIONS`.
 
     Returns:
         The number of entries.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import Scale
 from hwnas.spaces.trellis import TrellisSpace
-from hwnas.train import TrainConfig
 
 CAMVID_CLASSES = 11
 # Of the 2,975 training images of Cityscapes weights see one half and alphas the other, two at a time (section 5.1).

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.records import stored
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.relax import GumbelSoftmax, SinglePath, Softmax
 from hwnas.spaces import ChainSpace, Scale, SearchSpace
 from hwnas.spaces.trellis import TrellisSpace
 from hwnas.spaces.xception import XceptionSpace
-from hwnas.train import TrainConfig
 
 # Where a setting is a choice of classes, the recipe that a run stores says which by these names.
 for _name, _class in {

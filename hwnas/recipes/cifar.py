@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
 from hwnas.spaces import ChainSpace, Scale
-from hwnas.train import TrainConfig
 
 SIZE = (32, 32)
 CLASSES = 10

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import ChainSpace, Scale
-from hwnas.train import TrainConfig
 
 CAMVID_CLASSES = 11
 

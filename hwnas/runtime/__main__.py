@@ -16,15 +16,15 @@ from statistics import median
 from typing import NoReturn
 
 from hwnas.errors import DeviceLost, HwnasError
-from hwnas.runtime.child import die_with_parent
-from hwnas.runtime.device import device_name
-from hwnas.runtime.engines import ENGINES, on_host
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.picture import run_on_picture
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.results import collect, conditions
-from hwnas.runtime.supervise import supervise
-from hwnas.runtime.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
+from hwnas.runtime.deploy.picture import run_on_picture
+from hwnas.runtime.engines import ENGINES, capabilities
+from hwnas.runtime.measuring.child import die_with_parent
+from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.results import collect, conditions
+from hwnas.runtime.measuring.supervise import supervise
+from hwnas.runtime.measuring.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 
 LINE_S = 10.0  # between progress lines where the output is not a terminal
 
@@ -106,7 +106,7 @@ def _work(args: argparse.Namespace) -> int:
     os.dup2(2, 1)  # an engine that prints must not write between the lines
     with out:
         try:
-            if on_host(args.engine):  # a driver of GPUs has threads and mappings of its own
+            if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
                 pin_to_cpus(args.threads)
                 _limit_memory()
             measure_plan(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hwnas.ops.branches import frozen_statistics
+from hwnas.ops.fused import frozen_statistics
 
 Places = dict[str, tuple[dict[str, Tensor | None], str]]
 

@@ -16,6 +16,7 @@ from hwnas import checkpoint
 from hwnas.data.augment import BatchSource, batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
+from hwnas.learn.losses import Batch, task_loss, tensors
 from hwnas.problem import Architecture, Group, Probabilities
 from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
 from hwnas.search.config import SearchConfig
@@ -24,7 +25,6 @@ from hwnas.search.derive import strongest
 from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.objective import Batch, task_loss, tensors
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace

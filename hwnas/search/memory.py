@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwnas.data.base import SegmentationData
-from hwnas.runtime.work import free_memory_bytes
+from hwnas.runtime.measuring.work import free_memory_bytes
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.spaces.base import SearchSpace

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
+from hwnas.learn.losses import Batch, tensors
+from hwnas.learn.training import TrainConfig, Training, train
 from hwnas.problem import Architecture
 from hwnas.search.config import SearchConfig
-from hwnas.search.objective import Batch, tensors
 from hwnas.spaces.base import SearchSpace
 from hwnas.steplog import StepLog
-from hwnas.train import TrainConfig, Training, train
 from hwnas.ui import Update, ignore
 
 IMAGES = 64  # a network is judged on at most so many

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwnas.jobs.profiling import ProfileResult, error_percent
 from hwnas.latency.table import LatencyTable
-from hwnas.runtime.plan import Plan
+from hwnas.runtime.measuring.plan import Plan
 from hwnas.show.console import console, summary, table
 
 NAMES = {

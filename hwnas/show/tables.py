@@ -9,7 +9,7 @@ from typing import Any
 from hwnas.jobs.tables import MOVED, CheckResult, Coverage, DiffResult
 from hwnas.latency.diff import CLOSE, RowDiff, by_kind, flatten
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
-from hwnas.runtime.device import device_name, same_device
+from hwnas.runtime.measuring.device import device_name, same_device
 from hwnas.show.console import console, summary, table, warn
 from hwnas.show.profiling import errors, machine
 

@@ -44,23 +44,23 @@ from hwnas.jobs import Run, SearchSettings, export, open_contest, profile, searc
 from hwnas.jobs.inputs import read_all
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
+from hwnas.learn.training import Training, evaluate, train
 from hwnas.problem import Architecture
 from hwnas.profile import Calibration, PlanWriter
 from hwnas.recipes import Recipe
 from hwnas.records import encode
-from hwnas.runtime.device import device_name
-from hwnas.runtime.journal import Journal
-from hwnas.runtime.measure import Measurement, StopRule
-from hwnas.runtime.plan import PLAN_FILE, load_plan
-from hwnas.runtime.results import collect
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.journal import Journal
+from hwnas.runtime.measuring.measure import Measurement, StopRule
+from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
+from hwnas.runtime.measuring.results import collect
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.search.widths import price, safety
 from hwnas.show.console import TERMINAL, bar, table
 from hwnas.spaces import ChainSpace, Scale
 from hwnas.spaces.base import SearchSpace, sample
 from hwnas.spaces.genotype import DARTS_V2
 from hwnas.steplog import StepLog
-from hwnas.train import Training, evaluate, train
 
 SIZE = (120, 160)  # (height, width)
 CROP = (96, 128)

@@ -39,7 +39,7 @@ from hwnas.jobs import Run, SearchSettings, open_contest, profile, search
 from hwnas.jobs.landing import Bench, land_on_budget, name_of
 from hwnas.latency import LatencyTable
 from hwnas.recipes import Recipe
-from hwnas.runtime.device import device_name
+from hwnas.runtime.measuring.device import device_name
 from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest

@@ -21,12 +21,12 @@ from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
-from hwnas.runtime.device import device_name
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import Plan, write_plan
-from hwnas.runtime.results import collect
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines import capabilities
+from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import Plan, write_plan
+from hwnas.runtime.measuring.results import collect
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import bar, table
 from hwnas.spaces import Scale, SearchSpace, trace_space
 from hwnas.spaces.trellis import TrellisSpace
@@ -145,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = networks(args)
     with tempfile.TemporaryDirectory() as name:
-        plan = make_plan(Path(name), chosen, open_engine(args.engine).merges)
+        plan = make_plan(Path(name), chosen, capabilities(args.engine).merges)
         where, times = measure(args, Path(name), plan)
     found = [{"network": n, **on_paper(*chosen[n]), **times[n]} for n in chosen]
     for f in found:

@@ -31,7 +31,7 @@ import gpu_report
 
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
-from hwnas.runtime.child import environment
+from hwnas.runtime.measuring.child import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent

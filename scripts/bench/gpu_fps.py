@@ -32,10 +32,10 @@ from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import PLAN_FILE, Plan, load_plan, write_plan
-from hwnas.runtime.results import Row, collect
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import PLAN_FILE, Plan, load_plan, write_plan
+from hwnas.runtime.measuring.results import Row, collect
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import DARTS_V2, ChainSpace, sample, trace_space
 

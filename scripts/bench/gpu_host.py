@@ -15,10 +15,10 @@ import tempfile
 from typing import Any
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.child import environment, last_words
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.gpu import Gpu
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.measuring.child import environment, last_words
+from hwnas.runtime.measuring.device import provenance
 
 # What is measured, what matters most first.
 ORDER = (
@@ -98,7 +98,7 @@ def main() -> None:
             here.close()
         else:
             opened = open_engine(args.engine, precision=args.precision)
-            found = {"where": provenance(opened), "merges": opened.merges}
+            found = {"where": provenance(opened), "merges": opened.capabilities.merges}
     except HwnasError as e:
         found = {"reason": " ".join(str(e).split())}
     print(json.dumps(found))

@@ -23,10 +23,7 @@ import numpy as np
 from gpu_host import size as size_type
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.cuda_timing import Prepared
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.kernels import (
+from hwnas.runtime.cuda.kernels import (
     KERNELS,
     copy_grid,
     preprocess,
@@ -35,7 +32,10 @@ from hwnas.runtime.kernels import (
     upsample_argmax,
     upsample_argmax_grid,
 )
-from hwnas.runtime.measure import Measurement, Samples, StopRule, summarise, visit
+from hwnas.runtime.cuda.timing import Prepared
+from hwnas.runtime.engines import open_engine
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.measuring.measure import Measurement, Samples, StopRule, summarise, visit
 from hwnas.show.console import bar, console, table
 
 SIZES = {(1024, 2048): 19, (720, 960): 11}  # Cityscapes and CamVid, with their number of classes
@@ -226,7 +226,7 @@ def torch_upsample_argmax(torch: Any, scores: Array, size: tuple[int, int]) -> C
 
 
 def _device() -> str:
-    from hwnas.latency import torch_cuda
+    from hwnas.runtime.engines import torch_cuda
 
     return torch_cuda.DEVICE
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
-from hwnas.runtime.device import cpu_identity
+from hwnas.runtime.measuring.device import cpu_identity
 
 RESULTS, PAGE = "results.json", "results.md"
 # Of the report of a table.

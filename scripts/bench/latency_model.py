@@ -25,11 +25,11 @@ from hwnas.latency import LatencyTable, NetRow, errors, fit, predictors
 from hwnas.latency.validation import affine
 from hwnas.ops import make_op
 from hwnas.profile import Calibration, add_derived, build_table, make_plan
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines import capabilities
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import bar, console, table
 
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
@@ -57,7 +57,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[LatencyTable, float
     plan, results = folder / "plan", folder / "results.jsonl"
     if not (plan / "plan.json").exists():
         with bar("plan", None) as update:
-            make_plan(recipe.space, recipe.scales(), plan, calibration, open_engine(args.engine).merges, update)
+            make_plan(recipe.space, recipe.scales(), plan, calibration, capabilities(args.engine).merges, update)
 
     def run(where: Path, into: Path, stop: StopRule = STOP) -> None:
         with bar(f"measure {where.name}", None) as update:

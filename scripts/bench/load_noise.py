@@ -21,11 +21,11 @@ import numpy as np
 
 from hwnas import recipes
 from hwnas.profile import Calibration, make_plan
-from hwnas.runtime.device import HUGE_PAGES, malloc_tunables
 from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import halves_apart, level, visit
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.work import pin_to_cpus
+from hwnas.runtime.measuring.device import HUGE_PAGES, malloc_tunables
+from hwnas.runtime.measuring.measure import halves_apart, level, visit
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.work import pin_to_cpus
 from hwnas.show.console import table
 
 NETS, LOADS, BETWEEN = 6, 6, 4

@@ -45,13 +45,13 @@ from torch import Tensor, nn
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
+from hwnas.learn.losses import task_loss
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec
 from hwnas.problem import Architecture, Group, Problem, TopK
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import SinglePath, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded

@@ -35,12 +35,12 @@ from torch import nn
 from hwnas.data.augment import BatchSource
 from hwnas.data.base import IGNORE_LABEL, ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
+from hwnas.learn.losses import task_loss, tensors
 from hwnas.ops.registry import OpSpec
 from hwnas.problem import Architecture
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss, tensors
 from hwnas.search.relax import GumbelSoftmax, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded

@@ -19,10 +19,10 @@ from typing import Any
 from hwnas import recipes
 from hwnas.latency import LatencyTable, NetRow, errors
 from hwnas.profile import add_derived, build_table, make_plan
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.plan import load_plan
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines import capabilities, open_engine
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import load_plan
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import bar, console, table
 
 WARM_UP, RUNS = 10, 100
@@ -34,7 +34,8 @@ def ours(recipe: recipes.Recipe, engine: str, folder: Path) -> tuple[LatencyTabl
     start_s = time.perf_counter()
     plan, results = folder / "plan", folder / "results.jsonl"
     with bar("plan", None) as update:
-        entries = make_plan(recipe.space, recipe.scales(), plan, recipe.calibration, open_engine(engine).merges, update)
+        merges = capabilities(engine).merges
+        entries = make_plan(recipe.space, recipe.scales(), plan, recipe.calibration, merges, update)
     seconds["export"] = time.perf_counter() - start_s
 
     def run(where: Path, into: Path, stop: StopRule) -> None:

@@ -28,15 +28,15 @@ from hwnas.errors import HwnasError
 from hwnas.jobs import Derived, Run, export, profile, train, validate
 from hwnas.jobs.validation import Report
 from hwnas.latency import LatencyTable
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes import Recipe
-from hwnas.runtime.bundle import Bundle
-from hwnas.runtime.device import device_name
-from hwnas.runtime.measure import StopRule
+from hwnas.runtime.deploy.bundle import Bundle
+from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.widths import price
 from hwnas.show.console import table
 from hwnas.spaces.trellis import TrellisSpace
-from hwnas.train import TrainConfig
 
 ROOM = 1.05  # of the budget over the prediction: what predictions are held to
 

@@ -20,7 +20,7 @@ import numpy as np
 from hwnas.errors import BuildError
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
-from hwnas.runtime.trt_build import Builder, BuildOptions
+from hwnas.runtime.engines.trt_build import Builder, BuildOptions
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import DARTS_V2, ChainSpace, Scale, sample, trace_space
 

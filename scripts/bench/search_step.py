@@ -32,11 +32,11 @@ from torch import nn
 from hwnas import recipes
 from hwnas.data import open_dataset
 from hwnas.latency import LatencyTable
+from hwnas.learn.losses import task_loss
 from hwnas.resources import profiles_dir
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import count, price
 from hwnas.show.console import console, table

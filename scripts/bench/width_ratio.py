@@ -17,9 +17,9 @@ import numpy as np
 
 from hwnas.latency import LatencyTable
 from hwnas.profile import Calibration, build_table, make_plan
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.measure import StopRule
-from hwnas.runtime.supervise import supervise
+from hwnas.runtime.engines import capabilities
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import ChainSpace, Scale
 
@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> LatencyTable:
         calibration = Calibration(fit=2, test=args.nets * len(scales) - 2)
         with bar("plan", None) as update:
             make_plan(
-                ChainSpace(scales[0], CLASSES), scales, folder, calibration, open_engine(args.engine).merges, update
+                ChainSpace(scales[0], CLASSES), scales, folder, calibration, capabilities(args.engine).merges, update
             )
         with bar("measure", None) as update:
             results = supervise(

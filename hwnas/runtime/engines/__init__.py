@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from hwnas.errors import HwnasError, MissingExtra, unknown
-from hwnas.runtime.device import provenance
-from hwnas.runtime.engines.base import Engine
+from hwnas.runtime.engines.base import Capabilities, Engine
+from hwnas.runtime.measuring.device import provenance
 
 ENGINES = {
     "onnxruntime": "hwnas.runtime.engines.onnxruntime:OnnxRuntime",
@@ -18,10 +18,10 @@ ENGINES = {
     "tensorrt": "hwnas.runtime.engines.tensorrt:TensorRt",
     "tensorrt_rtx": "hwnas.runtime.engines.tensorrt:TensorRtRtx",
     "fake": "hwnas.runtime.engines.fake:Fake",
-    "torch": "hwnas.latency.torch_engine:TorchEager",
-    "torch-cuda": "hwnas.latency.torch_cuda:TorchCuda",
-    "torch-cuda-graph": "hwnas.latency.torch_cuda:TorchCudaGraph",
-    "torch-cuda-compiled": "hwnas.latency.torch_cuda:TorchCudaCompiled",
+    "torch": "hwnas.runtime.engines.torch:TorchEager",
+    "torch-cuda": "hwnas.runtime.engines.torch_cuda:TorchCuda",
+    "torch-cuda-graph": "hwnas.runtime.engines.torch_cuda:TorchCudaGraph",
+    "torch-cuda-compiled": "hwnas.runtime.engines.torch_cuda:TorchCudaCompiled",
 }
 
 
@@ -31,8 +31,7 @@ def open_engine(name: str, threads: int = 1, precision: str = "fp32") -> Engine:
     Args:
         name: A key of `ENGINES`, or ``"module:class"`` for an engine from elsewhere.
         threads: Threads the engine computes with, where that is the host.
-        precision: What it computes in, one of `hwnas.runtime.plan.PRECISIONS`. An engine that knows more than float32
-            lists what it knows as ``PRECISIONS``, and is told if it is not float32.
+        precision: What it computes in, one of its `Capabilities.precisions`.
 
     Raises:
         HwnasError: If there is no such engine, it does not know the precision, or `threads` is less than one.
@@ -40,32 +39,36 @@ def open_engine(name: str, threads: int = 1, precision: str = "fp32") -> Engine:
     """
     if threads < 1:
         raise HwnasError(f"threads must be at least 1, got {threads}")
-    kind = _kind(name)
-    known = getattr(kind, "PRECISIONS", ("fp32",))
+    known = capabilities(name).precisions
     if precision not in known:
         raise HwnasError(
             f"engine {name!r} computes in {', '.join(known)}, got {precision!r}; use another engine for it"
         )
     more = {} if precision == "fp32" else {"precision": precision}
-    return cast(Engine, kind(threads=threads, **more))
+    return cast(Engine, _kind(name)(threads=threads, **more))
 
 
-def slowest_load_s(name: str) -> float:
-    """Return how long an engine may take to load an entry, beyond what any does: those that build say so.
+def capabilities(name: str) -> Capabilities:
+    """Return what an engine can do, without opening it.
 
-    Raises:
-        HwnasError: If there is no such engine.
-    """
-    return float(getattr(_kind(name), "SLOWEST_LOAD_S", 0.0))
-
-
-def on_host(name: str) -> bool:
-    """Return whether an engine computes on this machine's CPUs: then its process is kept to some of them.
+    Args:
+        name: As of `open_engine`.
 
     Raises:
-        HwnasError: If there is no such engine.
+        HwnasError: If there is no such engine, or it does not declare it.
+        MissingExtra: If the module of it is not installed.
     """
-    return bool(getattr(_kind(name), "ON_HOST", True))
+    kind = _kind(name)
+    try:
+        declared = kind.capabilities
+    except AttributeError:
+        declared = None
+    if not isinstance(declared, Capabilities):
+        raise HwnasError(
+            f"engine {name!r} does not say what it can do; add to its class: capabilities = Capabilities(merges=...), "
+            f"with the Capabilities of {Capabilities.__module__}"
+        )
+    return declared
 
 
 def _kind(name: str) -> Any:
@@ -89,14 +92,7 @@ def using_engine(name: str, threads: int = 1, precision: str = "fp32") -> Iterat
     try:
         yield engine
     finally:
-        release(engine)
-
-
-def release(engine: Engine) -> None:
-    """Give back what an engine holds, if it holds anything."""
-    close = getattr(engine, "close", None)
-    if close is not None:
-        close()
+        engine.close()
 
 
 def provenance_here(where: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.plan import Entry, Shape
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.plan import Entry, Shape
 
 Array = npt.NDArray[Any]
 
@@ -58,18 +59,45 @@ class Runner(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do. Declared by its class, so that it is known without a device.
+
+    Attributes:
+        merges: Whether it computes identical parameter-free ops of one input only once.
+        precisions: What it computes in, some of `hwnas.runtime.measuring.plan.PRECISIONS`. Its constructor takes
+            ``precision`` if there is one beside float32.
+        on_host: Whether it computes on this machine's CPUs: then its process is kept to some of them. If not, it is an
+            `OnDevice`.
+        load_s: Roughly how long it takes to load an entry, and to build it where that has to be done. For forecasts.
+        slowest_load_s: How long that may take before it counts as hanging, beyond what an entry is given anyway.
+        runs_files: Whether it runs any ONNX file: `hwnas.runtime.deploy.bundle.OpensModels`.
+        runs_applications: Whether it has an application of its own: `hwnas.runtime.deploy.bundle.OpensBundles`.
+        builds: Whether it builds something of a file that ships: `hwnas.runtime.deploy.bundle.BuildsBundles`.
+    """
+
+    merges: bool
+    precisions: tuple[str, ...] = ("fp32",)
+    on_host: bool = True
+    load_s: float = 0.025  # seen, where ops take milliseconds
+    slowest_load_s: float = 0.0
+    runs_files: bool = False
+    runs_applications: bool = False
+    builds: bool = False
+
+
 class Engine(Protocol):
     """Makes runners. Engines report everything that goes wrong with an entry as `HwnasError`.
 
     Attributes:
+        capabilities: Of the class.
         name: As in the table of engines.
         clock: ``"thread_cpu"``, ``"wall"``, ``"device"`` or ``"model"``.
-        merges: Whether it computes identical parameter-free ops of one input only once.
     """
 
+    capabilities: Capabilities
     name: str
     clock: str
-    merges: bool
 
     def provenance(self) -> dict[str, object]:
         """Return JSON values: name, version, precision, threads, clock, options.
@@ -83,6 +111,17 @@ class Engine(Protocol):
         Raises:
             HwnasError: If the entry's file is missing or was changed.
         """
+
+    def close(self) -> None:
+        """Give back what the engine itself holds: a GPU's context, a builder's process. Nothing is used after it."""
+
+
+@runtime_checkable
+class OnDevice(Engine, Protocol):
+    """An engine that computes elsewhere than on this machine's CPUs."""
+
+    def free_memory_bytes(self) -> float:
+        """Return how much memory of the device runners can still have."""
 
 
 class Once:

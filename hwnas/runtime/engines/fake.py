@@ -20,11 +20,11 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.files import sha256
-from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs
+from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs
 from hwnas.runtime.engines.scopes import SCOPES, image_of
-from hwnas.runtime.journal import read_journal
-from hwnas.runtime.measure import Samples, samples_from
-from hwnas.runtime.plan import PRECISIONS, Call, Entry
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import Samples, samples_from
+from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
 
 DEVICE_NAME = "fake-roofline-1"  # another formula or constant below needs another name
 PEAK_MACS_PER_MS = 50e6
@@ -41,14 +41,13 @@ Recording = Mapping[str, list[Samples]]  # of each entry, by visit
 class Fake:
     """The device ``fake-roofline-1``. Needs no ONNX file; `threads` and `precision` are recorded and change nothing."""
 
-    PRECISIONS = PRECISIONS
+    capabilities = Capabilities(merges=True, precisions=PRECISIONS)
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         """Make the engine; read the recording if there is one."""
         self._recording, self._digest = _recording(os.environ.get(REPLAY))
         self.name = "fake"
         self.clock = "model"
-        self.merges = True
         self._threads, self._precision = threads, precision
 
     def provenance(self) -> dict[str, object]:
@@ -80,6 +79,9 @@ class Fake:
         if entry.key not in self._recording:
             raise HwnasError(f"{entry.key} has no times in {os.environ[REPLAY]}")
         return _Runner(entry, self._recording[entry.key])
+
+    def close(self) -> None:
+        """Nothing is held beyond the runners."""
 
 
 def _recording(path: str | None) -> tuple[Recording | None, str | None]:

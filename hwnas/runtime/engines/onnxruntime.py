@@ -14,10 +14,10 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 from hwnas.optional import require
-from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 
 class OnnxRuntime:
@@ -27,6 +27,8 @@ class OnnxRuntime:
     more threads no CPU clock reads the latency, so it is the wall.
     """
 
+    capabilities = Capabilities(merges=True, runs_files=True)  # seen: three max-pools of one tensor became one
+
     def __init__(self, threads: int = 1) -> None:
         """Import the package.
 
@@ -35,7 +37,6 @@ class OnnxRuntime:
         """
         self.name = "onnxruntime"
         self.clock = "thread_cpu" if threads == 1 else "wall"
-        self.merges = True  # seen: three max-pools of one tensor became one
         self._threads = threads
         self._ort = require("onnxruntime", extra="cpu")
 
@@ -67,6 +68,9 @@ class OnnxRuntime:
         if isinstance(model, bytes):
             return _Runner(self._ort, model, "the exported model", self._threads, None)
         return _Runner(self._ort, model_bytes(model), str(model), self._threads, None)
+
+    def close(self) -> None:
+        """Nothing is held beyond the runners."""
 
 
 def open_onnx(model: Path | bytes, threads: int = 1) -> Runner:

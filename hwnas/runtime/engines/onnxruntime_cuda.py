@@ -30,13 +30,13 @@ import numpy as np
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
 from hwnas.optional import require
-from hwnas.runtime.bundle import Application, Bundle
-from hwnas.runtime.cuda import STICKY, Memory
-from hwnas.runtime.engines.base import Runner
+from hwnas.runtime.cuda.driver import STICKY, Memory
+from hwnas.runtime.deploy.bundle import Application, Bundle
+from hwnas.runtime.engines.base import Capabilities, Runner
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
 from hwnas.runtime.engines.onnxruntime import error_kinds, errors, input_shape, model_bytes, session_options
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuApplication, GpuRunner
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {
@@ -53,10 +53,15 @@ LOST = re.compile(r"\bCUDA failure (\d+)")  # with the code of the driver
 class OnnxRuntimeCuda:
     """ONNX Runtime with the CUDA provider on the first GPU, which must be there."""
 
-    PRECISIONS = ("fp32", "tf32", "fp16")
-    ON_HOST = False
-    LOAD_S = 1.0  # to load an entry and try its convolutions out, roughly: it has not run on a GPU yet
-    SLOWEST_LOAD_S = 60.0
+    capabilities = Capabilities(
+        merges=True,  # identical nodes become one before any provider sees them
+        precisions=("fp32", "tf32", "fp16"),
+        on_host=False,
+        load_s=1.0,  # and to try its convolutions out; guessed: it has not run on a GPU yet
+        slowest_load_s=60.0,
+        runs_files=True,
+        runs_applications=True,
+    )
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         """Import the package and find the GPU.
@@ -67,7 +72,6 @@ class OnnxRuntimeCuda:
         """
         self.name = "onnxruntime-cuda"
         self.clock = "device"
-        self.merges = True  # identical nodes become one before any provider sees them
         self._threads, self._precision = threads, precision
         self.ort = require("onnxruntime", extra="gpu")
         if PROVIDER not in self.ort.get_available_providers():
@@ -112,7 +116,7 @@ class OnnxRuntimeCuda:
         return GpuRunner(self.gpu, [partial(_Network, self, model_bytes(model), str(model))], str(model))
 
     def open_application(self, bundle: Bundle) -> Application:
-        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.bundle.OpensBundles`."""
+        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.deploy.bundle.OpensBundles`."""
         opener = partial(_Network, self, model_bytes(bundle.path), str(bundle.path))
         mean, std = bundle.input.mean, bundle.input.std
         return GpuApplication(self.gpu, opener, str(bundle.path), mean, std, self.close)

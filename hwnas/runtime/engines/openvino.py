@@ -20,10 +20,10 @@ from typing import Any, cast
 
 from hwnas.errors import HwnasError
 from hwnas.optional import require
-from hwnas.runtime.engines.base import Array, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -36,6 +36,9 @@ class OpenVino:
     process and wall time of one network read 4.3, 8.5 and 4.3 ms.
     """
 
+    # Seen in the runtime model: of three equal max-pools, average pools, ReLUs, resizes or sums one is left.
+    capabilities = Capabilities(merges=True, runs_files=True)
+
     def __init__(self, threads: int = 1) -> None:
         """Import the package.
 
@@ -44,8 +47,6 @@ class OpenVino:
         """
         self.name = "openvino"
         self.clock = "thread_cpu" if threads == 1 else "wall"
-        # Seen in the runtime model: of three equal max-pools, average pools, ReLUs, resizes or sums one is left.
-        self.merges = True
         self._threads = threads
         self._ov = _silent_import()
         self._core = self._ov.Core()
@@ -76,6 +77,9 @@ class OpenVino:
         except OSError as e:
             raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
         return _Runner(self._core, content, str(model), self._threads)
+
+    def close(self) -> None:
+        """Nothing is held beyond the runners."""
 
 
 class _Runner:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
+from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
 from hwnas.runtime.engines.base import Array, Runner, random_inputs
-from hwnas.runtime.kernels import preprocess, upsample_argmax
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry
 
 SCOPES = ("copies", "application")  # roles of entries that are more than the network
 HOST_CLOCKS = {"thread_cpu": time.thread_time_ns, "wall": time.perf_counter_ns}

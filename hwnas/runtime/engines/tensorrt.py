@@ -18,14 +18,14 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, sha256, write_atomic
 from hwnas.optional import require
-from hwnas.runtime.bundle import BUNDLE_FILE, Application, Bundle
-from hwnas.runtime.cuda import Memory
-from hwnas.runtime.engines.base import Runner
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuApplication, GpuRunner
-from hwnas.runtime.plan import Entry, Shape, checked_bytes
-from hwnas.runtime.reduce import ops_in
-from hwnas.runtime.trt_build import FLAVOURS, Builder, BuildOptions, Update, make_logger
+from hwnas.runtime.cuda.driver import Memory
+from hwnas.runtime.deploy.bundle import BUNDLE_FILE, Application, Bundle
+from hwnas.runtime.engines.base import Capabilities, Runner
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
+from hwnas.runtime.engines.reduce import ops_in
+from hwnas.runtime.engines.trt_build import FLAVOURS, Builder, BuildOptions, Update, make_logger
+from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8, "INT32": np.int32, "BOOL": np.bool_}
 ENGINES_FOLDER = "engines"  # beside the plan
@@ -34,12 +34,18 @@ ENGINES_FOLDER = "engines"  # beside the plan
 class TensorRt:
     """TensorRT on the first GPU, which must be there."""
 
-    PRECISIONS: tuple[str, ...] = ("fp32", "tf32", "fp16")
+    capabilities = Capabilities(
+        merges=True,
+        precisions=("fp32", "tf32", "fp16"),
+        on_host=False,
+        load_s=3.0,  # all builds of an entry; guessed: it has not run on a GPU yet
+        slowest_load_s=2 * BuildOptions.timeout_s,  # where memory is short, a visit may open two
+        runs_files=True,
+        runs_applications=True,
+        builds=True,
+    )
     FLAVOUR = "tensorrt"
-    ON_HOST = False
     BUILDS = 3  # of each entry: the same file built again is another engine
-    LOAD_S = 3.0  # to build and load all engines of an entry, roughly: it has not run on a GPU yet
-    SLOWEST_LOAD_S = 2 * BuildOptions.timeout_s  # where memory is short, a visit may open two
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         """Import the package and find the GPU.
@@ -50,7 +56,6 @@ class TensorRt:
         """
         self.name = self.FLAVOUR
         self.clock = "device"
-        self.merges = True
         self._threads, self._precision = threads, precision
         self.trt = require(self.FLAVOUR, extra=FLAVOURS[self.FLAVOUR])
         self.gpu = Gpu()
@@ -139,7 +144,7 @@ class TensorRt:
         return folder / str(bundle.built["file"]) if own and bundle.built is not None else None
 
     def build_bundle(self, onnx: Path, folder: Path, update: Update, compatible: str | None = None) -> dict[str, Any]:
-        """Build the engine that ships in a bundle; see `hwnas.runtime.bundle.BuildsBundles`."""
+        """Build the engine that ships in a bundle; see `hwnas.runtime.deploy.bundle.BuildsBundles`."""
         out, cache = folder / "model.engine", folder / "timing.cache"
         gpus = None if compatible == "version" else compatible
         options = replace(self._options(cache), version_compatible=compatible == "version", hardware_compatible=gpus)
@@ -153,7 +158,7 @@ class TensorRt:
         }
 
     def open_application(self, bundle: Bundle) -> Application:
-        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.bundle.OpensBundles`.
+        """Return all of it on the GPU, from image to labels; see `hwnas.runtime.deploy.bundle.OpensBundles`.
 
         Raises:
             HwnasError: If the bundle has no engine of this kind.
@@ -213,10 +218,9 @@ class TensorRt:
 class TensorRtRtx(TensorRt):
     """TensorRT-RTX: the same interface; the kernels of an engine are finished when it is loaded."""
 
-    PRECISIONS = ("fp32", "fp16")
+    capabilities = replace(TensorRt.capabilities, precisions=("fp32", "fp16"), load_s=1.0)
     FLAVOUR = "tensorrt_rtx"
     BUILDS = 1  # its builder times nothing, so it builds the same again
-    LOAD_S = 1.0
 
 
 class _Network:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra
-from hwnas.latency.torch_engine import entry_module
-from hwnas.runtime.cuda import STICKY, Graph, Memory
-from hwnas.runtime.cuda_timing import Work
-from hwnas.runtime.engines.base import Runner
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.gpu_runner import GpuRunner
-from hwnas.runtime.plan import Entry, Shape
+from hwnas.runtime.cuda.driver import STICKY, Graph, Memory
+from hwnas.runtime.cuda.timing import Work
+from hwnas.runtime.engines.base import Capabilities, Runner
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.engines.gpu_runner import GpuRunner
+from hwnas.runtime.engines.torch import entry_module
+from hwnas.runtime.measuring.plan import Entry, Shape
 
 DEVICE = "cuda:0"
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # the graph is ours
@@ -41,10 +41,13 @@ COMPILE_MODE = "max-autotune-no-cudagraphs"  # the graph is ours
 class TorchCuda:
     """Eager: launches kernel by kernel, as a script does. Merges nothing."""
 
-    PRECISIONS = ("fp32", "tf32", "fp16")
-    ON_HOST = False
-    LOAD_S = 0.5  # to load an entry and try its convolutions out, roughly: it has not run on a GPU yet
-    SLOWEST_LOAD_S = 60.0
+    capabilities = Capabilities(
+        merges=False,  # Inductor removes equal nodes only where it trains; equal ops may share a kernel, not a result
+        precisions=("fp32", "tf32", "fp16"),
+        on_host=False,
+        load_s=0.5,  # and to try its convolutions out; guessed: it has not run on a GPU yet
+        slowest_load_s=60.0,
+    )
     NAME = "torch-cuda"
     GRAPH = False
     COMPILED = False
@@ -58,8 +61,6 @@ class TorchCuda:
         """
         self.name = self.NAME
         self.clock = "device"
-        # Inductor removes equal nodes only where it trains. Equal ops may share a kernel here; each writes its result.
-        self.merges = False
         self._threads, self._precision, self._half = threads, precision, precision == "fp16"
         _check_torch(self.name)
         self.gpu = Gpu()
@@ -146,8 +147,7 @@ class TorchCudaGraph(TorchCuda):
 class TorchCudaCompiled(TorchCudaGraph):
     """Compiled by Inductor, which fuses and chooses kernels by trying them, and then one CUDA graph."""
 
-    LOAD_S = 30.0
-    SLOWEST_LOAD_S = 1800.0
+    capabilities = replace(TorchCuda.capabilities, load_s=30.0, slowest_load_s=1800.0)
     NAME = "torch-cuda-compiled"
     COMPILED = True
 

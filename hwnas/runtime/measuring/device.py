@@ -69,7 +69,7 @@ def provenance(engine: Engine) -> dict[str, Any]:
         "engine": about,
         "clock": engine.clock,
         "batch": 1,
-        "merges": engine.merges,
+        "merges": engine.capabilities.merges,
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "hwnas": hwnas.__version__,

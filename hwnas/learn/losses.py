@@ -1,4 +1,4 @@
-"""What weights and alphas learn from: batches, and the loss of the task. What resources add is in `costs`."""
+"""What weights learn from: batches as tensors, and the loss of the task."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from hwnas.errors import DeviceLost, HwnasError, MissingExtra, unknown
-from hwnas.runtime.kernels import Grid, Kernel
+from hwnas.runtime.cuda.kernels import Grid, Kernel
 
 Array = npt.NDArray[Any]
 
@@ -177,8 +177,8 @@ class Cuda(AbstractContextManager["Cuda"], Protocol):
 
 
 BINDINGS: Mapping[str, str] = {
-    "cuda-bindings": "hwnas.runtime.cuda_bindings:open_gpu",
-    "pycuda": "hwnas.runtime.cuda_pycuda:open_gpu",
+    "cuda-bindings": "hwnas.runtime.cuda.bindings:open_gpu",
+    "pycuda": "hwnas.runtime.cuda.pycuda:open_gpu",
 }
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from hwnas.errors import DeviceLost, HwnasError
 from hwnas.optional import require
-from hwnas.runtime.cuda import Array, Facts, checked, typed
-from hwnas.runtime.kernels import Grid, Kernel
-from hwnas.runtime.nvrtc import compile_cubin
+from hwnas.runtime.cuda.driver import Array, Facts, checked, typed
+from hwnas.runtime.cuda.kernels import Grid, Kernel
+from hwnas.runtime.cuda.nvrtc import compile_cubin
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwnas.runtime.cuda import Stream, open_cuda
-from hwnas.runtime.cuda_timing import GpuTimer
-from hwnas.runtime.nvml import open_watch
+from hwnas.runtime.cuda.driver import Stream, open_cuda
+from hwnas.runtime.cuda.nvml import open_watch
+from hwnas.runtime.cuda.timing import GpuTimer
 
 
 class Gpu:

@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from hwnas.errors import DeviceLost, HwnasError
-from hwnas.runtime.device import provenance
 from hwnas.runtime.engines import using_engine
-from hwnas.runtime.engines.base import Engine, Runner
-from hwnas.runtime.journal import Journal
-from hwnas.runtime.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
-from hwnas.runtime.plan import Entry, Plan, load_plan
-from hwnas.runtime.results import History
+from hwnas.runtime.engines.base import Engine, OnDevice, Runner
+from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.journal import Journal
+from hwnas.runtime.measuring.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.results import History
 
 RESULTS_FILE = "results.jsonl"
 FIRST_ROUND = 0.4  # share of the time there is that loading may take; what is not reached then is left out
@@ -235,8 +235,9 @@ class _Runners:
     def __init__(self, engine: Engine, folder: Path, stack: ExitStack) -> None:
         self._engine, self._folder, self._stack = engine, folder, stack
         self._open: dict[str, Runner] = {}
-        # Of the host, and of the device if the engine has one of its own.
-        self._free = [free_memory_bytes, *filter(None, [getattr(engine, "free_memory_bytes", None)])]
+        self._free: list[Callable[[], float]] = [free_memory_bytes]
+        if not engine.capabilities.on_host:
+            self._free.append(cast(OnDevice, engine).free_memory_bytes)
         self._floors = [(1 - MEMORY_SHARE) * free() for free in self._free]
 
     def visit(self, entry: Entry, number: int) -> Samples:

@@ -18,9 +18,9 @@ from statistics import median
 import numpy as np
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.journal import Record, read_journal
-from hwnas.runtime.measure import DEFAULT_STOP, Measurement, Samples, StopRule, level, samples_from, summarise
-from hwnas.runtime.plan import Plan
+from hwnas.runtime.measuring.journal import Record, read_journal
+from hwnas.runtime.measuring.measure import DEFAULT_STOP, Measurement, Samples, StopRule, level, samples_from, summarise
+from hwnas.runtime.measuring.plan import Plan
 
 DEATHS = 2  # by the engine's own doing, at any visit of an entry that was never measured
 DEATHS_LATER = 5  # the same for an entry that was: not all its visits are deadly

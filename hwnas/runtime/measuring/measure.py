@@ -45,7 +45,7 @@ class Samples(NamedTuple):
     Attributes:
         latency_ms: By the engine's clock, shape (n,).
         wall_ms: By the wall clock, shape (n,).
-        about: What the engine knows of this visit besides, JSON values; see `hwnas.runtime.cuda_timing`.
+        about: What the engine knows of this visit besides, JSON values; see `hwnas.runtime.cuda.timing`.
     """
 
     latency_ms: Floats

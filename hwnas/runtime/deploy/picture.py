@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from hwnas.errors import HwnasError
 from hwnas.files import write_atomic
 from hwnas.optional import require
-from hwnas.runtime.bundle import Bundle, open_application
-from hwnas.runtime.measure import timed
+from hwnas.runtime.deploy.bundle import Bundle, open_application
+from hwnas.runtime.measuring.measure import timed
 
 RUNS = 10  # after a first one, which loads caches
 GAP = 4  # pixels between picture and labels

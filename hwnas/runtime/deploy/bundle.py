@@ -9,19 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
-from hwnas.runtime import trt_build
-from hwnas.runtime.engines import open_engine
-from hwnas.runtime.engines.base import Array, Runner
+from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.runtime.engines import open_engine, trt_build
+from hwnas.runtime.engines.base import Array, Engine, Runner
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.runtime.kernels import preprocess
-from hwnas.runtime.plan import PRECISIONS, Shape
+from hwnas.runtime.measuring.plan import PRECISIONS, Shape
 
 SCHEMA = 1
 BUNDLE_FILE = "engine.json"
@@ -85,7 +84,7 @@ class Bundle:
         onnx: Name of the ONNX file in the folder.
         onnx_sha256: Hex digest of it.
         engine: Name of the engine that it is for.
-        precision: What that computes in, one of `hwnas.runtime.plan.PRECISIONS`.
+        precision: What that computes in, one of `hwnas.runtime.measuring.plan.PRECISIONS`.
         threads: Of the engine.
         versions: Of ``hwnas``, of ONNX's ``opset`` and of the ``engine``.
         device: Where it was made: the engine's provenance.
@@ -261,7 +260,7 @@ class Application(Protocol):
 
 
 @runtime_checkable
-class OpensModels(Protocol):
+class OpensModels(Engine, Protocol):
     """An engine that runs an ONNX file from host to host."""
 
     def open_model(self, model: Path) -> Runner:
@@ -269,7 +268,7 @@ class OpensModels(Protocol):
 
 
 @runtime_checkable
-class OpensBundles(Protocol):
+class OpensBundles(Engine, Protocol):
     """An engine with an application of its own: one that does all of it on its device."""
 
     def open_application(self, bundle: Bundle) -> Application:
@@ -277,7 +276,7 @@ class OpensBundles(Protocol):
 
 
 @runtime_checkable
-class BuildsBundles(Protocol):
+class BuildsBundles(Engine, Protocol):
     """An engine that builds something of an ONNX file that ships with it."""
 
     def build_bundle(self, onnx: Path, folder: Path, update: Update, compatible: str | None = None) -> dict[str, Any]:
@@ -310,10 +309,11 @@ def open_application(bundle: Bundle) -> Application:
 def find_application(bundle: Bundle) -> Application | None:
     """Return what `open_application` does, and None for an engine that computes no files: a formula, for one."""
     engine = open_engine(bundle.engine, bundle.threads, bundle.precision)
-    if isinstance(engine, OpensBundles):
-        return engine.open_application(bundle)
-    if isinstance(engine, OpensModels):
-        return HostApplication(bundle, engine.open_model(bundle.path))
+    can = engine.capabilities
+    if can.runs_applications:
+        return cast(OpensBundles, engine).open_application(bundle)
+    if can.runs_files:
+        return HostApplication(bundle, cast(OpensModels, engine).open_model(bundle.path))
     return None
 
 

@@ -7,9 +7,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hwnas.ops.native import library
-from hwnas.ops.primitives import EPS, Moments
-from hwnas.ops.primitives_torch import convolve, convolve_data
+from hwnas.ops.fused.native import library
+from hwnas.ops.fused.primitives import EPS, Moments
+from hwnas.ops.fused.primitives_torch import convolve, convolve_data
 
 
 def _columns(t: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_long, ctypes.c_long]:

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 from hwnas import errors
 from hwnas.errors import HwnasError
-from hwnas.runtime.child import environment, last_words
-from hwnas.runtime.device import malloc_tunables
-from hwnas.runtime.engines import slowest_load_s
-from hwnas.runtime.journal import Journal
-from hwnas.runtime.measure import DEFAULT_STOP, StopRule
-from hwnas.runtime.results import OUTSIDE_DEATHS
-from hwnas.runtime.work import RESULTS_FILE, Progress
+from hwnas.runtime.engines import capabilities
+from hwnas.runtime.measuring.child import environment, last_words
+from hwnas.runtime.measuring.device import malloc_tunables
+from hwnas.runtime.measuring.journal import Journal
+from hwnas.runtime.measuring.measure import DEFAULT_STOP, StopRule
+from hwnas.runtime.measuring.results import OUTSIDE_DEATHS
+from hwnas.runtime.measuring.work import RESULTS_FILE, Progress
 
 # Sent by users, init systems and a kernel short of memory; an engine's own faults have other signals.
 OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
@@ -56,7 +56,7 @@ def supervise(
 ) -> Path:
     """Measure in a child process, and start it again if it dies or hangs.
 
-    An entry that keeps killing it is recorded as crashed and left out: see `hwnas.runtime.work`.
+    An entry that keeps killing it is recorded as crashed and left out: see `hwnas.runtime.measuring.work`.
 
     Args:
         folder: A plan.
@@ -85,7 +85,7 @@ def supervise(
     command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
     command += ["--engine", engine_name, "--threads", str(threads)]
     command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
-    load_s = slowest_load_s(engine_name)
+    load_s = capabilities(engine_name).slowest_load_s
     early = 0  # deaths in a row before anything was measured
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]

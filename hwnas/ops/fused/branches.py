@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.ops import layers
-from hwnas.ops.primitives import Moments, Primitives
+from hwnas.ops.fused.primitives import Moments, Primitives
 
 frozen: ContextVar[bool] = ContextVar("frozen", default=False)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwnas.ops.primitives import EPS, Moments
+from hwnas.ops.fused.primitives import EPS, Moments
 
 
 class Torch:

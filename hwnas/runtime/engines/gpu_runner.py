@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.cuda import Memory
-from hwnas.runtime.cuda_timing import Capture, Prepared
+from hwnas.runtime.cuda.driver import Memory
+from hwnas.runtime.cuda.kernels import KERNELS, preprocess_grid, upsample_argmax_grid
+from hwnas.runtime.cuda.timing import Capture, Prepared
 from hwnas.runtime.engines.base import Array, Once, check_inputs, random_inputs
-from hwnas.runtime.gpu import Gpu
-from hwnas.runtime.kernels import KERNELS, preprocess_grid, upsample_argmax_grid
-from hwnas.runtime.measure import Samples
-from hwnas.runtime.plan import Shape
+from hwnas.runtime.engines.gpu import Gpu
+from hwnas.runtime.measuring.measure import Samples
+from hwnas.runtime.measuring.plan import Shape
 
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # how long preprocessing takes does not depend on them
 Colour = tuple[float, float, float]

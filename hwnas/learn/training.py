@@ -18,10 +18,10 @@ from hwnas.data.augment import batch_source, normalise
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.files import write_atomic
+from hwnas.learn.losses import task_loss, tensors
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
-from hwnas.search.objective import task_loss, tensors
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
 from hwnas.spaces.chain import AuxiliaryHead, ChainSpace

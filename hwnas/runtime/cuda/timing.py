@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.cuda import Cuda, Event, Graph, Stream
-from hwnas.runtime.kernels import KERNELS
-from hwnas.runtime.measure import SHORTEST_SAMPLE_NS, Samples
-from hwnas.runtime.nvml import Watch
+from hwnas.runtime.cuda.driver import Cuda, Event, Graph, Stream
+from hwnas.runtime.cuda.kernels import KERNELS
+from hwnas.runtime.cuda.nvml import Watch
+from hwnas.runtime.measuring.measure import SHORTEST_SAMPLE_NS, Samples
 
 SIDE_SAMPLES = 3  # of runs without a graph and of runs with a flushed cache, in a visit
 MOST_IN_GRAPH = 200  # runs

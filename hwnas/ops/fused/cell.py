@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwnas.ops.branches import (
+from hwnas.ops.fused.branches import (
     Branch,
     Grads,
     Graph,
@@ -35,10 +35,10 @@ from hwnas.ops.branches import (
     frozen_statistics,
     shared_of,
 )
-from hwnas.ops.native import library
-from hwnas.ops.primitives import Primitives
-from hwnas.ops.primitives_native import Native
-from hwnas.ops.primitives_torch import Torch
+from hwnas.ops.fused.native import library
+from hwnas.ops.fused.primitives import Primitives
+from hwnas.ops.fused.primitives_native import Native
+from hwnas.ops.fused.primitives_torch import Torch
 
 
 def primitives(x: Tensor) -> Primitives:

@@ -10,9 +10,9 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.optional import require
-from hwnas.runtime.cuda import Array, Facts, checked, failure, typed
-from hwnas.runtime.kernels import Grid, Kernel
-from hwnas.runtime.nvrtc import compile_cubin
+from hwnas.runtime.cuda.driver import Array, Facts, checked, failure, typed
+from hwnas.runtime.cuda.kernels import Grid, Kernel
+from hwnas.runtime.cuda.nvrtc import compile_cubin
 
 
 def open_gpu(ordinal: int = 0) -> _Gpu:

@@ -24,8 +24,8 @@ from hwnas import errors
 from hwnas.errors import BuildError, HwnasError, MissingExtra
 from hwnas.files import write_atomic
 from hwnas.optional import require
-from hwnas.runtime.child import die_with_parent, environment, last_words
-from hwnas.runtime.reduce import ops_in, smallest_failing
+from hwnas.runtime.engines.reduce import ops_in, smallest_failing
+from hwnas.runtime.measuring.child import die_with_parent, environment, last_words
 
 # Extra of each flavour, which is its package with a dash.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -190,7 +190,7 @@ class Builder:
     def _running(self) -> tuple[subprocess.Popen[str], IO[bytes]]:
         if self._child is None:
             log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 # it is closed with the stack
-            command = [sys.executable, "-m", "hwnas.runtime.trt_build"]
+            command = [sys.executable, "-m", "hwnas.runtime.engines.trt_build"]
             child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), text=True
             )

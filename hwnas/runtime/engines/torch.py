@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwnas.ops.onnx_graph import stand_in
-from hwnas.ops.registry import OpSpec
-from hwnas.runtime.engines.base import Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import Capabilities, Once, Runner, check_inputs, random_inputs
 from hwnas.runtime.engines.scopes import scoped
-from hwnas.runtime.measure import Samples, timed
-from hwnas.runtime.plan import Entry
+from hwnas.runtime.measuring.measure import Samples, timed
+from hwnas.runtime.measuring.plan import Entry
 
 Convert = Callable[[Tensor], Tensor]
 
@@ -33,6 +31,11 @@ def entry_module(entry: Entry, read: Convert | None = None, give: Convert | None
         read: What is done to each input before the calls; a function of a module.
         give: What is done to each output after them.
     """
+    # The one import of the runtime that points up: this engine computes with the ops themselves and not with a file of
+    # them. Whoever opens it has torch and so has the ops.
+    from hwnas.ops.onnx_graph import stand_in
+    from hwnas.ops.registry import OpSpec
+
     graph, ops, repeats = fx.Graph(), dict[str, nn.Module](), Counter[OpSpec]()
     values = {name: graph.placeholder(name) for name in entry.inputs}
     if read is not None:
@@ -50,11 +53,12 @@ def entry_module(entry: Entry, read: Convert | None = None, give: Convert | None
 class TorchEager:
     """Runs the calls of an entry one by one, with stand-in weights; merges nothing and needs no ONNX file."""
 
+    capabilities = Capabilities(merges=False)
+
     def __init__(self, threads: int = 1) -> None:
         """Set torch's threads for this process, which does nothing but measure."""
         self.name = "torch"
         self.clock = "thread_cpu" if threads == 1 else "wall"
-        self.merges = False
         self._threads = threads
 
     def provenance(self) -> dict[str, object]:
@@ -71,6 +75,9 @@ class TorchEager:
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner that builds the entry's ops; `folder` is not read."""
         return scoped(_Runner(entry, self._threads), entry, self.clock)
+
+    def close(self) -> None:
+        """Nothing is held beyond the runners."""
 
 
 class _Runner:

@@ -1,0 +1,1 @@
+"""CUDA without torch: the driver and its two bindings, timing by events, our kernels and their compiler, NVML."""
