@@ -22,7 +22,7 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"learn"},
     {"spaces"},
     {"latency"},
-    {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
+    {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog"},
     {"problem"},
     {"runtime"},
     {"resources", "files", "records", "optional", "progress", "errors", "__init__"},
