@@ -1,20 +1,25 @@
-"""The command line: one small dataclass per verb."""
+"""The command line: one small dataclass per verb, which calls one job and shows its result.
+
+Jobs are imported by the verb that needs them: `hwnas --help` answers without torch.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from hwnas import doctor, recipes, ui
 from hwnas.errors import HwnasError
-from hwnas.run import Run
-from hwnas.verbs import deriving, fronts, listing, pricing, profiling, searching, shipping, tables
+
+if TYPE_CHECKING:
+    from hwnas.run import Run
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Tables = Annotated[
@@ -40,6 +45,8 @@ class Doctor:
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas import doctor
+
         doctor.show()
         return 0
 
@@ -53,9 +60,10 @@ class Ls:
 
     def __call__(self) -> int:
         """Run the verb."""
-        made = [recipes.get(n) for n in recipes.names()]
-        ui.table("recipes", ("name", "what it is"), [[r.name, r.title] for r in made])
-        listing.show_runs()
+        from hwnas.jobs import list_all
+        from hwnas.show.listing import listed
+
+        listed(list_all())
         return 0
 
 
@@ -90,16 +98,24 @@ class Profile:
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas import recipes
+        from hwnas.jobs import PlanSettings, ProfileSettings, plan, profile
+        from hwnas.show import profiling as show
+        from hwnas.show.console import TERMINAL
+
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine, self.precision)
+            settings = PlanSettings(self.engine, self.precision)
+            show.planned(plan(recipes.get(self.recipe), self.plan_only, settings, TERMINAL), self.plan_only)
             return 0
         run = _begin(self.recipe, self.run, self.data)
-        with run.locked():
-            made = profiling.profile(run, self.engine, self.threads, self.results, self.minutes, self.precision)
-            good = self.require_mape is None or profiling.require_mape(made, self.require_mape)
-        return 0 if good else 1
+        if self.data is not None:
+            run.data("train")  # a folder that cannot be used is refused before anything is measured
+        how = ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
+        result = profile(run, how, TERMINAL)
+        show.profiled(result, run.command("search"))
+        return 0 if self.require_mape is None or show.within(result.table, self.require_mape) else 1
 
 
 @dataclass(frozen=True)
@@ -129,9 +145,13 @@ class Search:
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas.jobs import SearchSettings, search
+        from hwnas.show.console import TERMINAL
+
         run = _begin(self.recipe, self.run, self.data, self.seed)
-        with run.locked():
-            searching.run_search(run, self.table, self.fps, self.foreign_table, self.measure)
+        settings = SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
+        with _landing() as show:
+            show.searched(search(run, settings, TERMINAL))
         return 0
 
 
@@ -173,19 +193,28 @@ class Derive:
 
     def __call__(self) -> int:
         """Run the verb."""
-        wishes = deriving.Wishes(
-            self.candidates, self.rerank, self.rerank_steps, self.max_skips, self.max_macs, self.max_params
+        from hwnas.jobs import Demands, DeriveSettings, FrontSettings, derive, front
+        from hwnas.show.console import TERMINAL
+
+        demands = Demands(
+            self.candidates,
+            self.rerank,
+            self.rerank_steps,
+            self.max_skips,
+            self.max_macs,
+            self.max_params,
+            self.measure,
         )
         if self.pareto is None:
-            deriving.derive_into(
-                Run(self.source), self.to, self.table, self.fps, self.foreign_table, wishes, self.measure
-            )
+            settings = DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
+            with _landing() as show:
+                show.derived(derive(_open(self.source), settings, TERMINAL))
             return 0
-        if self.measure:
-            raise HwnasError("--measure is for one budget: derive at one of the front's with it")
         if self.to is not None or self.fps or len(self.table) > 1:
             raise HwnasError("--pareto takes its budgets from one table: leave out --to, --fps and a second --table")
-        fronts.pareto(Run(self.source), self.pareto, self.table[0] if self.table else None, self.foreign_table, wishes)
+        of = FrontSettings(self.pareto, self.table[0] if self.table else None, self.foreign_table, demands)
+        with _landing() as show:
+            show.front(front(_open(self.source), of, TERMINAL), self.source)
         return 0
 
 
@@ -200,10 +229,12 @@ class Train:
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        with run.locked():
-            shipping.run_train(run)
+        from hwnas.jobs import train
+        from hwnas.show.console import TERMINAL
+        from hwnas.show.shipping import trained
+
+        run = _open(self.run)
+        trained(train(run, TERMINAL), run.command("export"))
         return 0
 
 
@@ -235,13 +266,16 @@ class Export:
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas.jobs import ExportSettings, export
+        from hwnas.show.console import TERMINAL
+        from hwnas.show.shipping import exported
+
         if self.logits and self.scores:
             raise HwnasError("--logits and --scores are two endings of one file; give one of them")
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        kind = "logits" if self.logits else "scores" if self.scores else "labels"
-        with run.locked():
-            shipping.run_export(run, kind, self.engine, self.precision, self.compatible)
+        run = _open(self.run)
+        kind: Literal["labels", "logits", "scores"] = "logits" if self.logits else "scores" if self.scores else "labels"
+        settings = ExportSettings(kind, self.engine, self.precision, self.compatible)
+        exported(export(run, settings, TERMINAL), run.command("validate"))
         return 0
 
 
@@ -260,11 +294,14 @@ class Validate:
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        with run.locked():
-            met = shipping.run_validate(run, self.table, self.foreign_table, self.again)
-        return 1 if self.require_budget and not met else 0
+        from hwnas.jobs import ValidateSettings, validate
+        from hwnas.show.console import TERMINAL
+        from hwnas.show.shipping import validated
+
+        result = validate(_open(self.run), ValidateSettings(self.table, self.foreign_table, self.again), TERMINAL)
+        validated(result)
+        result.require_accepted()
+        return 1 if self.require_budget and not result.report.met else 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +316,10 @@ class TableShow:
 
     def __call__(self) -> int:
         """Run the verb."""
-        tables.show(self.table, self.all)
+        from hwnas.jobs import find_table
+        from hwnas.show.tables import content
+
+        content(find_table(self.table), self.all)
         return 0
 
 
@@ -296,7 +336,10 @@ class TableDiff:
 
     def __call__(self) -> int:
         """Run the verb."""
-        tables.diff(self.a, self.b, self.all)
+        from hwnas.jobs import diff_tables
+        from hwnas.show.tables import difference
+
+        difference(diff_tables(self.a, self.b), self.all)
         return 0
 
 
@@ -312,7 +355,13 @@ class TableCheck:
 
     def __call__(self) -> int:
         """Run the verb."""
-        return 0 if tables.check(self.table, self.measure) else 1
+        from hwnas.jobs import check_table
+        from hwnas.show.console import TERMINAL
+        from hwnas.show.tables import checked
+
+        result = check_table(self.table, self.measure, TERMINAL)
+        checked(result)
+        return 0 if result.good else 1
 
 
 @dataclass(frozen=True)
@@ -356,16 +405,15 @@ class Price:
 
     def __call__(self) -> int:
         """Run the verb."""
-        pricing.price(
-            self.network,
-            self.table,
-            self.foreign_table,
-            self.recipe,
-            self.channels,
-            self.compare,
-            self.all,
-            self.json,
-        )
+        from hwnas.files import canonical_json
+        from hwnas.jobs import PriceSettings, price
+        from hwnas.show.pricing import priced
+
+        settings = PriceSettings(self.network, self.table, self.foreign_table, self.recipe, self.channels, self.compare)
+        result = price(settings)
+        priced(result, self.all)
+        if self.json:
+            print(canonical_json(result.to_json()))
         return 0
 
 
@@ -385,12 +433,36 @@ VERBS = {
 
 def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> Run:
     """Return the run a verb works on, with what was asked for; nothing is written yet."""
-    recipes.get(recipe)
+    from hwnas.run import Run
+    from hwnas.show.listing import recipe_changes
+
     run = Run(name or recipe)
-    run.ask(recipe=recipe, data=None if data is None else str(data.resolve()), seed=seed)
-    if data is not None:
-        run.data("train")  # a folder that cannot be used is refused before anything is measured
+    run.ask(recipe, data=None if data is None else str(data.resolve()), seed=seed)
+    recipe_changes(run)
     return run
+
+
+def _open(name: str) -> Run:
+    """Return a run that is there."""
+    from hwnas.run import Run
+    from hwnas.show.listing import recipe_changes
+
+    run = Run(name)
+    recipe_changes(run)
+    return run
+
+
+@contextmanager
+def _landing() -> Iterator[ModuleType]:
+    """Show what was measured also where no network was found at the budget."""
+    from hwnas.jobs.landing import NotLanded
+    from hwnas.show import deriving as show
+
+    try:
+        yield show
+    except NotLanded as e:
+        show.not_landed(e)
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from hwnas.export import export
 from hwnas.learn.training import TrainConfig, Training, evaluate
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
-from tests.verbs import camvid_folder, done, hwnas
+from tests.verbs import camvid_folder, done, edit, hwnas
 
 SIZE = (32, 32)
 NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -383,8 +383,7 @@ def test_the_whole_job_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Image.open(run / "predictions.png") as picture:
         picture.verify()
     # A file that is worse than its network is refused, with the name of what is worse.
-    report |= {"accepted": False, "test_accuracy": 0.1, "torch_accuracy": 0.2}
-    (run / "report.json").write_text(json.dumps(report))
+    edit(run / "report.json", accepted=False, test_accuracy=0.1, torch_accuracy=0.2)
     refused = hwnas("validate", RECIPE)
     assert refused.code == 2
     assert "the file's test top-1 accuracy is 10.00%, its network's 20.00%: more than 0.5 points" in refused.err

@@ -22,11 +22,11 @@ from hwnas.learn.losses import task_loss, tensors
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
+from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
 from hwnas.spaces.chain import AuxiliaryHead, ChainSpace
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 Optimizer = Literal["adamw", "sgd"]
 MOMENTUM = 0.9  # of SGD

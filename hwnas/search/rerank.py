@@ -19,10 +19,10 @@ from hwnas.errors import HwnasError
 from hwnas.learn.losses import Batch, tensors
 from hwnas.learn.training import TrainConfig, Training, train
 from hwnas.problem import Architecture
+from hwnas.progress import Update, ignore
 from hwnas.search.config import SearchConfig
 from hwnas.spaces.base import SearchSpace
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 IMAGES = 64  # a network is judged on at most so many
 RECALIBRATION = 8  # batches that BatchNorm takes its statistics from

@@ -27,10 +27,10 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Plan, write_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
+from hwnas.show.console import bar, table
 from hwnas.spaces import Scale, SearchSpace, trace_space
 from hwnas.spaces.trellis import TrellisSpace
 from hwnas.spaces.xception import ENTRY_65, ENTRY_71, PUBLISHED, XceptionSpace
-from hwnas.ui import bar, table
 
 CLASSES = 19  # of Cityscapes
 LAYERS = 12

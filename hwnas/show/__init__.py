@@ -1,0 +1,1 @@
+"""Results of jobs for people: tables on a terminal, drawings."""
