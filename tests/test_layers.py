@@ -21,7 +21,7 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"latency"},
     {"ops", "arch", "gates", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
     {"runtime"},
-    {"resources", "files", "lock", "optional", "errors", "__init__"},
+    {"resources", "files", "images", "lock", "optional", "errors", "__init__"},
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
+from hwnas.images import normalise
+from hwnas.runtime.cuda.kernels import upsample_argmax
 from hwnas.runtime.engines.base import HOST_CLOCKS, Array, Loaded, random_inputs
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry
@@ -95,7 +96,7 @@ class _Scoped:
         image = np.random.default_rng(0).integers(0, 256, (n, *size, 3), np.uint8)
 
         def call() -> object:
-            (output,) = self._network.run({name: preprocess(image, MEAN, STD)}).values()
+            (output,) = self._network.run({name: normalise(image, MEAN, STD)}).values()
             return to_labels(output, size)
 
         return call
