@@ -17,12 +17,12 @@ from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
 from hwnas.gates import Literals
-from hwnas.metrics import ConfusionMatrix
+from hwnas.metrics import ConfusionMatrix, scores
 from hwnas.run import Run
 from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.objective import task_loss
-from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate, scores
+from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate
 from hwnas.spaces import ChainSpace, Scale, sample
 from hwnas.train import TrainConfig
 from hwnas.verbs import reranking
