@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from hwnas import recipes, records
 from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.derived import Demands, Derived
 from hwnas.errors import DataError, HwnasError
+from hwnas.lock import Lock
 from hwnas.recipes import Recipe
 from hwnas.records import Difference, File, differences, stored
 from hwnas.spaces import SearchSpace, check
@@ -150,24 +149,15 @@ class Run:
             HwnasError: If another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self.folder / ".lock"
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.fstat(fd).st_nlink > 0  # else the one who held it has just removed it
-            except BlockingIOError:
-                held = False
-            if not held:
-                raise HwnasError(f"another process works on the run {self.name!r}; wait for it, or use another name")
+        refusal = f"another process works on the run {self.name!r}; wait for it, or use another name"
+        with Lock(self.folder / ".lock", refusal) as lock:
             try:
                 yield
             finally:
-                if list(self.folder.iterdir()) == [lock]:  # a verb that was refused leaves no empty run
-                    lock.unlink()
-                    self.folder.rmdir()
-        finally:
-            os.close(fd)
+                if set(self.folder.iterdir()) <= lock.files:  # a verb that was refused leaves no empty run
+                    lock.remove()
+                    with suppress(OSError):  # another process has just come
+                        self.folder.rmdir()
 
     @property
     def recipe(self) -> Recipe:

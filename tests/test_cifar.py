@@ -21,9 +21,10 @@ from PIL import Image
 
 from hwnas import recipes
 from hwnas.data import CLASSIFICATION, SEGMENTATION, Cifar10, Shapes, Synthetic, open_dataset, task_of
-from hwnas.data.augment import PAD, batch_source, batches, cut_out, normalise, pad_crop_flip
+from hwnas.data.augment import PAD, batch_source, batches, cut_out, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
+from hwnas.images import normalise
 from hwnas.learn.training import TrainConfig, Training, evaluate
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.spaces import ChainSpace, Scale, sample, trace_space
