@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,14 @@ def derived(result: DeriveResult) -> None:
     summary(_facts(run.folder / "arch.json", network), run.command("train"))
 
 
-def not_landed(error: NotLanded) -> None:
-    """Show what was measured before a landing was given up."""
-    _measurements(error.rounds)
+@contextmanager
+def landing() -> Iterator[None]:
+    """Show what was measured also where no network was found at the budget."""
+    try:
+        yield
+    except NotLanded as e:
+        _measurements(e.rounds)
+        raise
 
 
 def front(result: FrontResult, name: str) -> None:
