@@ -22,7 +22,7 @@ from hwnas.show.drawings import draw_front, picture
 def searched(result: SearchResult) -> None:
     """Show what was searched, how sure the search is of it, and what was derived."""
     if result.steps:
-        last, folder = result.steps[-1], result.derived.run.folder
+        last, folder = result.steps[-1], result.derivation.run.folder
         why = "" if result.stopped is None else f", ended early: {result.stopped}"
         facts: dict[str, object] = {
             "searched": f"{len(result.steps)} steps, {sum(s['seconds'] for s in result.steps):.0f} s{why}",
@@ -34,7 +34,7 @@ def searched(result: SearchResult) -> None:
             f"{last['derived_ms'] / result.aim_ms:.3f} of the {result.aim_ms:.4g} ms that are aimed at",
         }
         summary(facts, None)
-    derived(result.derived)
+    derived(result.derivation)
 
 
 def derived(result: DeriveResult) -> None:
