@@ -28,10 +28,11 @@ def main(engine: str = "onnxruntime") -> None:
     table = profile(run, ProfileSettings(engine=engine)).table
     print(f"table: {len(table.rows)} ops on {table.name}")
 
-    derived = search(run, SearchSettings(fps=(2000.0,))).derived.derived
-    print(f"derived: {derived.architecture.id}, {derived.macs / 1e6:.1f} M multiply-adds")
-    for kind, (calls, ms) in price(PriceSettings(run.name)).price.by_kind().items():
-        print(f"  {calls:3d} {kind:<12} {ms:.4f} ms")
+    derived = search(run, SearchSettings(fps=(2000.0,))).derived
+    cost = price(PriceSettings(run.name)).price
+    print(f"derived: {derived.architecture.id}, {cost.complexity}")
+    for kind, (calls, ms) in cost.by_kind().items():
+        print(f"  {calls:3d} {kind:<18} {ms:.4f} ms")
 
     train(run)
     bundle = export(run).bundle

@@ -1,25 +1,22 @@
 """The command line: one small dataclass per verb, which calls one job and shows its result.
 
-Jobs are imported by the verb that needs them: `hwnas --help` answers without torch.
+What a verb takes from `jobs` and `show` is loaded when it is called: `hwnas --help` answers without torch.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import Annotated, Literal, Union
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
+from hwnas import jobs, show
 from hwnas.errors import HwnasError
-
-if TYPE_CHECKING:
-    from hwnas.run import Run
+from hwnas.files import canonical_json
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Tables = Annotated[
@@ -60,10 +57,7 @@ class Ls:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import list_all
-        from hwnas.show.listing import listed
-
-        listed(list_all())
+        show.listed(jobs.list_all())
         return 0
 
 
@@ -98,22 +92,20 @@ class Profile:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas import recipes
-        from hwnas.jobs import PlanSettings, ProfileSettings, plan, profile
-        from hwnas.show import profiling as show
-        from hwnas.show.console import TERMINAL
-
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            settings = PlanSettings(self.engine, self.precision)
-            show.planned(plan(recipes.get(self.recipe), self.plan_only, settings, TERMINAL), self.plan_only)
+            from hwnas import recipes
+
+            settings = jobs.PlanSettings(self.engine, self.precision)
+            plan = jobs.plan(recipes.get(self.recipe), self.plan_only, settings, show.TERMINAL)
+            show.planned(plan, self.plan_only)
             return 0
         run = _begin(self.recipe, self.run, self.data)
         if self.data is not None:
             run.data("train")  # a folder that cannot be used is refused before anything is measured
-        how = ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
-        result = profile(run, how, TERMINAL)
+        how = jobs.ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
+        result = jobs.profile(run, how, show.TERMINAL)
         show.profiled(result, run.command("search"))
         return 0 if self.require_mape is None or show.within(result.table, self.require_mape) else 1
 
@@ -145,13 +137,10 @@ class Search:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import SearchSettings, search
-        from hwnas.show.console import TERMINAL
-
         run = _begin(self.recipe, self.run, self.data, self.seed)
-        settings = SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
-        with _landing() as show:
-            show.searched(search(run, settings, TERMINAL))
+        settings = jobs.SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
+        with show.landing():
+            show.searched(jobs.search(run, settings, show.TERMINAL))
         return 0
 
 
@@ -193,10 +182,7 @@ class Derive:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import Demands, DeriveSettings, FrontSettings, derive, front
-        from hwnas.show.console import TERMINAL
-
-        demands = Demands(
+        demands = jobs.Demands(
             self.candidates,
             self.rerank,
             self.rerank_steps,
@@ -206,15 +192,14 @@ class Derive:
             self.measure,
         )
         if self.pareto is None:
-            settings = DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
-            with _landing() as show:
-                show.derived(derive(_open(self.source), settings, TERMINAL))
+            settings = jobs.DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
+            with show.landing():
+                show.derived(jobs.derive(_open(self.source), settings, show.TERMINAL))
             return 0
         if self.to is not None or self.fps or len(self.table) > 1:
             raise HwnasError("--pareto takes its budgets from one table: leave out --to, --fps and a second --table")
-        of = FrontSettings(self.pareto, self.table[0] if self.table else None, self.foreign_table, demands)
-        with _landing() as show:
-            show.front(front(_open(self.source), of, TERMINAL), self.source)
+        of = jobs.FrontSettings(self.pareto, self.table[0] if self.table else None, self.foreign_table, demands)
+        show.front(jobs.front(_open(self.source), of, show.TERMINAL), self.source)
         return 0
 
 
@@ -229,12 +214,8 @@ class Train:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import train
-        from hwnas.show.console import TERMINAL
-        from hwnas.show.shipping import trained
-
         run = _open(self.run)
-        trained(train(run, TERMINAL), run.command("export"))
+        show.trained(jobs.train(run, show.TERMINAL), run.command("export"))
         return 0
 
 
@@ -266,16 +247,12 @@ class Export:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import ExportSettings, export
-        from hwnas.show.console import TERMINAL
-        from hwnas.show.shipping import exported
-
         if self.logits and self.scores:
             raise HwnasError("--logits and --scores are two endings of one file; give one of them")
         run = _open(self.run)
         kind: Literal["labels", "logits", "scores"] = "logits" if self.logits else "scores" if self.scores else "labels"
-        settings = ExportSettings(kind, self.engine, self.precision, self.compatible)
-        exported(export(run, settings, TERMINAL), run.command("validate"))
+        settings = jobs.ExportSettings(kind, self.engine, self.precision, self.compatible)
+        show.exported(jobs.export(run, settings, show.TERMINAL), run.command("validate"))
         return 0
 
 
@@ -294,12 +271,10 @@ class Validate:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import ValidateSettings, validate
-        from hwnas.show.console import TERMINAL
-        from hwnas.show.shipping import validated
-
-        result = validate(_open(self.run), ValidateSettings(self.table, self.foreign_table, self.again), TERMINAL)
-        validated(result)
+        result = jobs.validate(
+            _open(self.run), jobs.ValidateSettings(self.table, self.foreign_table, self.again), show.TERMINAL
+        )
+        show.validated(result)
         result.require_accepted()
         return 1 if self.require_budget and not result.report.met else 0
 
@@ -316,10 +291,7 @@ class TableShow:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import find_table
-        from hwnas.show.tables import content
-
-        content(find_table(self.table), self.all)
+        show.content(jobs.find_table(self.table), self.all)
         return 0
 
 
@@ -336,10 +308,7 @@ class TableDiff:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import diff_tables
-        from hwnas.show.tables import difference
-
-        difference(diff_tables(self.a, self.b), self.all)
+        show.difference(jobs.diff_tables(self.a, self.b), self.all)
         return 0
 
 
@@ -355,12 +324,8 @@ class TableCheck:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.jobs import check_table
-        from hwnas.show.console import TERMINAL
-        from hwnas.show.tables import checked
-
-        result = check_table(self.table, self.measure, TERMINAL)
-        checked(result)
+        result = jobs.check_table(self.table, self.measure, show.TERMINAL)
+        show.checked(result)
         return 0 if result.good else 1
 
 
@@ -405,13 +370,11 @@ class Price:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from hwnas.files import canonical_json
-        from hwnas.jobs import PriceSettings, price
-        from hwnas.show.pricing import priced
-
-        settings = PriceSettings(self.network, self.table, self.foreign_table, self.recipe, self.channels, self.compare)
-        result = price(settings)
-        priced(result, self.all)
+        settings = jobs.PriceSettings(
+            self.network, self.table, self.foreign_table, self.recipe, self.channels, self.compare
+        )
+        result = jobs.price(settings)
+        show.priced(result, self.all)
         if self.json:
             print(canonical_json(result.to_json()))
         return 0
@@ -431,38 +394,19 @@ VERBS = {
 }
 
 
-def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> Run:
+def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> jobs.Run:
     """Return the run a verb works on, with what was asked for; nothing is written yet."""
-    from hwnas.run import Run
-    from hwnas.show.listing import recipe_changes
-
-    run = Run(name or recipe)
+    run = jobs.Run(name or recipe)
     run.ask(recipe, data=None if data is None else str(data.resolve()), seed=seed)
-    recipe_changes(run)
+    show.recipe_changes(run)
     return run
 
 
-def _open(name: str) -> Run:
+def _open(name: str) -> jobs.Run:
     """Return a run that is there."""
-    from hwnas.run import Run
-    from hwnas.show.listing import recipe_changes
-
-    run = Run(name)
-    recipe_changes(run)
+    run = jobs.Run(name)
+    show.recipe_changes(run)
     return run
-
-
-@contextmanager
-def _landing() -> Iterator[ModuleType]:
-    """Show what was measured also where no network was found at the budget."""
-    from hwnas.jobs.landing import NotLanded
-    from hwnas.show import deriving as show
-
-    try:
-        yield show
-    except NotLanded as e:
-        show.not_landed(e)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,10 +72,10 @@ def test_a_search_opens_its_data_once_and_prints_nothing(
     assert capsys.readouterr() == ("", "")
     assert not result.complete
     assert [s["step"] for s in result.steps] == list(range(recipes.get(RECIPE).search.steps))
-    assert result.derived.derived == run.derived()
+    assert result.derived == run.derived()
     again = search(run, SearchSettings(fps=(3000.0,)))
     assert again.complete
-    assert again.derived.derived == result.derived.derived
+    assert again.derived == result.derived
 
 
 def test_results_of_the_other_jobs(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,8 +101,8 @@ def front(run: Run, settings: FrontSettings, report: Reporter = SILENT) -> Front
             " --foreign-table" if settings.foreign_table else ""
         )
         commands = _commands(run.name, points, flags + settings.demands.flags())
-        made = tuple(_point(p, c) for p, c in zip(points, commands, strict=True))
-        new, path = Front(settings.points, table.name, settings.demands, made), run.folder / "pareto.json"
+        kept = tuple(_point(p, c) for p, c in zip(points, commands, strict=True))
+        new, path = Front(settings.points, table.name, settings.demands, kept), run.folder / "pareto.json"
         if path.exists() and FILE.load(path, Front) != new:
             raise HwnasError(f"{path} holds another front; remove it to make this one")
         records.save(path, new)

@@ -325,8 +325,8 @@ def price(settings: PriceSettings, report: Reporter = SILENT) -> PriceResult:
     table = find_table(settings.table or f"{network.folder}/table.json")
     if not settings.foreign_table:
         require_here(table)
-    found = price_network(network, table)
+    first = price_network(network, table)
     if other is None:
-        return PriceResult(table, found)
+        return PriceResult(table, first)
     second = price_network(other, table)
-    return PriceResult(table, found, second, order(found.ms, second.ms, table.correction.relative_error))
+    return PriceResult(table, first, second, order(first.ms, second.ms, table.correction.relative_error))

@@ -11,7 +11,7 @@ import numpy as np
 
 from hwnas import records
 from hwnas.data import SegmentationData
-from hwnas.derived import Demands
+from hwnas.derived import Demands, Derived
 from hwnas.errors import HwnasError
 from hwnas.jobs.deriving import Alphas, DeriveResult, derive_into, open_contest
 from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budgets, read_all, refuse_second_table
@@ -56,7 +56,7 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        derived: The network, as `hwnas.jobs.derive` gives it.
+        derivation: Of the network, as `hwnas.jobs.derive` gives it.
         groups: What was decided.
         decisions: How many there were.
         steps: The lines of the step log; empty where the search was complete already.
@@ -64,7 +64,7 @@ class SearchResult:
         aim_ms: What the loss aimed at.
     """
 
-    derived: DeriveResult
+    derivation: DeriveResult
     groups: tuple[str, ...] = ()
     decisions: int = 0
     steps: tuple[dict[str, Any], ...] = ()
@@ -74,7 +74,12 @@ class SearchResult:
     @property
     def complete(self) -> bool:
         """Whether the network was there already."""
-        return self.derived.complete
+        return self.derivation.complete
+
+    @property
+    def derived(self) -> Derived:
+        """The network."""
+        return self.derivation.derived
 
 
 def search(run: Run, settings: SearchSettings = SearchSettings(), report: Reporter = SILENT) -> SearchResult:
@@ -160,9 +165,9 @@ def _search(
         Alphas({k: tuple(map(tuple, v.tolist())) for k, v in logits.items()}, str(table.path)),
     )
     contest = open_contest(run, table, demands)
-    derived = derive_into(run, table, budget_ms, demands, contest, Judge(run, data), report)
+    derivation = derive_into(run, table, budget_ms, demands, contest, Judge(run, data), report)
     return SearchResult(
-        derived,
+        derivation,
         tuple(g.name for g in space.groups),
         sum(len(g.decisions) for g in space.groups),
         tuple(log.read()),

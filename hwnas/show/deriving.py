@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hwnas.show.drawings import draw_front, picture
 def searched(result: SearchResult) -> None:
     """Show what was searched, how sure the search is of it, and what was derived."""
     if result.steps:
-        last, folder = result.steps[-1], result.derived.run.folder
+        last, folder = result.steps[-1], result.derivation.run.folder
         why = "" if result.stopped is None else f", ended early: {result.stopped}"
         facts: dict[str, object] = {
             "searched": f"{len(result.steps)} steps, {sum(s['seconds'] for s in result.steps):.0f} s{why}",
@@ -33,7 +34,7 @@ def searched(result: SearchResult) -> None:
             f"{last['derived_ms'] / result.aim_ms:.3f} of the {result.aim_ms:.4g} ms that are aimed at",
         }
         summary(facts, None)
-    derived(result.derived)
+    derived(result.derivation)
 
 
 def derived(result: DeriveResult) -> None:
@@ -60,9 +61,14 @@ def derived(result: DeriveResult) -> None:
     summary(_facts(run.folder / "arch.json", network), run.command("train"))
 
 
-def not_landed(error: NotLanded) -> None:
-    """Show what was measured before a landing was given up."""
-    _measurements(error.rounds)
+@contextmanager
+def landing() -> Iterator[None]:
+    """Show what was measured also where no network was found at the budget."""
+    try:
+        yield
+    except NotLanded as e:
+        _measurements(e.rounds)
+        raise
 
 
 def front(result: FrontResult, name: str) -> None:

@@ -70,29 +70,29 @@ def _show_kinds(measured: LatencyTable, rows: Sequence[OpRow]) -> None:
 
 def difference(result: DiffResult, every: bool) -> None:
     """Print how the second table compares with the first; `every` prints all rows."""
-    a, b, found = result.a, result.b, result.diff
+    a, b, diff = result.a, result.b, result.diff
     if every:
-        _show_rows("rows", [*found.ops, *found.nets])
+        _show_rows("rows", [*diff.ops, *diff.nets])
     cells = [
         [kind, str(s.rows), _ratio(s.ratio), *(str(s.verdicts[v]) for v in ("better", "worse", "ambiguous"))]
-        for kind, s in by_kind([*found.ops, *found.nets]).items()
+        for kind, s in by_kind([*diff.ops, *diff.nets]).items()
     ]
     table("B against A", ("kind", "rows", "median B/A", "better", "worse", "ambiguous"), cells, numbers=True)
     console.print(RULE, markup=False)
-    if found.where:
+    if diff.where:
         table(
             "conditions that differ",
             ("condition", "A", "B"),
-            [[c.name, _text(c.old), _text(c.new)] for c in found.where],
+            [[c.name, _text(c.old), _text(c.new)] for c in diff.where],
         )
     if not same_device(a.where, b.where):
         warn(f"the tables are of different devices: {device_name(a.where)} and {device_name(b.where)}")
     engines = [str(t.where["engine"]["name"]) for t in (a, b)]
     if engines[0] != engines[1]:
         warn(f"the tables are of different engines: {engines[0]} and {engines[1]}")
-    facts: dict[str, object] = {"A": a.path, "B": b.path, "ops in both": len(found.ops)}
+    facts: dict[str, object] = {"A": a.path, "B": b.path, "ops in both": len(diff.ops)}
     facts["correction"] = f"{_correction(a)} -> {_correction(b)}"
-    for side, keys in (("A", found.only_a), ("B", found.only_b)):
+    for side, keys in (("A", diff.only_a), ("B", diff.only_b)):
         facts[f"ops only in {side}"] = f"{len(keys)}{_list(keys, every)}"
     summary(facts, None)
 
