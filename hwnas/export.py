@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from hwnas.data.augment import normalise
 from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
+from hwnas.images import normalise
 from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half

@@ -7,8 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, Task
+from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, Task
 from hwnas.errors import HwnasError
+
+
+def confusion(pred: NDArray[Any], label: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """Count (label, prediction) in arrays of one shape: (n_classes, n_classes). Void ones do not count."""
+    known = label != IGNORE_LABEL
+    cells = label[known].astype(np.int64) * n_classes + pred[known].astype(np.int64)
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def iou(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return intersection over union of each class, (..., K, K) -> (..., K); NaN for those that do not occur."""
+    hit = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
+    union = counts.sum(-2) + counts.sum(-1) - hit
+    out = np.full(hit.shape, np.nan)
+    np.divide(hit, union, out=out, where=union > 0)
+    return out
+
+
+def scores(task: Task, counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return what a task is judged by, of each confusion matrix, (..., K, K) -> (...): mIoU, or accuracy.
+
+    The mean is over classes that occur in labels or predictions. Where nothing was counted it is 0.
+    """
+    if task is SEGMENTATION:
+        each = iou(counts)
+        there = ~np.isnan(each)
+        mean: NDArray[np.float64] = np.where(there, each, 0).sum(-1) / np.maximum(1, there.sum(-1))
+        return mean
+    right: NDArray[np.float64] = np.trace(counts, axis1=-2, axis2=-1) / np.maximum(1, counts.sum((-2, -1)))
+    return right
 
 
 class ConfusionMatrix:
@@ -45,19 +75,13 @@ class ConfusionMatrix:
         for what, values in (("predictions", pred), ("labels", label)):
             if values.dtype.kind not in "iu":
                 raise HwnasError(f"expected {what} as class numbers, got {values.dtype}; take the argmax over classes")
-        known = label != IGNORE_LABEL
         self._refuse_outside(pred, "prediction")
-        self._refuse_outside(label[known], "label")
-        cell = label[known].astype(np.int64) * self.n_classes + pred[known].astype(np.int64)
-        self.counts += np.bincount(cell, minlength=self.n_classes**2).reshape(self.counts.shape)
+        self._refuse_outside(label[label != IGNORE_LABEL], "label")
+        self.counts += confusion(pred, label, self.n_classes)
 
     def iou(self) -> NDArray[np.float64]:
         """Return intersection over union (n_classes,), NaN for classes in neither labels nor predictions."""
-        hit = np.diag(self.counts).astype(np.float64)
-        union = self.counts.sum(0) + self.counts.sum(1) - hit
-        out = np.full(self.n_classes, np.nan)
-        np.divide(hit, union, out=out, where=union > 0)
-        return out
+        return iou(self.counts)
 
     def miou(self) -> float:
         """Return the mean IoU over classes that occur in labels or predictions, 0..1.
@@ -66,7 +90,7 @@ class ConfusionMatrix:
             HwnasError: If no labelled pixel was counted.
         """
         self._refuse_empty()
-        return float(np.nanmean(self.iou()))
+        return float(scores(SEGMENTATION, self.counts))
 
     def pixel_accuracy(self) -> float:
         """Return the share of labelled pixels, or images, predicted right, 0..1.
@@ -75,7 +99,7 @@ class ConfusionMatrix:
             HwnasError: If no labelled pixel was counted.
         """
         self._refuse_empty()
-        return float(np.trace(self.counts) / self.counts.sum())
+        return float(scores(CLASSIFICATION, self.counts))
 
     def recall(self) -> NDArray[np.float64]:
         """Return the share of each class's labels predicted right (n_classes,), NaN for classes without labels."""

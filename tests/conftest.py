@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,10 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from hwnas.lock import Lock
 from tests.fake_gpu.fixtures import gpu, gpu_folder, tensorrt  # noqa: F401 # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("hwnas", "kernels", "profiles", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+PATIENCE_S = 1800.0  # for what another test process makes
 
 # Read when torch is imported. The networks here are small: more threads than one only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,8 +57,7 @@ def _once_for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built from a copy so that no build output lands in the repository."""
     shared = _once_for_all_workers(tmp_path_factory)
-    with (shared / "wheel.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(shared / "wheel.lock", "another process builds the wheel", PATIENCE_S):
         if not (found := list((shared / "wheel").glob("*.whl"))):
             source = shared / "wheel-source"
             shutil.rmtree(source, ignore_errors=True)
@@ -76,8 +77,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(shared: Path, name: str, *packages: str | Path) -> Path:
     """Return the interpreter of an environment that holds `packages` and what they need, and nothing else."""
     python = shared / name / "bin" / "python"
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(shared / f"{name}.lock", "another process makes the environment", PATIENCE_S):
         done = shared / name / "done"
         if not done.exists():
             run(sys.executable, "-m", "venv", "--clear", "--without-pip", shared / name, cwd=shared)
@@ -109,8 +109,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     shared = _once_for_all_workers(tmp_path_factory) / "jobs"
     shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(shared / "lock", "another process does the job", PATIENCE_S):
         if not (shared / "done").exists():
             verbs.do_job(shared / "finished", verbs.job(verbs.RECIPE, "--engine", "fake"), shared / "profiled")
             (shared / "done").touch()

@@ -21,13 +21,14 @@ from PIL import Image
 
 from hwnas import recipes
 from hwnas.data import CLASSIFICATION, SEGMENTATION, Cifar10, Shapes, Synthetic, open_dataset, task_of
-from hwnas.data.augment import PAD, batch_source, batches, cut_out, normalise, pad_crop_flip
+from hwnas.data.augment import PAD, batch_source, batches, cut_out, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
+from hwnas.images import normalise
 from hwnas.learn.training import TrainConfig, Training, evaluate
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.spaces import Scale, darts_space, sample, trace_space
-from tests.verbs import camvid_folder, done, hwnas
+from tests.verbs import camvid_folder, done, edit, hwnas
 
 SIZE = (32, 32)
 NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -385,8 +386,7 @@ def test_the_whole_job_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Image.open(run / "predictions.png") as picture:
         picture.verify()
     # A file that is worse than its network is refused, with the name of what is worse.
-    report |= {"accepted": False, "test_accuracy": 0.1, "torch_accuracy": 0.2}
-    (run / "report.json").write_text(json.dumps(report))
+    edit(run / "report.json", accepted=False, test_accuracy=0.1, torch_accuracy=0.2)
     refused = hwnas("validate", RECIPE)
     assert refused.code == 2
     assert "the file's test top-1 accuracy is 10.00%, its network's 20.00%: more than 0.5 points" in refused.err

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hwnas.data import CamVid, ClassList, Sample, SegmentationData, Synthetic, open_dataset, split_halves
-from hwnas.data.augment import BatchSource, batches, normalise, random_crop_flip
+from hwnas.data.augment import BatchSource, batches, random_crop_flip
 from hwnas.errors import DataError
+from hwnas.images import normalise
 from hwnas.metrics import ConfusionMatrix
 
 SIZE = (24, 32)

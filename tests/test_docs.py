@@ -152,6 +152,19 @@ def test_the_recipe_of_the_documentation_works(monkeypatch: pytest.MonkeyPatch) 
     assert made.train.crop < made.space.scale.size
 
 
+def test_the_example_does_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "example.py"))["main"]("fake")
+    out = capsys.readouterr().out
+    assert re.search(r"^table: \d+ ops on fake-roofline-1/fake-fp32-b1$", out, re.MULTILINE)
+    last = re.fullmatch(r"predicted (\S+) ms, measured (\S+) ms", out.splitlines()[-1])
+    assert last is not None
+    assert float(last[1]) == pytest.approx(float(last[2]), rel=0.1)
+    assert {"deploy", "report.json", "table.json"} <= {p.name for p in (tmp_path / "runs" / "example").iterdir()}
+
+
 def test_the_onnx_code_of_the_documentation_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

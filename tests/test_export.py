@@ -21,10 +21,10 @@ from torch import nn
 
 import hwnas.export
 from hwnas.data import SegmentationData, Synthetic
-from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError
 from hwnas.export import export, load_weights
 from hwnas.files import sha256
+from hwnas.images import normalise
 from hwnas.ops.onnx_graph import (
     OPSET,
     OpExporter,

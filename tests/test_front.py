@@ -172,7 +172,7 @@ class TestVerb:
         p = points[1]
         assert p["command"] in said.out
         derived = Run(done(*shlex.split(p["command"])[1:]).following.removeprefix("hwnas train ")).derived()
-        assert derived.arch.to_json() == p["architecture"]
+        assert derived.architecture.to_json() == p["architecture"]
         assert derived.scale.to_json() == p["scale"] | {"size": tuple(p["scale"]["size"])}
         assert (derived.predicted_ms, derived.budget_ms) == (p["predicted_ms"], p["budget_ms"])
         # The same front again is the same files; another one does not take their place.

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from hwnas.data.augment import normalise
 from hwnas.errors import HwnasError, MissingExtra
+from hwnas.images import normalise
 from hwnas.resources import kernels_dir
 from hwnas.runtime.cuda import nvrtc
 from hwnas.runtime.cuda.kernels import (
@@ -84,8 +84,11 @@ class TestPreprocess:
         assert untouched()
 
     def test_its_reference_is_what_networks_are_trained_on(self) -> None:
-        image = np.random.default_rng(0).integers(0, 256, (1, 6, 9, 3)).astype(np.uint8)
-        np.testing.assert_allclose(preprocess(image, MEAN, STD)[0], normalise(image[0], MEAN, STD), rtol=0, atol=1e-6)
+        image = np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3)).astype(np.uint8)
+        got = preprocess(image, MEAN, STD)
+        for planes, one in zip(got, image, strict=True):
+            np.testing.assert_array_equal(planes, normalise(one, MEAN, STD))
+        np.testing.assert_allclose(got, ((image / 255 - MEAN) / STD).transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
 
     def test_halves_are_rounded_as_numpy_does(self, launch: Launch) -> None:
         """All 256 values of a colour, with gains that lead to infinity, to subnormal numbers and to zero."""

@@ -39,7 +39,7 @@ from tests.verbs import RECIPE, camvid_folder
 STARTER = """
 import json, os, sys
 from dataclasses import replace
-from hwnas import cli
+from hwnas import cli, jobs
 from hwnas.profile import Calibration
 from hwnas.recipes import base, darts
 
@@ -59,6 +59,8 @@ base.recipe(darts_longer)
 base.recipe(darts_every)
 trace_space(darts_longer().space)  # torch imports more when it is first used
 import torch._dynamo
+import hwnas.show.deriving, hwnas.show.shipping
+all_jobs = [getattr(jobs, name) for name in jobs.__all__]  # a verb imports its job when it is called
 for line in sys.stdin:
     folder, printed, words = json.loads(line)
     pid = os.fork()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from hwnas.data.base import CLASSIFICATION, SEGMENTATION
 from hwnas.errors import HwnasError
-from hwnas.metrics import ConfusionMatrix
+from hwnas.metrics import ConfusionMatrix, score_of, scores
 
 N = 4
 SHAPE = (3, 5)
@@ -103,3 +104,15 @@ def test_refuses_class_counts_that_leave_no_void(n: int) -> None:
 def test_score_of_nothing_is_refused() -> None:
     with pytest.raises(HwnasError, match="no labelled pixel was counted"):
         ConfusionMatrix(2).pixel_accuracy()
+
+
+@given(st.integers(1, 3), st.integers(0, 2**31))
+def test_many_matrices_are_scored_as_each_alone(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    many = rng.integers(0, 4, (n, 2, N, N)) * rng.integers(0, 2, (n, 2, 1, N))
+    for task in (SEGMENTATION, CLASSIFICATION):
+        found = scores(task, many)
+        for i in np.ndindex(n, 2):
+            matrix = ConfusionMatrix(N)
+            matrix.counts = many[i]
+            assert found[i] == (score_of(matrix, task) if many[i].any() else 0.0)

@@ -192,7 +192,7 @@ class TestCalls:
     def test_runs_read_and_write_our_memory(self, engine: Any, double: Double, tmp_path: Path) -> None:
         entry = an_entry(tmp_path, engine, ENDINGS["labels"])
         with engine.load(entry, tmp_path) as runner:
-            memory = runner._build(0)[0].memory
+            memory = runner.loaded.build(0)[0].memory
             (binding,) = double.sessions[0].bindings
             assert binding.inputs == {"x0": (np.float32, [1, 3, 32, 48], memory["x0"].address)}
             assert binding.outputs == {"y": (np.uint8, [1, 32, 48], memory["y"].address)}
@@ -221,7 +221,7 @@ class TestCalls:
     def test_a_run_is_not_waited_for(self, engine: Any, gpu: FakeGpu, tmp_path: Path) -> None:
         with engine.load(an_entry(tmp_path, engine), tmp_path) as runner, engine.gpu.cuda:
             gpu.reset()
-            runner._build(0)[0].enqueue()
+            runner.loaded.build(0)[0].enqueue()
             assert gpu.names() == ["run_with_iobinding"]
             engine.gpu.stream().synchronize()
 

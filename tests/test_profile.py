@@ -15,6 +15,7 @@ import pytest
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.jobs.profiling import forecast_minutes
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Matrices
@@ -39,7 +40,6 @@ from hwnas.search.derive import Solver
 from hwnas.search.widths import price as latency_models
 from hwnas.search.widths import random_latencies_ms
 from hwnas.spaces import Scale, Space, check, darts_space, sample, trace_space
-from hwnas.verbs.profiling import forecast_minutes
 
 SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))

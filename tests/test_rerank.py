@@ -16,6 +16,7 @@ from torch import nn
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
+from hwnas.jobs import reranking
 from hwnas.learn.losses import task_loss
 from hwnas.learn.training import TrainConfig
 from hwnas.metrics import ConfusionMatrix
@@ -24,7 +25,6 @@ from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate, scores
 from hwnas.spaces import Scale, darts_space, sample
-from hwnas.verbs import reranking
 from tests.verbs import RECIPE, done, hwnas, tree
 
 SIZE = (32, 48)
@@ -287,7 +287,7 @@ class TestVerb:
 
         monkeypatch.setattr(Supernet, "judge", third_is_best)
         said = done("derive", RECIPE, "--rerank", "supernet", "--fps", "3000", "--to", "third")
-        assert Run("third").derived().arch.id == best[2]
+        assert Run("third").derived().architecture.id == best[2]
         assert "a lower loss than the choice of utility, beyond doubt" in said.out
 
     @pytest.mark.slow
@@ -328,7 +328,9 @@ class TestVerb:
         assert other["predicted"] == made["predicted_ms"] < other["most"] == 1000 / 3600
         alone = done("derive", RECIPE, "--fps", "3600", "--to", "alone")
         assert alone.code == 0
-        assert Run("alone").derived().arch == Run("both").derived().arch  # the stricter of two equal tables
+        assert (
+            Run("alone").derived().architecture == Run("both").derived().architecture
+        )  # the stricter of two equal tables
         refused = hwnas("derive", RECIPE, *tables, "--fps", "2900", "--fps", "1e9", "--to", "none")
         assert re.search(r"1000000000\.0 fps by b\.json \(at best [\d.]+ fps by b\.json\) at once", refused.err)
         three = hwnas("derive", RECIPE, *tables, "--fps", "1", "--fps", "2", "--fps", "3")
@@ -341,7 +343,7 @@ class TestVerb:
         assert not [d for d, o in answers.items() if d.startswith("normal") and o == "skip_connect"]
         (params,) = made["constraints"]  # type: ignore[misc]
         run = Run("few")
-        net = run.space(run.derived()).build(run.derived().arch, form="deploy")
+        net = run.space(run.derived()).build(run.derived().architecture, form="deploy")
         assert params["predicted"] == sum(p.numel() for p in net.parameters()) <= 20000
         before = tree(finished.parent)
         again = ("derive", RECIPE, "--fps", "3000", "--to", "few")

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from hwnas.errors import HwnasError, MissingExtra
 from hwnas.files import sha256
 from hwnas.runtime.engines import ENGINES, capabilities, open_engine
+from hwnas.runtime.engines.base import Once
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measuring.device import (
@@ -187,6 +189,27 @@ def test_open_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MissingExtra, match="'needy_engine:E' needs the module no_such_package, which is not installed"):
         open_engine("needy_engine:E")
     assert set(ENGINES) >= {"onnxruntime", "openvino", "fake", "torch"}
+
+
+def test_what_cannot_be_opened_is_given_back_and_not_opened_again() -> None:
+    told: list[str] = []
+
+    def opener(stack: ExitStack) -> str:
+        stack.callback(told.append, "given back")
+        raise HwnasError("no memory")
+
+    once = Once("net0", opener)
+    with pytest.raises(HwnasError, match="the runner of net0 is new; use it inside a with block"):
+        once.get()
+    with pytest.raises(HwnasError, match="no memory"):
+        once.open()
+    assert told == ["given back"]
+    with pytest.raises(HwnasError, match="the runner of net0 was entered before; load it again"):
+        once.open()
+    with pytest.raises(HwnasError, match="the runner of net0 is closed"):
+        once.get()
+    once.close()
+    assert told == ["given back"]
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -18,19 +18,20 @@ from hypothesis import strategies as st
 
 from hwnas import recipes
 from hwnas.cli import main
+from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.jobs import pricing, tables
+from hwnas.jobs.pricing import find_network, price_network
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.latency.diff import NETWORK, RowDiff, by_kind, changes, diff_tables, order
 from hwnas.ops.trace import INPUT
 from hwnas.problem import Architecture, Problem
 from hwnas.recipes import Recipe, base
-from hwnas.run import Derived, Run
+from hwnas.run import Run
 from hwnas.runtime.engines import fake, open_engine
 from hwnas.runtime.measuring.device import provenance
 from hwnas.spaces import Scale, published, sample, trace_space
-from hwnas.verbs import pricing, tables
-from hwnas.verbs.pricing import find_network, price_network
 from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done, hwnas, tree
 
@@ -173,7 +174,7 @@ def run(table: Path) -> Run:
     made.commit()
     LatencyTable.load(table).save(made.folder / "table.json")
     scale = recipes.get(RECIPE).scales()[0]
-    made.write_derived(Derived(arch(), scale, 1.0, 1.0), {"table": "elsewhere"})
+    made.write_derived(Derived(arch(), scale, 1.0, 1.0, table="elsewhere"))
     return made
 
 
@@ -552,7 +553,7 @@ class TestCompare:
         (("DARTS_V1", "--recipe", "darts-tny"), "unknown recipe 'darts-tny'"),
         (("nothing",), "there is no run 'nothing' here"),
         (("nothing.json",), "cannot read an architecture at nothing.json"),
-        (("run.json",), "run.json: an object with 'architecture'.* was expected"),
+        (("empty.json",), "empty.json: an object with 'architecture'.* was expected"),
         (("no-recipe.json",), "no-recipe.json does not say which recipe it is of"),
         (("own.json", "--recipe", "other"), "own.json is of the recipe darts-tiny, not other; leave out --recipe"),
         (("scale.json",), "scale.json: 'scale' needs whole channels, cells and size"),
@@ -568,7 +569,7 @@ class TestCompare:
 def test_what_cannot_be_priced(run: Run, args: tuple[str, ...], match: str) -> None:
     own = {"architecture": arch().to_json(), "recipe": RECIPE}
     files: dict[str, dict[str, Any]] = {
-        "run.json": {},
+        "empty.json": {},
         "no-recipe.json": {"architecture": arch().to_json()},
         "own.json": own,
         "scale.json": {**own, "scale": {"channels": 4}},

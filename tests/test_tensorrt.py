@@ -217,7 +217,7 @@ class TestScopes:
                 runner.time(1)
                 gpu.reset()
                 with engine.gpu.cuda:
-                    runner._build(0)[1]._work()
+                    runner.loaded.build(0)[1]._work()
                     engine.gpu.stream().synchronize()
                 calls[role] = [n for n in gpu.names() if n != "cuStreamSynchronize" and "Ctx" not in n]
                 took[role] = runner.time(5).latency_ms.mean()

@@ -110,7 +110,7 @@ class TestCalls:
     ) -> None:
         monkeypatch.setattr("tests.fake_torch_cuda.RUN_US", 2.0)
         with engine.load(an_entry(), tmp_path) as runner, engine.load(an_entry(), tmp_path) as other:
-            samples, runs = runner.time(3), runner._build(0)[1]._runs
+            samples, runs = runner.time(3), runner.loaded.build(0)[1]._runs
             other.time(1)
         assert 5 <= runs <= 30
         assert samples.latency_ms == pytest.approx(np.full(3, (3 + 4 / runs) / 1000))
@@ -157,7 +157,7 @@ class TestCalls:
     def test_a_graph_computes_what_a_run_does(self, engine: Any, tmp_path: Path, role: str) -> None:
         entry = replace(an_entry(ENDINGS["scores"]), role=role)
         with engine.load(entry, tmp_path) as runner, engine.gpu.cuda:
-            network, stream, x = runner._build(0)[0], engine.gpu.stream(), inputs_of(entry)
+            network, stream, x = runner.loaded.build(0)[0], engine.gpu.stream(), inputs_of(entry)
             expected = runner.run(x)["y"]
             graph = engine.capture(network.enqueue)
             stream.copy_in(network.memory["x0"], 3 * x["x0"])
@@ -177,12 +177,12 @@ class TestCalls:
             runner.time(1)
             gpu.reset()
             with engine.gpu.cuda:
-                runner._build(0)[1]._once.launch()
+                runner.loaded.build(0)[1]._once.launch()
                 engine.gpu.stream().synchronize()
             assert [n for n in gpu.names() if "Ctx" not in n] == ["cuGraphLaunch", "cuStreamSynchronize"]
             gpu.reset()
             with engine.gpu.cuda:
-                engine.capture(runner._build(0)[1]._work).close()
+                engine.capture(runner.loaded.build(0)[1]._work).close()
         work = ["cuMemcpyHtoDAsync", "preprocess_f32", "torch", "upsample_argmax_f32", "cuMemcpyDtoHAsync"]
         assert [n for n in gpu.names() if n in work] == work
 
@@ -209,7 +209,7 @@ class TestPrecision:
         with torch.inference_mode():
             expected = entry_module(entry)(*map(torch.from_numpy, inputs.values()))[0].numpy()
         with engine.load(entry, tmp_path) as runner:
-            module = runner._build(0)[0]._module
+            module = runner.loaded.build(0)[0]._module
             got = runner.run(inputs)["y"]
         assert {p.dtype for p in module.parameters()} <= {torch.float16}
         assert got.dtype == expected.dtype

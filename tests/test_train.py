@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from hwnas.data import IGNORE_LABEL, ClassList, Sample, SegmentationData, Synthetic
-from hwnas.data.augment import normalise
 from hwnas.errors import DataError, HwnasError
+from hwnas.images import normalise
 from hwnas.learn.training import TrainConfig, Training, class_weights, evaluate, train
 from hwnas.spaces import Scale, darts_space, sample
 from hwnas.steplog import StepLog

@@ -16,6 +16,7 @@ import torch
 
 from hwnas import recipes
 from hwnas.errors import HwnasError
+from hwnas.jobs.pricing import Network, find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
@@ -38,7 +39,6 @@ from hwnas.spaces import (
 from hwnas.spaces.encoders.trellis import Trellis, Weighting
 from hwnas.spaces.encoders.trellis_nets import TrellisNet
 from hwnas.spaces.published import PUBLISHED_CELL, PUBLISHED_PATH
-from hwnas.verbs.pricing import Network, find_network, price_network
 
 from .contracts import SpaceContract, random_probs, roofline_table, take_weights
 

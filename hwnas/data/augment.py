@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, Sample, SegmentationData, check_seed, check_size, task_of
 from hwnas.errors import DataError
+from hwnas.images import normalise
 from hwnas.optional import require
 
 if TYPE_CHECKING:
@@ -269,19 +270,6 @@ def scaled_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def normalise(
-    image: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> NDArray[np.float32]:
-    """Return an image uint8 (H, W, 3) as float32 (3, H, W), less `mean` and over `std`, both where white is 1."""
-    offset = np.asarray(mean, np.float32)[:, None, None]
-    gain = 1 / np.asarray(std, np.float32)[:, None, None]
-    planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
-    planes *= np.float32(1 / 255)
-    planes -= offset
-    planes *= gain
-    return planes
 
 
 def _window(n_source: int, n_out: int, scale: float, rng: np.random.Generator) -> tuple[slice, tuple[float, float]]:

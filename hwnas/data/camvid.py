@@ -8,9 +8,7 @@ has one byte a pixel: 0..10 the classes below, 11 void. Names, order and colours
 from __future__ import annotations
 
 import os
-import struct
 import warnings
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +28,9 @@ from hwnas.data.base import (
     check_size,
     check_split,
 )
+from hwnas.data.registry import layout
 from hwnas.errors import DataError
+from hwnas.images import DAMAGE
 from hwnas.optional import require
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ CAMVID_CLASSES = ClassList(
 )
 
 _VOID_IN_FILE = len(CAMVID_CLASSES)
-# What Pillow raises on damaged files; UnidentifiedImageError is an OSError, and broken PNG chunks are SyntaxErrors.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
 
 class _Entry(NamedTuple):
@@ -78,6 +76,7 @@ class _Entry(NamedTuple):
     label: Path
 
 
+@layout("camvid", Path.is_dir)  # of any other folder it says best what is missing
 class CamVid:
     """One split of a CamVid-like folder, decoded when asked for and kept in memory up to a limit.
 
@@ -203,7 +202,7 @@ def _decode(path: Path) -> Image.Image:
                     return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
         raise _too_large(path) from e
-    except _DAMAGE as e:
+    except DAMAGE as e:
         raise DataError(f"cannot decode {path} ({str(e) or type(e).__name__}); replace the file") from e
     raise _too_large(path)
 

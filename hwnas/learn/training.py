@@ -14,18 +14,19 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.data.augment import batch_source, normalise
+from hwnas.data.augment import batch_source
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.files import write_atomic
+from hwnas.images import normalise
 from hwnas.learn.losses import task_loss, tensors
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
+from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
 from hwnas.spaces import Space
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 Optimizer = Literal["adamw", "sgd"]
 MOMENTUM = 0.9  # of SGD

@@ -8,8 +8,8 @@ from pathlib import Path
 from hwnas.latency.table import LatencyTable
 from hwnas.profile.networks import Calibration, choose_networks
 from hwnas.profile.plan import PlanWriter
+from hwnas.progress import Update, ignore
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
-from hwnas.ui import Update, ignore
 
 
 def plan_again(

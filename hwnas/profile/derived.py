@@ -18,13 +18,13 @@ from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
+from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces.base import Scale, SearchSpace
-from hwnas.ui import Update, ignore
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks that tell which budgets make sense

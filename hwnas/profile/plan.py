@@ -14,9 +14,9 @@ from hwnas.problem import Architecture, Marginals
 from hwnas.profile.assembly import Assembly, Network, Price
 from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
+from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.plan import Call, Entry, plan_id, write_plan
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
-from hwnas.ui import Update, ignore
 
 OUTPUT = "output"
 

@@ -8,11 +8,25 @@ from dataclasses import dataclass, field, replace
 from hwnas.errors import unknown
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
+from hwnas.records import stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
+from hwnas.search.multiplier import Multiplier
+from hwnas.search.relax import GumbelSoftmax, SinglePath, Softmax
 from hwnas.spaces import Scale, Space
 
+# Where a setting is a choice of classes, the recipe that a run stores says which by these names. Encoders and heads
+# have theirs from their registry.
+for _name, _class in {
+    "softmax": Softmax,
+    "gumbel-softmax": GumbelSoftmax,
+    "single-path": SinglePath,
+    "multiplier": Multiplier,
+}.items():
+    stored(_name)(_class)
 
+
+@stored("recipe")
 @dataclass(frozen=True)
 class Recipe:
     """A run as data; variants by ``dataclasses.replace``.

@@ -12,8 +12,8 @@ from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency.model import LatencyModel
 from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.problem.linear import Bounded
+from hwnas.progress import Update, ignore
 from hwnas.search.program import Program
-from hwnas.ui import Update, ignore
 
 # HiGHS meets rows to 1e-7; a solution this close above the budget is checked in full precision and cut off.
 TOLERANCE = 1e-6

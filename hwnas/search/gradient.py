@@ -18,6 +18,7 @@ from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
 from hwnas.learn.losses import Batch, task_loss, tensors
 from hwnas.problem import Architecture, Group, Probabilities
+from hwnas.progress import Update, ignore
 from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound, Cost
@@ -30,7 +31,6 @@ from hwnas.seeding import seeded
 from hwnas.spaces.base import SearchSpace
 from hwnas.spaces.cell import set_evaluation
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 __all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwnas.data.base import SegmentationData
+from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.work import free_memory_bytes
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.spaces.base import SearchSpace
-from hwnas.ui import Update, ignore
 
 SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
 BATCHES = (1, 2)

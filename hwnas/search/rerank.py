@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas.data.augment import batch_source, normalise
-from hwnas.data.base import IGNORE_LABEL, SEGMENTATION, SegmentationData, Task, split_halves, task_of
+from hwnas.data.augment import batch_source
+from hwnas.data.base import IGNORE_LABEL, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
+from hwnas.images import normalise
 from hwnas.learn.losses import Batch, tensors
 from hwnas.learn.training import TrainConfig, Training, train
+from hwnas.metrics import confusion, scores
 from hwnas.problem import Architecture
+from hwnas.progress import Update, ignore
 from hwnas.search.config import SearchConfig
 from hwnas.spaces.base import SearchSpace
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 IMAGES = 64  # a network is judged on at most so many
 RECALIBRATION = 8  # batches that BatchNorm takes its statistics from
@@ -70,21 +72,6 @@ class Judgement:
         return cls(task, np.array(data["losses"], np.float64), flat.reshape(-1, k, k))
 
 
-def scores(task: Task, confusions: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the score of each confusion matrix, (n, classes, classes) -> (n,): mIoU, or accuracy.
-
-    The mean is over classes that occur in labels or predictions, as `ConfusionMatrix.miou` has it.
-    """
-    hit = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
-    if task is not SEGMENTATION:
-        right: NDArray[np.float64] = hit.sum(1) / np.maximum(1, confusions.sum((1, 2)))
-        return right
-    union = confusions.sum(1) + confusions.sum(2) - hit
-    there = union > 0
-    out: NDArray[np.float64] = np.where(there, hit / np.where(there, union, 1), 0).sum(1) / np.maximum(1, there.sum(1))
-    return out
-
-
 @torch.no_grad()
 def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update = ignore) -> Judgement:
     """Judge a network image by image.
@@ -104,8 +91,7 @@ def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update
             known = label != IGNORE_LABEL if label.dim() else torch.ones((), dtype=torch.bool)
             values, wanted = one.reshape(k, -1).T[known.reshape(-1)], label.reshape(-1)[known.reshape(-1)]
             losses.append(float(F.cross_entropy(values, wanted)) if len(wanted) else 0.0)
-            cells = wanted * k + values.argmax(1)
-            confusions.append(torch.bincount(cells, minlength=k * k).reshape(k, k).numpy())
+            confusions.append(confusion(values.argmax(1).numpy(), wanted.numpy(), k))
         update(len(losses))
     return Judgement(task, np.array(losses), np.stack(confusions))
 

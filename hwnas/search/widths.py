@@ -15,10 +15,10 @@ from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Matrices, Probabilities, Problem
+from hwnas.progress import Update, ignore
 from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.spaces.base import Scale, SearchSpace, trace_space
-from hwnas.ui import Update, ignore
 
 # How far below the budget the prediction of a derived network stays: half a standard error of the table, but
 # never more than a tenth: a table worse than that should be measured again, not paid for in width.

@@ -27,9 +27,9 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Plan, write_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
+from hwnas.show.console import bar, table
 from hwnas.spaces import Scale, Space, autodeeplab_space, published, trace_space, xception_space
 from hwnas.spaces.encoders.xception import ENTRY_65, ENTRY_71, PUBLISHED
-from hwnas.ui import bar, table
 
 CLASSES = 19  # of Cityscapes
 LAYERS = 12

@@ -27,8 +27,8 @@ from hwnas.profile.networks import estimate_ms
 from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
+from hwnas.show.console import bar, table
 from hwnas.spaces import Space, trace_space
-from hwnas.ui import bar, table
 
 SPACES = {"darts": "darts-gpu", "autodeeplab": "autodeeplab"}  # and the recipe whose space it is, at its scale
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}

@@ -36,8 +36,8 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import PLAN_FILE, Plan, load_plan, write_plan
 from hwnas.runtime.measuring.results import Row, collect
 from hwnas.runtime.measuring.supervise import supervise
+from hwnas.show.console import bar, console, table
 from hwnas.spaces import DARTS_V2, Space, sample, trace_space
-from hwnas.ui import bar, console, table
 
 SCOPES = ("net", "copies", "application")  # and their roles in a plan
 CLASSES = 19  # of Cityscapes

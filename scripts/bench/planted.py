@@ -55,10 +55,10 @@ from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.relax import SinglePath, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
+from hwnas.show.console import bar, console, table
 from hwnas.spaces import Classifier, Form, Scale, Space, trace_space
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps
-from hwnas.ui import bar, console, table
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 LAGS = {"lag 1": 1, "lag 4": 4, "lag 6": 6}

@@ -21,8 +21,8 @@ from hwnas.errors import BuildError
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.trt_build import Builder, BuildOptions
+from hwnas.show.console import bar, console, table
 from hwnas.spaces import DARTS_V2, Scale, darts_space, sample, trace_space
-from hwnas.ui import bar, console, table
 
 TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
 PUBLISHED = {"cifar", "imagenet"}  # built as DARTS_V2, the others as a random network

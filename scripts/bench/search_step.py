@@ -39,9 +39,9 @@ from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import count, price
+from hwnas.show.console import console, table
 from hwnas.spaces import Scale, Space, Trellis, autodeeplab_space, darts_space
 from hwnas.spaces.cell import set_evaluation
-from hwnas.ui import console, table
 
 MODES = ("textbook", "fast", "lean", "fast-bf16")
 # What a step asks for in units of a forward pass: forward, gradients of maps and gradients of weights are one each. The

@@ -20,8 +20,8 @@ from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines import capabilities
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.supervise import supervise
+from hwnas.show.console import bar, console, table
 from hwnas.spaces import Scale, darts_space
-from hwnas.ui import bar, console, table
 
 CLASSES = 11
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.images import normalise
 from hwnas.resources import kernels_dir
 
 Grid = tuple[int, int, int]
@@ -81,9 +82,7 @@ def preprocess(
     Returns:
         (N, 3, H, W).
     """
-    gain = 1 / np.asarray(std, np.float32)
-    planes = (image.astype(np.float32) * np.float32(1 / 255) - np.asarray(mean, np.float32)) * gain
-    return np.ascontiguousarray(planes.transpose(0, 3, 1, 2)).astype(dtype)
+    return normalise(image, mean, std).astype(dtype, copy=False)
 
 
 def upsample_argmax(scores: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json, read_json, sha256, write_atomic
-from hwnas.runtime.cuda.kernels import preprocess
+from hwnas.images import normalise
 from hwnas.runtime.engines import open_engine, trt_build
 from hwnas.runtime.engines.base import Array, Engine, Runner
 from hwnas.runtime.engines.scopes import to_labels
@@ -340,7 +340,7 @@ class HostApplication:
     def output(self, image: NDArray[np.uint8]) -> Array:
         """Return what the network gives; see `Application`."""
         check_image(image, self._input.size)
-        planes = preprocess(image[None], self._input.mean, self._input.std)
+        planes = normalise(image[None], self._input.mean, self._input.std)
         return self._runner.run({self._input.name: planes})[self._output.name]
 
 

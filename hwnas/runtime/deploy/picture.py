@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 import time
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,13 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.files import write_atomic
+from hwnas.images import DAMAGE
 from hwnas.optional import require
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.runtime.measuring.measure import timed
 
 RUNS = 10  # after a first one, which loads caches
 GAP = 4  # pixels between picture and labels
-# What Pillow raises on damaged files; its own error is an OSError, and broken PNG chunks are SyntaxErrors.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
 Picture = NDArray[np.uint8]  # RGB (height, width, 3)
 

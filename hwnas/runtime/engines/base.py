@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,9 @@ from hwnas.runtime.measuring.measure import Samples
 from hwnas.runtime.measuring.plan import Entry, Shape
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
+EXPORTED = "the exported model"  # as messages call one that is in no file
+HOST_CLOCKS = {"thread_cpu": time.thread_time_ns, "wall": time.perf_counter_ns}
 
 
 class Runner(Protocol):
@@ -124,32 +129,101 @@ class OnDevice(Engine, Protocol):
         """Return how much memory of the device runners can still have."""
 
 
-class Once:
-    """The state that every runner keeps: new, then open, then closed."""
+class Loaded(Protocol):
+    """A network in memory: what a runner has while it is open."""
 
-    def __init__(self, name: str) -> None:
-        """Start as new; `name` is the runner's name in messages."""
-        self._name = name
-        self._state = "new"
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        """Shape of each input."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute once; see `Runner.run`. The inputs were checked."""
+
+    def time(self, repeats: int, visit: int) -> Samples:
+        """Return samples; see `Runner.time`."""
+
+
+class Once(Generic[T]):
+    """Something that is opened once, used, and given back: the life cycle of runners and applications."""
+
+    def __init__(self, name: str, opener: Callable[[ExitStack], T]) -> None:
+        """Open nothing yet.
+
+        Args:
+            name: As messages call the runner.
+            opener: Opens it, and puts on the stack what gives back what garbage collection does not.
+        """
+        self._name, self._stack = name, ExitStack()
+        self._opener: Callable[[ExitStack], T] | None = opener
+        self._opened: list[T] = []
 
     def open(self) -> None:
-        """Mark as open.
+        """Open it; what an opener that fails has put on the stack is given back.
 
         Raises:
-            HwnasError: If it is or was open.
+            HwnasError: If it is or was open, or cannot be opened.
         """
-        if self._state != "new":
+        opener, self._opener = self._opener, None  # it may hold the content of a file, which is not needed any more
+        if opener is None:
             raise HwnasError(f"the runner of {self._name} was entered before; load it again")
-        self._state = "open"
+        try:
+            self._opened = [opener(self._stack)]
+        except BaseException:
+            self.close()
+            raise
 
-    def check(self) -> None:
-        """Raise HwnasError unless open."""
-        if self._state != "open":
-            raise HwnasError(f"the runner of {self._name} is {self._state}; use it inside a with block")
+    def get(self) -> T:
+        """Return what was opened.
+
+        Raises:
+            HwnasError: Unless it is open.
+        """
+        if not self._opened:
+            state = "closed" if self._opener is None else "new"
+            raise HwnasError(f"the runner of {self._name} is {state}; use it inside a with block")
+        return self._opened[0]
 
     def close(self) -> None:
-        """Mark as closed."""
-        self._state = "closed"
+        """Give it back."""
+        self._opened = []
+        self._stack.close()
+
+
+class OnceRunner:
+    """A runner that opens a network when it is entered."""
+
+    def __init__(self, name: str, opener: Callable[[ExitStack], Loaded]) -> None:
+        """Open nothing yet; see `Once`."""
+        self._name, self._once = name, Once(name, opener)
+
+    def __enter__(self) -> OnceRunner:
+        """Load the network; see `Runner`."""
+        self._once.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Release everything."""
+        self._once.close()
+
+    @property
+    def loaded(self) -> Loaded:
+        """The network, while it is open."""
+        return self._once.get()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute once; see `Runner.run`."""
+        loaded = self.loaded
+        check_inputs(inputs, loaded.inputs, self._name)
+        return loaded.run(inputs)
+
+    def time(self, repeats: int, visit: int = 0) -> Samples:
+        """Return samples; see `Runner.time`."""
+        return self.loaded.time(repeats, visit)
+
+
+def host_clock(threads: int) -> str:
+    """Return the clock of an engine that computes on the host: the CPU time of its one thread, else the wall."""
+    return "thread_cpu" if threads == 1 else "wall"
 
 
 def random_inputs(shapes: Mapping[str, Shape], seed: int = 0) -> dict[str, Array]:
@@ -164,3 +238,15 @@ def check_inputs(inputs: Mapping[str, Array], shapes: Mapping[str, Shape], name:
     want = {key: (tuple(shape), "float32") for key, shape in shapes.items()}
     if got != want:
         raise HwnasError(f"{name} takes the inputs {want}, got {got}")
+
+
+def model_bytes(path: Path) -> bytes:
+    """Return the content of an ONNX file.
+
+    Raises:
+        HwnasError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise HwnasError(f"cannot read an ONNX file at {path}: {e.strerror}") from e

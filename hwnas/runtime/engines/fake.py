@@ -20,7 +20,7 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.files import sha256
-from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs
+from hwnas.runtime.engines.base import Array, Capabilities, OnceRunner, Runner
 from hwnas.runtime.engines.scopes import SCOPES, image_of
 from hwnas.runtime.measuring.journal import read_journal
 from hwnas.runtime.measuring.measure import Samples, samples_from
@@ -74,11 +74,10 @@ class Fake:
         """Return a runner for an entry; `folder` is not read."""
         if entry.role == "application":
             image_of(entry)  # refuses what is none
-        if self._recording is None:
-            return _Runner(entry, None)
-        if entry.key not in self._recording:
+        if self._recording is not None and entry.key not in self._recording:
             raise HwnasError(f"{entry.key} has no times in {os.environ[REPLAY]}")
-        return _Runner(entry, self._recording[entry.key])
+        recorded = None if self._recording is None else self._recording[entry.key]
+        return OnceRunner(entry.key, lambda _: _Network(entry, recorded))
 
     def close(self) -> None:
         """Nothing is held beyond the runners."""
@@ -120,27 +119,17 @@ def _call_ms(call: Call) -> float:
     return max(call.macs / PEAK_MACS_PER_MS, call.bytes / BYTES_PER_MS) + LAUNCH_MS
 
 
-class _Runner:
+class _Network:
     def __init__(self, entry: Entry, recorded: list[Samples] | None) -> None:
         self._entry, self._recorded = entry, recorded
-        self._once = Once(entry.key)
-
-    def __enter__(self) -> _Runner:
-        self._once.open()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._once.close()
+        self.inputs = entry.inputs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return float32 zeros of the output shapes: a formula computes no network."""
-        self._once.check()
-        check_inputs(inputs, self._entry.inputs, self._entry.key)
         return {name: np.zeros(shape, np.float32) for name, shape in self._entry.output_shapes().items()}
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
+    def time(self, repeats: int, visit: int) -> Samples:
         """Return the model's time with noise that depends on the key, the visit and the index alone, or a replay."""
-        self._once.check()
         if self._recorded is not None:
             was = self._recorded[visit % len(self._recorded)]
             return Samples(np.resize(was.latency_ms, repeats), np.resize(was.wall_ms, repeats))

@@ -12,7 +12,7 @@ from hwnas.errors import HwnasError
 from hwnas.runtime.cuda.driver import Memory
 from hwnas.runtime.cuda.kernels import KERNELS, preprocess_grid, upsample_argmax_grid
 from hwnas.runtime.cuda.timing import Capture, Prepared
-from hwnas.runtime.engines.base import Array, Once, check_inputs, random_inputs
+from hwnas.runtime.engines.base import Array, Once, OnceRunner, Runner, random_inputs
 from hwnas.runtime.engines.gpu import Gpu
 from hwnas.runtime.measuring.measure import Samples
 from hwnas.runtime.measuring.plan import Shape
@@ -45,56 +45,62 @@ class GpuNetwork(Protocol):
 Opener = Callable[[ExitStack], GpuNetwork]  # opens a network, and puts on the stack what gives it back
 
 
-class GpuRunner:
-    """A runner over one or several builds of the same network, which take turns visit by visit."""
+def gpu_runner(
+    gpu: Gpu,
+    openers: Sequence[Opener],
+    name: str,
+    role: str = "net",
+    wanted: Mapping[str, Shape] | None = None,
+    capture: Capture | None = None,
+) -> Runner:
+    """Return a runner over one or several builds of the same network, which take turns visit by visit.
+
+    Args:
+        gpu: Where it runs.
+        openers: Of each build; all but the first are opened when it is their turn for the first time.
+        name: As messages call it.
+        role: Of its entry in the plan: what `time` times.
+        wanted: Shape of each input; None if any will do.
+        capture: How its runs become a graph; None for the stream's own way.
+    """
+    return OnceRunner(name, lambda stack: Builds(gpu, openers, name, role, wanted, capture, in_context(gpu, stack)))
+
+
+def in_context(gpu: Gpu, stack: ExitStack) -> ExitStack:
+    """Return a stack that is unwound in the GPU's context when `stack` is unwound."""
+    inner = ExitStack()
+
+    def unwind() -> None:
+        with gpu.cuda:
+            inner.close()
+
+    stack.callback(unwind)
+    return inner
+
+
+class Builds:
+    """The builds of a network, on the device: see `gpu_runner`, and `hwnas.runtime.engines.base.Loaded`."""
 
     def __init__(
         self,
         gpu: Gpu,
         openers: Sequence[Opener],
         name: str,
-        role: str = "net",
-        wanted: Mapping[str, Shape] | None = None,
-        capture: Capture | None = None,
+        role: str,
+        wanted: Mapping[str, Shape] | None,
+        capture: Capture | None,
+        stack: ExitStack,
     ) -> None:
-        """Say what to open; nothing is done before it is entered.
-
-        Args:
-            gpu: Where it runs.
-            openers: Of each build; all but the first are opened when it is their turn for the first time.
-            name: As messages call it.
-            role: Of its entry in the plan: what `time` times.
-            wanted: Shape of each input; None if any will do.
-            capture: How its runs become a graph; None for the stream's own way.
-        """
+        """Open the first build; what all of them hold is put on `stack`."""
         self._gpu, self._openers, self._name, self._role, self._wanted = gpu, openers, name, role, wanted
-        self._capture = capture
-        self._stack = ExitStack()
-        self._builds: dict[int, tuple[GpuNetwork, Prepared]] = {}
-        self._once = Once(name)
-
-    def __enter__(self) -> GpuRunner:
-        """Open the first build."""
-        self._once.open()
-        try:
-            self._build(0)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Give everything back."""
-        self._once.close()
-        with self._gpu.cuda:
-            self._stack.close()
-        self._builds = {}
+        self._capture, self._stack = capture, stack
+        self._open: dict[int, tuple[GpuNetwork, Prepared]] = {}
+        first, _ = self.build(0)
+        self.inputs = _shapes(first.inputs)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute once with the first build, host to host; see `Runner.run`."""
-        self._once.check()
-        network, _ = self._build(0)
-        check_inputs(inputs, _shapes(network.inputs), self._name)
+        """Compute once with the first build, host to host."""
+        network, _ = self.build(0)
         with self._gpu.cuda:
             stream = self._gpu.stream()
             for name, array in inputs.items():
@@ -106,25 +112,24 @@ class GpuRunner:
             stream.synchronize()
         return out
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
-        """Return samples of the build whose turn it is; see `Runner.time`."""
-        self._once.check()
-        build = visit % len(self._openers)
-        _, prepared = self._build(build)
+    def time(self, repeats: int, visit: int) -> Samples:
+        """Return samples of the build whose turn it is."""
+        number = visit % len(self._openers)
+        _, prepared = self.build(number)
         samples = prepared.time(repeats)
-        return samples._replace(about={**samples.about, "build": build})
+        return samples._replace(about={**samples.about, "build": number})
 
-    def _build(self, number: int) -> tuple[GpuNetwork, Prepared]:
+    def build(self, number: int) -> tuple[GpuNetwork, Prepared]:
         """Return a build, opened now unless it is."""
-        if number not in self._builds:
+        if number not in self._open:
             with self._gpu.cuda:
                 network = self._openers[number](self._stack)
                 self._check(network)
                 self._fill(network)
                 prepared = self._gpu.timer().prepare(self._work(network), network.capturable, self._capture)
                 self._stack.callback(prepared.close)
-            self._builds[number] = network, prepared
-        return self._builds[number]
+            self._open[number] = network, prepared
+        return self._open[number]
 
     def _check(self, network: GpuNetwork) -> None:
         """Raise HwnasError unless the inputs are float32 in the shapes of the plan."""
@@ -253,28 +258,23 @@ class GpuApplication:
             std: The same.
             close: Called when everything else was given back.
         """
-        self._gpu, self._opener, self._mean, self._std, self._close = gpu, opener, mean, std, close
-        self._name, self._once, self._stack = name, Once(name), ExitStack()
-        self._pipeline: Pipeline | None = None
+
+        def pipeline(stack: ExitStack) -> Pipeline:
+            stack.callback(close)
+            inner = in_context(gpu, stack)
+            with gpu.cuda:
+                return Pipeline(gpu, opener(inner), inner, mean, std)
+
+        self._gpu, self._name, self._once = gpu, name, Once(name, pipeline)
 
     def __enter__(self) -> GpuApplication:
         """Open it."""
         self._once.open()
-        try:
-            with self._gpu.cuda:
-                self._pipeline = Pipeline(self._gpu, self._opener(self._stack), self._stack, self._mean, self._std)
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Give everything back."""
         self._once.close()
-        self._pipeline = None
-        with self._gpu.cuda:
-            self._stack.close()
-        self._close()
 
     def labels(self, image: Array) -> Array:
         """Return labels uint8 (H, W), or (), of an image uint8 (H, W, 3) of exactly the network's size.
@@ -293,16 +293,15 @@ class GpuApplication:
 
     def _run(self, image: Array) -> Pipeline:
         """Compute an image; only the labels are copied to the host."""
-        self._once.check()
-        assert self._pipeline is not None
-        wanted = self._pipeline.image.shape[1:]
+        pipeline = self._once.get()
+        wanted = pipeline.image.shape[1:]
         if image.shape != wanted or image.dtype != np.uint8:
             raise HwnasError(f"{self._name} takes an image uint8 {wanted}, got {image.dtype} {image.shape}; resize it")
         with self._gpu.cuda:
-            self._pipeline.image[0] = image
-            self._pipeline.enqueue()
+            pipeline.image[0] = image
+            pipeline.enqueue()
             self._gpu.stream().synchronize()
-        return self._pipeline
+        return pipeline
 
 
 def _copies(gpu: Gpu, network: GpuNetwork, stack: ExitStack) -> Callable[[], None]:

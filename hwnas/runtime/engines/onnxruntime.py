@@ -6,7 +6,6 @@ https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,17 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 from hwnas.optional import require
-from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import (
+    EXPORTED,
+    HOST_CLOCKS,
+    Array,
+    Capabilities,
+    OnceRunner,
+    Runner,
+    host_clock,
+    model_bytes,
+    random_inputs,
+)
 from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
@@ -36,17 +45,17 @@ class OnnxRuntime:
             MissingExtra: If onnxruntime is not installed.
         """
         self.name = "onnxruntime"
-        self.clock = "thread_cpu" if threads == 1 else "wall"
-        self._threads = threads
-        self._ort = require("onnxruntime", extra="cpu")
+        self.clock = host_clock(threads)
+        self.threads = threads
+        self.ort = require("onnxruntime", extra="cpu")
 
     def provenance(self) -> dict[str, object]:
         """Return name, version, precision, threads, clock and options."""
         return {
             "name": self.name,
-            "version": str(self._ort.__version__),
+            "version": str(self.ort.__version__),
             "precision": "fp32",
-            "threads": self._threads,
+            "threads": self.threads,
             "clock": self.clock,
             "options": {
                 "provider": "CPUExecutionProvider",
@@ -60,14 +69,13 @@ class OnnxRuntime:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for the entry's file; its checksum is checked again."""
-        runner = _Runner(self._ort, checked_bytes(entry, folder), str(entry.onnx), self._threads, entry.inputs)
-        return scoped(runner, entry, self.clock)
+        model, name = checked_bytes(entry, folder), str(entry.onnx)
+        return OnceRunner(name, scoped(lambda _: _Session(self, model, name, entry.inputs), entry, self.clock))
 
     def open_model(self, model: Path | bytes) -> Runner:
         """Return a runner for a model outside any plan, a file or its content."""
-        if isinstance(model, bytes):
-            return _Runner(self._ort, model, "the exported model", self._threads, None)
-        return _Runner(self._ort, model_bytes(model), str(model), self._threads, None)
+        content, name = (model, EXPORTED) if isinstance(model, bytes) else (model_bytes(model), str(model))
+        return OnceRunner(name, lambda _: _Session(self, content, name, None))
 
     def close(self) -> None:
         """Nothing is held beyond the runners."""
@@ -83,77 +91,43 @@ def open_onnx(model: Path | bytes, threads: int = 1) -> Runner:
     return OnnxRuntime(threads).open_model(model)
 
 
-class _Runner:
+class _Session:
     """A session with its inputs and outputs bound to memory that is allocated once."""
 
-    def __init__(self, ort: Any, model: bytes, name: str, threads: int, inputs: Mapping[str, Shape] | None) -> None:
-        self._ort, self._model, self._name, self._threads = ort, model, name, threads
-        self._wanted = None if inputs is None else dict(inputs)
-        self._shapes: dict[str, Shape] = {}
-        self._session: Any = None
-        self._binding: Any = None
-        self._bound: list[Any] = []  # a binding does not keep its buffers alive
-        self._once = Once(name)
-
-    def __enter__(self) -> _Runner:
-        self._once.open()
-        try:
-            with errors(self._ort, self._name):
-                self._session = self._ort.InferenceSession(
-                    self._model, session_options(self._ort, self._threads), providers=["CPUExecutionProvider"]
-                )
-                self._shapes = {i.name: input_shape(i, self._name) for i in self._session.get_inputs()}
-                if self._wanted is not None and self._shapes != self._wanted:
-                    raise HwnasError(f"{self._name} has the inputs {self._shapes}, the plan says {self._wanted}")
-                self._bind()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._once.close()
-        self._session = self._binding = None
-        self._bound = []
-        self._model = b""
+    def __init__(self, owner: OnnxRuntime, model: bytes, name: str, wanted: Mapping[str, Shape] | None) -> None:
+        """Load a model; `wanted` is the shape of each input, None if any will do."""
+        self._ort, self._name, self._clock_ns = owner.ort, name, HOST_CLOCKS[owner.clock]
+        with errors(self._ort, name):
+            options, providers = session_options(self._ort, owner.threads), ["CPUExecutionProvider"]
+            self._session: Any = self._ort.InferenceSession(model, options, providers=providers)
+            self.inputs: Mapping[str, Shape] = {i.name: input_shape(i, name) for i in self._session.get_inputs()}
+            if wanted is not None and self.inputs != wanted:
+                raise HwnasError(f"{name} has the inputs {self.inputs}, the plan says {dict(wanted)}")
+            self._binding, self._bound = self._bind()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        self._once.check()
-        check_inputs(inputs, self._shapes, self._name)
         with errors(self._ort, self._name):
             outputs = self._session.run(None, dict(inputs))
         return {o.name: value for o, value in zip(self._session.get_outputs(), outputs, strict=True)}
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
-        self._once.check()
+    def time(self, repeats: int, visit: int) -> Samples:
         session, binding = self._session, self._binding
-        clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
         with errors(self._ort, self._name):
-            return timed(lambda: session.run_with_iobinding(binding), repeats, clock_ns)
+            return timed(lambda: session.run_with_iobinding(binding), repeats, self._clock_ns)
 
-    def _bind(self) -> None:
-        """Bind inputs and outputs, so that a timed run copies and allocates nothing; one run tells output shapes."""
-        inputs = random_inputs(self._shapes)
-        outputs = self.run(inputs)
-        self._binding = self._session.io_binding()
-        for name, array in inputs.items():
-            self._bound.append(self._ort.OrtValue.ortvalue_from_numpy(array))
-            self._binding.bind_ortvalue_input(name, self._bound[-1])
-        for name, array in outputs.items():
-            self._bound.append(self._ort.OrtValue.ortvalue_from_numpy(array))
-            self._binding.bind_ortvalue_output(name, self._bound[-1])
+    def _bind(self) -> tuple[Any, list[Any]]:
+        """Bind inputs and outputs, so that a timed run copies and allocates nothing; one run tells output shapes.
 
-
-def model_bytes(path: Path) -> bytes:
-    """Return the content of an ONNX file.
-
-    Raises:
-        HwnasError: If it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise HwnasError(f"cannot read an ONNX file at {path}: {e.strerror}") from e
+        Returns:
+            The binding, and its buffers, which it does not keep alive.
+        """
+        binding, bound = self._session.io_binding(), []
+        inputs = random_inputs(self.inputs)
+        for arrays, bind in ((inputs, binding.bind_ortvalue_input), (self.run(inputs), binding.bind_ortvalue_output)):
+            for name, array in arrays.items():
+                bound.append(self._ort.OrtValue.ortvalue_from_numpy(array))
+                bind(name, bound[-1])
+        return binding, bound
 
 
 def session_options(ort: Any, threads: int) -> Any:

@@ -32,10 +32,10 @@ from hwnas.errors import DeviceLost, HwnasError, MissingExtra
 from hwnas.optional import require
 from hwnas.runtime.cuda.driver import STICKY, Memory
 from hwnas.runtime.deploy.bundle import Application, Bundle
-from hwnas.runtime.engines.base import Capabilities, Runner
+from hwnas.runtime.engines.base import Capabilities, Runner, model_bytes
 from hwnas.runtime.engines.gpu import Gpu
-from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
-from hwnas.runtime.engines.onnxruntime import error_kinds, errors, input_shape, model_bytes, session_options
+from hwnas.runtime.engines.gpu_runner import GpuApplication, gpu_runner
+from hwnas.runtime.engines.onnxruntime import error_kinds, errors, input_shape, session_options
 from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 PROVIDER = "CUDAExecutionProvider"
@@ -105,7 +105,7 @@ class OnnxRuntimeCuda:
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for the entry's file; its checksum is checked again."""
         opener = partial(_Network, self, checked_bytes(entry, folder), str(entry.onnx))
-        return GpuRunner(self.gpu, [opener], str(entry.onnx), entry.role, dict(entry.inputs))
+        return gpu_runner(self.gpu, [opener], str(entry.onnx), entry.role, dict(entry.inputs))
 
     def open_model(self, model: Path) -> Runner:
         """Return a runner for a stand-alone ONNX file; input shapes are those in the file.
@@ -113,7 +113,7 @@ class OnnxRuntimeCuda:
         Raises:
             HwnasError: If it cannot be read.
         """
-        return GpuRunner(self.gpu, [partial(_Network, self, model_bytes(model), str(model))], str(model))
+        return gpu_runner(self.gpu, [partial(_Network, self, model_bytes(model), str(model))], str(model))
 
     def open_application(self, bundle: Bundle) -> Application:
         """Return all of it on the GPU, from image to labels; see `hwnas.runtime.deploy.bundle.OpensBundles`."""

@@ -11,7 +11,6 @@ and https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-i
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,17 @@ from typing import Any, cast
 
 from hwnas.errors import HwnasError
 from hwnas.optional import require
-from hwnas.runtime.engines.base import Array, Capabilities, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import (
+    EXPORTED,
+    HOST_CLOCKS,
+    Array,
+    Capabilities,
+    OnceRunner,
+    Runner,
+    host_clock,
+    model_bytes,
+    random_inputs,
+)
 from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
@@ -46,10 +55,10 @@ class OpenVino:
             MissingExtra: If openvino is not installed.
         """
         self.name = "openvino"
-        self.clock = "thread_cpu" if threads == 1 else "wall"
-        self._threads = threads
+        self.clock = host_clock(threads)
+        self.threads = threads
         self._ov = _silent_import()
-        self._core = self._ov.Core()
+        self.core = self._ov.Core()
 
     def provenance(self) -> dict[str, object]:
         """Return name, version, precision, threads, clock and options."""
@@ -57,89 +66,61 @@ class OpenVino:
             "name": self.name,
             "version": str(self._ov.__version__),
             "precision": "fp32",
-            "threads": self._threads,
+            "threads": self.threads,
             "clock": self.clock,
-            "options": {"device": "CPU", "cache": False, "copies_outputs": False, **_properties(self._threads)},
+            "options": {"device": "CPU", "cache": False, "copies_outputs": False, **_properties(self.threads)},
         }
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner for the entry's file; its checksum is checked again."""
         content, name = checked_bytes(entry, folder), str(entry.onnx)
-        runner = _Runner(self._core, content, name, self._threads, entry.inputs, entry.outputs)
-        return scoped(runner, entry, self.clock)
+        opener = scoped(lambda _: _Compiled(self, content, name, entry.inputs, entry.outputs), entry, self.clock)
+        return OnceRunner(name, opener)
 
     def open_model(self, model: Path | bytes) -> Runner:
         """Return a runner for a model outside any plan, a file or its content."""
-        if isinstance(model, bytes):
-            return _Runner(self._core, model, "the exported model", self._threads)
-        try:
-            content = model.read_bytes()
-        except OSError as e:
-            raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
-        return _Runner(self._core, content, str(model), self._threads)
+        content, name = (model, EXPORTED) if isinstance(model, bytes) else (model_bytes(model), str(model))
+        return OnceRunner(name, lambda _: _Compiled(self, content, name))
 
     def close(self) -> None:
         """Nothing is held beyond the runners."""
 
 
-class _Runner:
+class _Compiled:
     """A compiled model and a request, which has its inputs and outputs in memory that is allocated once."""
 
     def __init__(
         self,
-        core: Any,
-        model: bytes,
+        owner: OpenVino,
+        content: bytes,
         name: str,
-        threads: int,
-        inputs: Mapping[str, Shape] | None = None,
+        wanted: Mapping[str, Shape] | None = None,
         outputs: Sequence[str] = (),
     ) -> None:
-        """Say what to load; `inputs` and `outputs` are those of a plan, else those of the file are taken."""
-        self._core, self._model, self._name, self._threads = core, model, name, threads
-        self._wanted, self._outputs = inputs, list(outputs)
-        self._shapes: dict[str, Shape] = {}
-        self._compiled: Any = None
-        self._request: Any = None
-        self._once = Once(self._name)
-
-    def __enter__(self) -> _Runner:
-        self._once.open()
-        try:
-            with _errors(self._name):
-                properties = _properties(self._threads)
-                model = self._core.read_model(self._model)
-                self._compiled = self._core.compile_model(model, "CPU", properties)
-                self._check_properties(properties)
-                self._shapes = self._fixed(model) if self._wanted is None else self._planned(self._wanted)
-                self._outputs = self._outputs or [str(value.get_any_name()) for value in model.outputs]
-                self._request = self._compiled.create_infer_request()
-                for name, array in random_inputs(self._shapes).items():
-                    self._request.get_tensor(name).data[...] = array
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._once.close()
-        self._compiled = self._request = None
-        self._model = b""
+        """Load a model; `wanted` and `outputs` are those of a plan, else those of the file are taken."""
+        self._name, self._clock_ns = name, HOST_CLOCKS[owner.clock]
+        with _errors(name):
+            properties = _properties(owner.threads)
+            model = owner.core.read_model(content)
+            self._compiled: Any = owner.core.compile_model(model, "CPU", properties)
+            self._check_properties(properties)
+            self.inputs: Mapping[str, Shape] = self._fixed(model) if wanted is None else self._planned(wanted)
+            self._outputs = list(outputs) or [str(value.get_any_name()) for value in model.outputs]
+            self._request: Any = self._compiled.create_infer_request()
+            for key, array in random_inputs(self.inputs).items():
+                self._request.get_tensor(key).data[...] = array
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        self._once.check()
-        check_inputs(inputs, self._shapes, self._name)
         with _errors(self._name):
             # By a request of its own, so that what is timed keeps its inputs.
             outputs = self._compiled(dict(inputs), share_inputs=False, share_outputs=False)
             return {name: outputs[self._compiled.output(name)] for name in self._outputs}
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
-        self._once.check()
+    def time(self, repeats: int, visit: int) -> Samples:
         infer = self._request.infer
-        clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
         with _errors(self._name):
             # Not shared, every output is copied to a new array: seen, 0.12 ms instead of 0.02 ms for a ReLU.
-            return timed(lambda: infer(share_outputs=True), repeats, clock_ns)
+            return timed(lambda: infer(share_outputs=True), repeats, self._clock_ns)
 
     def _check_properties(self, wanted: Mapping[str, object]) -> None:
         """Raise HwnasError unless the plugin does as asked: it lowers the number of threads and says nothing."""

@@ -5,39 +5,39 @@ For engines that run a network from the host's memory to the host's memory; a GP
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
-from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
-from hwnas.runtime.engines.base import Array, Runner, random_inputs
+from hwnas.images import normalise
+from hwnas.runtime.cuda.kernels import upsample_argmax
+from hwnas.runtime.engines.base import HOST_CLOCKS, Array, Loaded, random_inputs
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry
 
 SCOPES = ("copies", "application")  # roles of entries that are more than the network
-HOST_CLOCKS = {"thread_cpu": time.thread_time_ns, "wall": time.perf_counter_ns}
 MEAN, STD = (0.5,) * 3, (0.25,) * 3  # how long preprocessing takes does not depend on them
 
 
-def scoped(runner: Runner, entry: Entry, clock: str) -> Runner:
-    """Return a runner that times what the role of `entry` says; `runner` itself where that is the network alone.
+def scoped(opener: Callable[[ExitStack], Loaded], entry: Entry, clock: str) -> Callable[[ExitStack], Loaded]:
+    """Return what opens a network so that it times what the role of `entry` says.
 
     Args:
-        runner: Of the network, not entered; its `run` goes from host to host.
-        entry: What it was loaded from.
+        opener: Of the network, which it returns where that alone is to be timed.
+        entry: What it is loaded from.
         clock: The engine's, one of `HOST_CLOCKS`.
 
     Raises:
         HwnasError: If an application is asked for and the network does not go from one image to labels or scores.
     """
     if entry.role not in SCOPES:
-        return runner
+        return opener
     if entry.role == "application":
         image_of(entry)
-    return _Scoped(runner, entry, clock)
+    return lambda stack: _Scoped(opener(stack), entry, clock)
 
 
 def image_of(entry: Entry) -> tuple[str, tuple[int, int]]:
@@ -73,29 +73,22 @@ def to_labels(output: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 class _Scoped:
-    """A runner whose `run` is that of the network, and whose `time` is that of more."""
+    """A network whose `run` is its own, and whose `time` is that of more."""
 
-    def __init__(self, runner: Runner, entry: Entry, clock: str) -> None:
-        self._runner, self._entry, self._clock_ns = runner, entry, HOST_CLOCKS[clock]
-        self._call: Callable[[], object] = lambda: runner.run({})  # which says that it was not entered
-
-    def __enter__(self) -> _Scoped:
-        self._runner.__enter__()
-        self._call = self._application() if self._entry.role == "application" else self._copies()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._runner.__exit__(*exc)
+    def __init__(self, network: Loaded, entry: Entry, clock: str) -> None:
+        self._network, self._entry, self._clock_ns = network, entry, HOST_CLOCKS[clock]
+        self.inputs = network.inputs
+        self._call = self._application() if entry.role == "application" else self._copies()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self._runner.run(inputs)
+        return self._network.run(inputs)
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
+    def time(self, repeats: int, visit: int) -> Samples:
         return timed(self._call, repeats, self._clock_ns)
 
     def _copies(self) -> Callable[[], object]:
         inputs = random_inputs(self._entry.inputs)
-        return lambda: self._runner.run(inputs)
+        return lambda: self._network.run(inputs)
 
     def _application(self) -> Callable[[], object]:
         name, size = image_of(self._entry)
@@ -103,7 +96,7 @@ class _Scoped:
         image = np.random.default_rng(0).integers(0, 256, (n, *size, 3), np.uint8)
 
         def call() -> object:
-            (output,) = self._runner.run({name: preprocess(image, MEAN, STD)}).values()
+            (output,) = self._network.run({name: normalise(image, MEAN, STD)}).values()
             return to_labels(output, size)
 
         return call

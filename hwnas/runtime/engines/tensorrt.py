@@ -20,9 +20,9 @@ from hwnas.files import canonical_json, sha256, write_atomic
 from hwnas.optional import require
 from hwnas.runtime.cuda.driver import Memory
 from hwnas.runtime.deploy.bundle import BUNDLE_FILE, Application, Bundle
-from hwnas.runtime.engines.base import Capabilities, Runner
+from hwnas.runtime.engines.base import Capabilities, Runner, model_bytes
 from hwnas.runtime.engines.gpu import Gpu
-from hwnas.runtime.engines.gpu_runner import GpuApplication, GpuRunner
+from hwnas.runtime.engines.gpu_runner import GpuApplication, gpu_runner
 from hwnas.runtime.engines.reduce import ops_in
 from hwnas.runtime.engines.trt_build import FLAVOURS, Builder, BuildOptions, Update, make_logger
 from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
@@ -90,7 +90,7 @@ class TensorRt:
         shipped = self._shipped(entry, folder)
         build = partial(self._open_built, model, str(entry.sha256), kept)
         openers = [partial(self.open, shipped)] if shipped else [partial(build, n) for n in range(self.BUILDS)]
-        return GpuRunner(self.gpu, openers, str(entry.onnx), entry.role, dict(entry.inputs))
+        return gpu_runner(self.gpu, openers, str(entry.onnx), entry.role, dict(entry.inputs))
 
     def open_model(self, model: Path) -> Runner:
         """Return a runner for a stand-alone ONNX file, whose engine is built beside it.
@@ -99,12 +99,8 @@ class TensorRt:
             HwnasError: If the file cannot be read.
             BuildError: If it cannot be built.
         """
-        try:
-            digest = sha256(model.read_bytes())
-        except OSError as e:
-            raise HwnasError(f"cannot read an ONNX file at {model}: {e.strerror}") from e
-        path = self.build(model, digest, model.parent / ENGINES_FOLDER)
-        return GpuRunner(self.gpu, [partial(self.open, path)], str(model))
+        path = self.build(model, sha256(model_bytes(model)), model.parent / ENGINES_FOLDER)
+        return gpu_runner(self.gpu, [partial(self.open, path)], str(model))
 
     def build(
         self, model: Path, digest: str, folder: Path, number: int = 0, update: Update = lambda phase, done, total: None

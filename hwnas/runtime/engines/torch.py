@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwnas.runtime.engines.base import Capabilities, Once, Runner, check_inputs, random_inputs
+from hwnas.runtime.engines.base import HOST_CLOCKS, Capabilities, OnceRunner, Runner, host_clock, random_inputs
 from hwnas.runtime.engines.scopes import scoped
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry
@@ -58,7 +57,7 @@ class TorchEager:
     def __init__(self, threads: int = 1) -> None:
         """Set torch's threads for this process, which does nothing but measure."""
         self.name = "torch"
-        self.clock = "thread_cpu" if threads == 1 else "wall"
+        self.clock = host_clock(threads)
         self._threads = threads
 
     def provenance(self) -> dict[str, object]:
@@ -74,40 +73,25 @@ class TorchEager:
 
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner that builds the entry's ops; `folder` is not read."""
-        return scoped(_Runner(entry, self._threads), entry, self.clock)
+        return OnceRunner(entry.key, scoped(lambda _: _Network(entry, self._threads, self.clock), entry, self.clock))
 
     def close(self) -> None:
         """Nothing is held beyond the runners."""
 
 
-class _Runner:
-    def __init__(self, entry: Entry, threads: int) -> None:
-        self._entry, self._threads = entry, threads
-        self._module: nn.Module = nn.Identity()
-        self._inputs: list[Tensor] = []
-        self._once = Once(entry.key)
-
-    def __enter__(self) -> _Runner:
-        self._once.open()
-        torch.set_num_threads(self._threads)
-        self._module = entry_module(self._entry)
-        self._inputs = [torch.from_numpy(v) for v in random_inputs(self._entry.inputs).values()]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._once.close()
-        self._module, self._inputs = nn.Identity(), []
+class _Network:
+    def __init__(self, entry: Entry, threads: int, clock: str) -> None:
+        torch.set_num_threads(threads)
+        self.inputs, self._outputs, self._clock_ns = entry.inputs, entry.outputs, HOST_CLOCKS[clock]
+        self._module: nn.Module = entry_module(entry)
+        self._timed = [torch.from_numpy(v) for v in random_inputs(entry.inputs).values()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        self._once.check()
-        check_inputs(inputs, self._entry.inputs, self._entry.key)
-        made = self._forward([torch.from_numpy(inputs[name]) for name in self._entry.inputs])
-        return {name: value.numpy() for name, value in zip(self._entry.outputs, made, strict=True)}
+        made = self._forward([torch.from_numpy(inputs[name]) for name in self.inputs])
+        return {name: value.numpy() for name, value in zip(self._outputs, made, strict=True)}
 
-    def time(self, repeats: int, visit: int = 0) -> Samples:
-        self._once.check()
-        clock_ns = time.thread_time_ns if self._threads == 1 else time.perf_counter_ns
-        return timed(lambda: self._forward(self._inputs), repeats, clock_ns)
+    def time(self, repeats: int, visit: int) -> Samples:
+        return timed(lambda: self._forward(self._timed), repeats, self._clock_ns)
 
     def _forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.inference_mode():

@@ -30,7 +30,7 @@ from hwnas.runtime.cuda.driver import STICKY, Graph, Memory
 from hwnas.runtime.cuda.timing import Work
 from hwnas.runtime.engines.base import Capabilities, Runner
 from hwnas.runtime.engines.gpu import Gpu
-from hwnas.runtime.engines.gpu_runner import GpuRunner
+from hwnas.runtime.engines.gpu_runner import gpu_runner
 from hwnas.runtime.engines.torch import entry_module
 from hwnas.runtime.measuring.plan import Entry, Shape
 
@@ -90,7 +90,8 @@ class TorchCuda:
     def load(self, entry: Entry, folder: Path) -> Runner:
         """Return a runner that builds the entry's ops; `folder` is not read."""
         capture = self.capture if self.GRAPH else None
-        return GpuRunner(self.gpu, [partial(_Network, self, entry)], entry.key, entry.role, dict(entry.inputs), capture)
+        opener = partial(_Network, self, entry)
+        return gpu_runner(self.gpu, [opener], entry.key, entry.role, dict(entry.inputs), capture)
 
     def module(self, entry: Entry) -> nn.Module:
         """Return the calls of an entry on the GPU, in the precision of this engine, compiled if it compiles."""

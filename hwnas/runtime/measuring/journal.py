@@ -7,18 +7,19 @@ Anything else that is not exactly what was written is an error that names the li
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from hwnas.errors import HwnasError, ProvenanceError
 from hwnas.files import canonical_json, sync_dir
+from hwnas.lock import Lock
 
 SCHEMA = 2
 SYNC_S = 1.0  # a kill loses nothing that was written; a power cut loses what is younger than this
@@ -65,6 +66,7 @@ class Journal:
         self.records: list[Record] = []
         self._header = None if header is None else {"schema": SCHEMA, **header}
         self._fd = -1
+        self._stack = ExitStack()
         self._synced_s = 0.0
 
     def __enter__(self) -> Journal:
@@ -79,7 +81,11 @@ class Journal:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | create, 0o644)
         except OSError as e:
             raise HwnasError(f"cannot open results at {self.path}: {e.strerror}") from e
+        refusal = f"another process measures into {self.path}; wait for it or use another results file"
         try:
+            self._stack.callback(os.close, self._fd)
+            self._stack.enter_context(Lock(self.path, refusal, LOCK_S))
+            self._stack.callback(os.fsync, self._fd)
             self._recover()
         except BaseException:
             self.__exit__()
@@ -87,12 +93,9 @@ class Journal:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Sync and close the file, which releases the lock."""
-        descriptor, self._fd = self._fd, -1
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        """Sync and close the file, and release the lock."""
+        self._fd = -1
+        self._stack.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record; it survives a kill of this process at once, a power cut after a second.
@@ -118,22 +121,7 @@ class Journal:
             raise
         self.records.append(dict(record))
 
-    def _lock(self) -> None:
-        end_s = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                if time.monotonic() >= end_s:
-                    raise HwnasError(
-                        f"another process measures into {self.path}; wait for it or use another results file"
-                    ) from e
-                time.sleep(0.02)
-            else:
-                return
-
     def _recover(self) -> None:
-        self._lock()
         data = b"".join(iter(lambda: os.read(self._fd, 1 << 20), b""))
         lines, good = _parse(data, self.path)
         os.ftruncate(self._fd, good)

@@ -1,26 +1,27 @@
-"""`--measure`: derive, build, measure and correct until the network is at the budget."""
+"""Landing on a budget: derive, build, measure and correct until the network is at it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hwnas.errors import MissingExtra, ProvenanceError
+from hwnas import derived
+from hwnas.errors import BudgetError, MissingExtra, ProvenanceError
 from hwnas.files import sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.profile.plan import OUTPUT
+from hwnas.progress import SILENT, Reporter, Update, ignore
 from hwnas.runtime.engines import provenance_here, using_engine
 from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.landing import BELOW, Goal, Landing, Latency, Network, Round, land
 from hwnas.search.widths import Candidate, Contest, choose, safety
 from hwnas.spaces.base import SearchSpace, trace_space
-from hwnas.ui import Update, bar, ignore, table
 from hwnas.validate import Reference, measure_network
 
 FOLDER = "landing"
@@ -62,6 +63,18 @@ def name_of(candidate: Candidate) -> str:
     """Return what a derived network is called in a record: its architecture and size."""
     assert candidate.arch is not None
     return f"{candidate.arch.id}-c{candidate.scale.channels}-d{candidate.scale.cells}"
+
+
+class NotLanded(BudgetError):
+    """No network was measured at the budget.
+
+    Attributes:
+        rounds: What was measured.
+    """
+
+    def __init__(self, message: str, rounds: Sequence[derived.Measurement]) -> None:
+        super().__init__(message)
+        self.rounds = tuple(rounds)
 
 
 class Bench:
@@ -136,17 +149,17 @@ class Bench:
         _, measured, slowdown = measure_network(
             path, trace, OUTPUT, engine, self._beside, update, NETWORK, candidate.latency_ms or 0.0
         )
-        found = measured["network"]
+        network = measured["network"]
         record = {
             "type": "network",
             "network": name_of(candidate),
             "predicted_ms": candidate.latency_ms,
-            "measured_ms": found.latency_ms,
-            "ci_ms": list(found.ci_ms),
-            "wall_ms": found.wall_ms,
+            "measured_ms": network.latency_ms,
+            "ci_ms": list(network.ci_ms),
+            "wall_ms": network.wall_ms,
             "slowdown": slowdown,
-            "visits": found.visits,
-            "doubtful": found.doubtful,
+            "visits": network.visits,
+            "doubtful": network.doubtful,
             "onnx_sha256": sha256(content),
         }
         self._journal.append(record)
@@ -162,8 +175,9 @@ def land_on_budget(
     folder: Path,
     budget_ms: float,
     tolerance: float = Goal.tolerance,
-) -> tuple[Candidate, dict[str, Any]]:
-    """Derive and measure until a network is at the budget, and show how.
+    report: Reporter = SILENT,
+) -> tuple[Candidate, float, derived.Landing]:
+    """Derive and measure until a network is at the budget.
 
     Args:
         contest: What is derived from.
@@ -173,39 +187,39 @@ def land_on_budget(
         folder: Of the run that gets the network.
         budget_ms: What the network may take.
         tolerance: How much more frames per second than the budget's it may have.
+        report: Told how far it is.
 
     Returns:
-        The network, and what there is to say of it in ``arch.json``.
+        The network, what it took, and how it was reached.
 
     Raises:
         HwnasError: If nothing can be measured here.
-        BudgetError: If no network was found at the budget.
+        NotLanded: If no network was found at the budget.
     """
     candidates: dict[str, Candidate] = {}
     margin = safety(contest.models[0])
 
     def derive(target_ms: float) -> Network:
-        found = contest.winner(target_ms * margin)
-        if found is None:
+        best = contest.winner(target_ms * margin)
+        if best is None:
             raise contest.refusal(target_ms * margin)
-        candidates.setdefault(name_of(found), found)
-        return Network(name_of(found), found.latency_ms, found.utility)
+        candidates.setdefault(name_of(best), best)
+        return Network(name_of(best), best.latency_ms, best.utility)
 
     goal = Goal(budget_ms, tolerance, repeatability(latency), contest.models[0].relative_error or Goal.error)
-    bench = Bench(folder / FOLDER, latency, space, beside)
     rounds: list[Round] = []
-    with bench:
+    with Bench(folder / FOLDER, latency, space, beside) as bench:
 
         def measure(network: Network) -> Latency:
-            with bar(f"measure network {len(rounds) + 1}", None) as update:
+            with report.bar(f"measure network {len(rounds) + 1}", None) as update:
                 return bench.measure(candidates[network.key], update)
 
         try:
             landing = land(goal, derive, measure, rounds.append)
-        finally:
-            _show(rounds)
+        except BudgetError as e:
+            raise NotLanded(str(e), _measurements(rounds)) from e
     chosen = candidates[landing.best.network.key]
-    return chosen, {"measured_ms": landing.latency_ms, FOLDER: _report(goal, landing, candidates)}
+    return chosen, landing.latency_ms, _record(goal, landing, candidates)
 
 
 def budget_of(contest: Contest, landed: Candidate) -> float:
@@ -215,63 +229,28 @@ def budget_of(contest: Contest, landed: Candidate) -> float:
 
 def rivals(contest: Contest, landed: Candidate, k: int = 1) -> list[Candidate]:
     """Return the k best of each scale that are predicted no slower than a landed network, which is among them."""
-    _, found = choose(contest, budget_of(contest, landed), k)
-    return [landed if (c.scale, c.arch) == (landed.scale, landed.arch) else c for c in found]
+    _, every = choose(contest, budget_of(contest, landed), k)
+    return [landed if (c.scale, c.arch) == (landed.scale, landed.arch) else c for c in every]
 
 
-def _report(goal: Goal, landing: Landing, candidates: dict[str, Candidate]) -> dict[str, Any]:
-    """Return a JSON object of a landing."""
+def _record(goal: Goal, landing: Landing, candidates: dict[str, Candidate]) -> derived.Landing:
     tried = {r.network.key: candidates[r.network.key] for r in landing.rounds}
     up = landing.next_up
-    return {
-        "verdict": landing.verdict,
-        "why": landing.why,
-        "tolerance": goal.tolerance,
-        "repeatability": goal.repeatability,
-        "next_up": None if up is None else {"network": up.key, "predicted_ms": up.predicted_ms, "utility": up.utility},
-        "rounds": [
-            {
-                "target_ms": r.target_ms,
-                "network": r.network.key,
-                "predicted_ms": r.network.predicted_ms,
-                "measured_ms": r.latency.ms,
-                "slowdown": r.latency.slowdown,
-                "verdict": r.verdict,
-            }
-            for r in landing.rounds
-        ],
-        "tried": {
-            key: {"architecture": c.arch.to_json(), "scale": c.scale.to_json(), "utility": c.utility}
-            for key, c in tried.items()
-            if c.arch is not None
-        },
-    }
+    return derived.Landing(
+        landing.verdict,
+        landing.why,
+        goal.tolerance,
+        goal.repeatability,
+        None if up is None else derived.Step(up.key, up.predicted_ms, up.utility),
+        _measurements(landing.rounds),
+        {key: derived.Tried(c.arch, c.scale, c.utility) for key, c in tried.items() if c.arch is not None},
+    )
 
 
-def _show(rounds: Sequence[Round]) -> None:
-    """Print what was measured."""
-    rows = []
-    for n, r in enumerate(rounds, start=1):
-        slow = "" if r.latency.slowdown is None else f"{r.latency.slowdown:.3f}"
-        figures = [f"{r.target_ms:.4g}", f"{r.network.predicted_ms:.4g}", f"{r.latency.ms:.4g}", slow]
-        rows.append([str(n), r.network.key, *figures, f"{1000 / r.latency.ms:.1f}", r.verdict])
-    if rows:
-        header = ("round", "network", "target ms", "predicted ms", "measured ms", "machine", "fps", "verdict")
-        table("landing on the budget", header, rows, numbers=True)
-
-
-def landed_facts(budget_ms: float, more: Mapping[str, Any]) -> dict[str, object]:
-    """Return the lines of a summary."""
-    ms, landing = float(more["measured_ms"]), more[FOLDER]
-    facts: dict[str, object] = {
-        "measured": f"{ms:.4g} ms ({1000 / ms:.1f} fps), {budget_ms / ms - 1:+.1%} of the {1000 / budget_ms:.1f} fps "
-        f"asked for, after {len(landing['rounds'])} measurements of {len(landing['tried'])} networks"
-    }
-    if landing["verdict"] == "close":
-        facts["close"] = "it is below the budget by less than processes differ: another may find it above"
-    up = landing["next_up"]
-    if landing["why"] == "no step" and up is not None:
-        facts["no step"] = f"the next network of a higher utility is predicted to take {up['predicted_ms']:.4g} ms"
-    elif landing["why"] == "no step":
-        facts["no step"] = "there is no network of a higher utility at any budget"
-    return facts
+def _measurements(rounds: Sequence[Round]) -> tuple[derived.Measurement, ...]:
+    return tuple(
+        derived.Measurement(
+            r.target_ms, r.network.key, r.network.predicted_ms, r.latency.ms, r.latency.slowdown, r.verdict
+        )
+        for r in rounds
+    )

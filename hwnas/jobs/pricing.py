@@ -1,26 +1,26 @@
-"""`hwnas price`: what a table says a network takes, op by op, and whether another one is faster."""
+"""What a table says a network takes, op by op, and whether another one is faster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import expm1
 from pathlib import Path
 from typing import Any
 
 from hwnas import recipes
+from hwnas.complexity import Complexity, complexity
 from hwnas.errors import HwnasError
-from hwnas.files import canonical_json, read_json
-from hwnas.latency.diff import least_difference, order
+from hwnas.files import read_json
+from hwnas.jobs.tables import find_table, recipe_beside, require_here
+from hwnas.latency.diff import order
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Call, Term
 from hwnas.problem import ALWAYS, Architecture
+from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.spaces import Scale, check, published, published_names, trace_space
-from hwnas.ui import console, summary, table
-from hwnas.verbs.tables import find_table, recipe_beside, require_here
+from hwnas.spaces import Scale, Space, check, published, published_names, trace_space
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Price:
         interval_ms: (low, high) that holds the measured latency with 95 % confidence; None for an untested table.
         base_ms: What a run takes whatever the network.
         items: Its ops, the dearest first.
+        complexity: Its multiply-adds and parameters.
     """
 
     network: Network
@@ -90,6 +91,7 @@ class Price:
     interval_ms: tuple[float, float] | None
     base_ms: float
     items: tuple[Item, ...]
+    complexity: Complexity
 
     @property
     def searched_ms(self) -> float:
@@ -106,11 +108,7 @@ class Price:
 
     def by_part(self) -> dict[str, float]:
         """Return the milliseconds of each part of the network, in the order of computation as far as names tell it."""
-        out: dict[str, float] = {}
-        for item in self.items:
-            for part, n in item.modules.items():
-                out[part] = out.get(part, 0.0) + n * item.ms
-        return dict(sorted(out.items(), key=lambda part: _rank(part[0])))
+        return _by_part(self.items)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
@@ -124,12 +122,22 @@ class Price:
             "fps": 1000 / self.ms,
             "base_ms": self.base_ms,
             "searched_ms": self.searched_ms,
+            "macs": self.complexity.macs,
+            "params": self.complexity.params,
             "by_kind": {kind: {"count": count, "ms": ms} for kind, (count, ms) in self.by_kind().items()},
             "by_part": self.by_part(),
             "ops": [
                 {k: getattr(i, k) for k in ("key", "count", "ms", "ci_ms", "searched", "modules")} for i in self.items
             ],
         }
+
+
+def _by_part(items: Iterable[Item]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for item in items:
+        for part, n in item.modules.items():
+            out[part] = out.get(part, 0.0) + n * item.ms
+    return dict(sorted(out.items(), key=lambda part: _rank(part[0])))
 
 
 def _rank(part: str) -> tuple[int, int, str]:
@@ -157,7 +165,7 @@ def find_network(name: str, recipe: str | None = None, scale: Scale | None = Non
         return _from_file(path, recipe, scale)
     run = Run(name)
     derived = run.derived()
-    return Network(name, run.recipe, derived.scale, derived.arch, run.folder)
+    return Network(name, run.recipe, derived.scale, derived.architecture, run.folder)
 
 
 def _from_file(path: Path, recipe: str | None, scale: Scale | None) -> Network:
@@ -165,12 +173,12 @@ def _from_file(path: Path, recipe: str | None, scale: Scale | None) -> Network:
     data = read_json(path, "an architecture")
     if not isinstance(data, dict) or "architecture" not in data:
         raise HwnasError(f"{path}: an object with 'architecture', as hwnas search writes it, was expected")
-    beside = recipe_beside(path)
-    of = _recipe(str(path), data.get("recipe", beside), recipe)
-    said = _scale(path, data["scale"]) if "scale" in data else scale or of.space.scale
+    beside = None if "recipe" in data else recipe_beside(path)
+    of = beside or _recipe(str(path), data.get("recipe"), recipe)
+    own_scale = _scale(path, data["scale"]) if "scale" in data else scale or of.space.scale
     arch = Architecture.from_json(data["architecture"])
     check(of.space, arch)
-    return Network(str(path), of, said, arch, None if beside is None else path.parent)
+    return Network(str(path), of, own_scale, arch, None if beside is None else path.parent)
 
 
 def _scale(path: Path, data: Any) -> Scale:
@@ -189,13 +197,25 @@ def _recipe(name: str, own: str | None, default: str | None) -> Recipe:
     return recipes.get(str(default if own is None else own))
 
 
-def price_network(network: Network, made: LatencyTable) -> Price:
+def parts_ms(space: Space, arch: Architecture, table: LatencyTable) -> dict[str, float]:
+    """Return what each part of a network takes, as `Price.by_part` does, without asking what the search decided.
+
+    Args:
+        space: At the deployment scale.
+        arch: Complete.
+        table: Has all its ops.
+    """
+    calls = trace_space(space, arch, merge=bool(table.where["merges"])).calls
+    return _by_part(_item(own, True, table) for own in _grouped((call, True) for call in calls).values())
+
+
+def price_network(network: Network, table: LatencyTable) -> Price:
     """Price a network op by op.
 
     Raises:
         MissingOp: If the table lacks one of its ops.
     """
-    space, merge = network.recipe.space.at(network.scale), bool(made.where["merges"])
+    space, merge = network.recipe.space.at(network.scale), bool(table.where["merges"])
     # The trace of all alternatives tells what is there whatever was decided; that of the network alone would not.
     mixed = trace_space(space, merge=merge)
     if any(c.gate.walks for c in mixed.calls):
@@ -206,10 +226,12 @@ def price_network(network: Network, made: LatencyTable) -> Price:
     else:
         calls = [c for c in mixed.calls if c.gate.holds(network.arch)]
         grouped = _grouped((call, call.gate != ALWAYS) for call in calls)
-    model = LatencyModel([Term(c.spec, c.gate) for c in calls], made, space.problem)
-    items = sorted((_item(own, searched, made) for (_, searched), own in grouped.items()), key=lambda i: -i.total_ms)
+    model = LatencyModel([Term(c.spec, c.gate) for c in calls], table, space.problem)
+    items = sorted((_item(own, searched, table) for (_, searched), own in grouped.items()), key=lambda i: -i.total_ms)
     ms = model.predict_ms(network.arch)
-    return Price(network, ms, model.interval_ms(network.arch), model.base_ms, tuple(items))
+    return Price(
+        network, ms, model.interval_ms(network.arch), model.base_ms, tuple(items), complexity(space, network.arch)
+    )
 
 
 def _grouped(calls: Iterable[tuple[Call, bool]]) -> dict[tuple[str, bool], list[Call]]:
@@ -220,108 +242,80 @@ def _grouped(calls: Iterable[tuple[Call, bool]]) -> dict[tuple[str, bool], list[
     return grouped
 
 
-def _item(calls: list[Call], searched: bool, made: LatencyTable) -> Item:
+def _item(calls: list[Call], searched: bool, table: LatencyTable) -> Item:
     spec = calls[0].spec
-    row = made.rows[spec.key]
+    row = table.rows[spec.key]
     modules: dict[str, int] = {}
     for call in calls:
         first, second, *_ = [*call.name.split("."), ""]
         part = f"{first}.{second}" if second.isdigit() else first
         modules[part] = modules.get(part, 0) + 1
-    ms, low_ms, high_ms = (made.correction.priced(spec.kind, ms) for ms in (row.latency_ms, *row.ci_ms))
+    ms, low_ms, high_ms = (table.correction.priced(spec.kind, ms) for ms in (row.latency_ms, *row.ci_ms))
     return Item(spec.key, spec.kind, ms, (low_ms, high_ms), modules, searched)
 
 
-def price(
-    name: str,
-    table_name: str | None = None,
-    foreign: bool = False,
-    recipe: str | None = None,
-    channels: int | None = None,
-    other: str | None = None,
-    every: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Print what a network takes by a table.
+@dataclass(frozen=True)
+class PriceSettings:
+    """What is priced.
 
-    Args:
-        name: Of the network, see `find_network`.
-        table_name: See `find_table`; None for that of the network's run.
-        foreign: Whether a table of another device will do.
+    Attributes:
+        network: Its name, see `find_network`.
+        table: See `find_table`; None for that of the network's run.
+        foreign_table: Whether one of another device will do.
         recipe: Of a network that does not say its own.
         channels: Width to price it at; None for its own, else that of the recipe.
-        other: A network to compare it with by the same table; of the same recipe and scale if it does not say
-            its own.
-        every: Whether to print every op.
-        as_json: Whether to end with one JSON object on a line.
+        compare: A network to compare it with by the same table; of the same recipe and scale if it does not say its
+            own.
     """
+
+    network: str
+    table: str | None = None
+    foreign_table: bool = False
+    recipe: str | None = None
+    channels: int | None = None
+    compare: str | None = None
+
+
+@dataclass(frozen=True)
+class PriceResult:
+    """What networks take by a table.
+
+    Attributes:
+        table: It.
+        price: Of the network.
+        other: Of the one it was compared with, None without.
+        verdict: What the network is beside that: ``"faster"``, ``"slower"`` or ``"cannot tell"``.
+    """
+
+    table: LatencyTable
+    price: Price
+    other: Price | None = None
+    verdict: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        out = {"table": str(self.table.path), "device": self.table.name, **self.price.to_json()}
+        compared = {} if self.other is None else {"compare": {**self.other.to_json(), "verdict": self.verdict}}
+        return out | compared
+
+
+def price(settings: PriceSettings, report: Reporter = SILENT) -> PriceResult:
+    """Price a network by a table, and compare it with another one."""
+    del report  # it takes a second or two
+    name, recipe = settings.network, settings.recipe
     network = find_network(name, recipe)
     if recipe not in (None, network.recipe.name):
         raise HwnasError(f"{name} is of the recipe {network.recipe.name}, not {recipe}; leave out --recipe")
-    if channels is not None:
-        network = replace(network, scale=replace(network.scale, channels=channels))
-    against = None if other is None else find_network(other, network.recipe.name, network.scale)
-    if table_name is None and network.folder is None:
+    if settings.channels is not None:
+        network = replace(network, scale=replace(network.scale, channels=settings.channels))
+    other = None if settings.compare is None else find_network(settings.compare, network.recipe.name, network.scale)
+    if settings.table is None and network.folder is None:
         raise HwnasError(f"{name} is of no run that has a latency table; name one with --table")
-    made = find_table(table_name or f"{network.folder}/table.json")
-    if not foreign:
-        require_here(made)
-    found = price_network(network, made)
-    report = {"table": str(made.path), "device": made.name, **found.to_json()}
-    _show(found, made, every)
-    if against is not None:
-        second = price_network(against, made)
-        verdict = order(found.ms, second.ms, made.correction.relative_error)
-        report["compare"] = {**second.to_json(), "verdict": verdict}
-        console.print(_verdict(found, second, verdict, made), markup=False)
-    if as_json:
-        print(canonical_json(report))
-
-
-def _show(found: Price, made: LatencyTable, every: bool) -> None:
-    kinds = [[k, str(n), f"{ms:.4g}", f"{ms / found.ms:.1%}"] for k, (n, ms) in found.by_kind().items()]
-    kinds.append(["(base)", "", f"{found.base_ms:.4g}", f"{found.base_ms / found.ms:.1%}"])
-    table("by kind of op", ("kind", "calls", "ms", "share"), kinds, numbers=True)
-    if every:
-        ops = [
-            [
-                i.key,
-                str(i.count),
-                f"{i.ms:.4g} ({i.ci_ms[0]:.4g} to {i.ci_ms[1]:.4g})",
-                f"{i.total_ms:.4g}",
-                f"{i.total_ms / found.ms:.1%}",
-                ", ".join(f"{n} {module}" for module, n in i.modules.items()),
-            ]
-            for i in found.items
-        ]
-        header = ("op", "calls", "ms each (95 % interval)", "ms", "share", "where")
-        table("by op", header, ops, numbers=True)
-        parts = [[part, f"{ms:.4g}", f"{ms / found.ms:.1%}"] for part, ms in found.by_part().items()]
-        table("by part of the network", ("part", "ms", "share"), parts, numbers=True)
-    scale, fixed_ms = found.network.scale, found.ms - found.searched_ms - found.base_ms
-    facts: dict[str, object] = {
-        "network": f"{found.network.name}: {found.network.arch.id}, {scale.channels} channels, {scale.cells} cells, "
-        f"{scale.size[0]}x{scale.size[1]}",
-        "table": f"{made.path}, {made.name}",
-        "search space": f"{found.searched_ms:.4g} ms ({found.searched_ms / found.ms:.1%}) of ops the search decides on",
-        "fixed parts": f"{fixed_ms:.4g} ms ({fixed_ms / found.ms:.1%}) of ops every network of the space has",
-        "predicted": f"{found.ms:.4g} ms ({1000 / found.ms:.1f} fps){_interval(found)}",
-    }
-    summary(facts, None)
-
-
-def _interval(found: Price) -> str:
-    if found.interval_ms is None:
-        return "; how far that may be off is not known: the table has no networks it was tested on"
-    low_ms, high_ms = found.interval_ms
-    return f", with 95 % confidence {low_ms:.4g} to {high_ms:.4g} ms ({1000 / high_ms:.1f} to {1000 / low_ms:.1f} fps)"
-
-
-def _verdict(a: Price, b: Price, verdict: str, made: LatencyTable) -> str:
-    error = made.correction.relative_error
-    told = f"{a.network.name} {a.ms:.4g} ms, {b.network.name} {b.ms:.4g} ms ({a.ms / b.ms - 1:+.1%})"
-    if error is None:
-        return f"{told}: cannot tell: the table has no networks it was tested on"
-    if verdict == "cannot tell":
-        return f"{told}: cannot tell, the table tells differences of {expm1(least_difference(error)):.1%} and more"
-    return f"{told}: {verdict}"
+    table = find_table(settings.table or f"{network.folder}/table.json")
+    if not settings.foreign_table:
+        require_here(table)
+    first = price_network(network, table)
+    if other is None:
+        return PriceResult(table, first)
+    second = price_network(other, table)
+    return PriceResult(table, first, second, order(first.ms, second.ms, table.correction.relative_error))

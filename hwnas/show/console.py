@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from hwnas.progress import Update
+
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 160  # a log is not cut at 80 columns
 LINE_EVERY_S = 15.0
-
-
-class Update(Protocol):
-    """Tells how far something is."""
-
-    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Report `done` steps, counted from the start, a short note, and the total if it changed."""
-
-
-def ignore(done: int, note: str = "", total: int | None = None) -> None:
-    """Show nothing."""
 
 
 @contextmanager
@@ -87,3 +77,23 @@ def summary(facts: Mapping[str, object], next_command: str | None) -> None:
         console.print(f"{name:<{width}}  {fact}", markup=False)
     if next_command:
         console.print(f"next: {next_command}", markup=False, style="bold")
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    console.print(f"warning: {text}", style="yellow", markup=False)
+
+
+class Terminal:
+    """What jobs report to while a person watches: bars, and lines between them."""
+
+    def bar(self, title: str, total: int | None) -> AbstractContextManager[Update]:
+        """Show progress."""
+        return bar(title, total)
+
+    def note(self, text: str, warning: bool = False) -> None:
+        """Print one line."""
+        console.print(text, style="bold" if warning else None, markup=False)
+
+
+TERMINAL = Terminal()

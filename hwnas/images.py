@@ -1,0 +1,33 @@
+"""What all that reads pictures has in common: how one becomes a network's input, and how files can be damaged."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What Pillow raises on damaged files; UnidentifiedImageError is an OSError, and broken PNG chunks are SyntaxErrors.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+
+
+def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Return what a network reads of an image, or of several.
+
+    Args:
+        image: RGB (..., H, W, 3).
+        mean: Of the three colours, where white is 1: subtracted.
+        std: The same: divided by.
+
+    Returns:
+        (..., 3, H, W), contiguous.
+    """
+    offset = np.asarray(mean, np.float32)[:, None, None]
+    gain = 1 / np.asarray(std, np.float32)[:, None, None]
+    planes = np.moveaxis(image, -1, -3).astype(np.float32, order="C")
+    planes *= np.float32(1 / 255)
+    planes -= offset
+    planes *= gain
+    return planes
