@@ -110,7 +110,7 @@ def read_probs(run: Run) -> Probabilities:
 
 def skip_groups(space: SearchSpace) -> list[Group]:
     """Return the groups of the cells that keep the resolution and may skip."""
-    return [g for g in space.problem.groups if SKIP in g.options and g.name != "reduce"]
+    return [spec.group for spec in space.cells if SKIP in spec.ops and spec.stride == 1]
 
 
 def open_contest(run: Run, table: LatencyTable, demands: Demands = _NOTHING) -> Contest:
