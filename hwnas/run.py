@@ -17,7 +17,7 @@ from hwnas.errors import DataError, HwnasError
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
 from hwnas.records import Difference, File, differences, stored
-from hwnas.spaces import SearchSpace, check
+from hwnas.spaces import Space, check
 
 RUNS = Path("runs")
 
@@ -176,9 +176,9 @@ class Run:
             raise HwnasError(f"the recipe {recipe.name} needs {recipe.needs}; name it with --data DIR")
         space, data = recipe.space, open_dataset(str(source), split, size or recipe.space.scale.size)
         task, classes = task_of(data), len(data.classes)
-        if (task.name, classes) != (space.head, space.classes):
+        if (task.name, classes) != (space.task, space.classes):
             raise DataError(
-                f"the recipe {recipe.name} is for {space.head} into {space.classes} classes, {data.name} for "
+                f"the recipe {recipe.name} is for {space.task} into {space.classes} classes, {data.name} for "
                 f"{task.name} into {classes}; take another recipe or --data {recipe.needs}"
             )
         return data
@@ -216,6 +216,6 @@ class Run:
         check(self.recipe.space, out.architecture)
         return out
 
-    def space(self, derived: Derived) -> SearchSpace:
+    def space(self, derived: Derived) -> Space:
         """Return the recipe's space at the scale of a derived network."""
         return self.recipe.space.at(derived.scale)

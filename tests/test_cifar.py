@@ -27,14 +27,14 @@ from hwnas.export import export
 from hwnas.images import normalise
 from hwnas.learn.training import TrainConfig, Training, evaluate
 from hwnas.runtime.deploy.bundle import Bundle, open_application
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.verbs import camvid_folder, done, edit, hwnas
 
 SIZE = (32, 32)
 NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 IMAGES = 20  # in each file
 RECIPE = "darts-cifar10-tiny"
-SPACE = ChainSpace(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
+SPACE = darts_space(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
 ARCH = sample(SPACE, np.random.default_rng(0))
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,11 +19,11 @@ from hwnas.search.costs import Bound, Cost, CostConfig, Form, Mixture
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.multiplier import Multiplier
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 
 FORMS: tuple[Form, ...] = get_args(Form)
 SIZE = (32, 48)
-SPACE = ChainSpace(
+SPACE = darts_space(
     Scale(4, 3, SIZE), 11, ops=("none", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3"), nodes=2, head_channels=8
 )
 CONFIG = SearchConfig(SPACE.scale, steps=15, warmup=0, batch=1, crop=(24, 32), w_lr=0.1, alpha_lr=0.3)
@@ -136,8 +136,8 @@ class TestExpectations:
         """Only separable convolutions cost something, each on an edge of its own: the mixture is a plain sum."""
         model = priced({"sep_conv": 1.0}, 0.0)
         probs = probabilities(3)
-        kinds = ["reduce" if k in SPACE.reductions() else "normal" for k in range(SPACE.scale.cells)]
-        column = SPACE.ops.index("sep_conv_3x3")
+        kinds = [spec.name for spec in SPACE.encoder.kinds()]
+        column = SPACE.groups[0].options.index("sep_conv_3x3")
         plain = sum(float(probs[kind][:, column].sum()) for kind in kinds)
         assert float(Mixture(model)(probs)) == pytest.approx(plain, rel=1e-9)
         assert float(model(probs)) != pytest.approx(plain, rel=1e-3)

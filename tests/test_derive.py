@@ -49,7 +49,7 @@ from hwnas.search.widths import (
     price,
     random_latencies_ms,
 )
-from hwnas.spaces import ChainSpace, Scale, check, derived_genotype, trace_space
+from hwnas.spaces import Scale, Space, check, darts_space, derived_genotype, trace_space
 from tests.contracts import random_probs, roofline_table
 
 OPS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -57,8 +57,8 @@ SIZE = (32, 48)
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
 
 
-def cells(keep: int, n_ops: int, channels: int = 4) -> ChainSpace:
-    return ChainSpace(Scale(channels, 3, SIZE), 5, ops=OPS[: n_ops + 1], nodes=2, keep=keep, head_channels=8)
+def cells(keep: int, n_ops: int, channels: int = 4) -> Space:
+    return darts_space(Scale(channels, 3, SIZE), 5, ops=OPS[: n_ops + 1], nodes=2, keep=keep, head_channels=8)
 
 
 def priced(terms: list[Term], groups: tuple[Group, ...], rng: np.random.Generator, base_ms: float = 0) -> LatencyModel:
@@ -345,14 +345,14 @@ def test_the_cost_of_a_change_is_the_best_score_less_the_best_that_answers_other
 
 
 @pytest.fixture(scope="module")
-def darts() -> tuple[ChainSpace, Solver]:
-    space = ChainSpace(Scale(16, 8, (192, 256)), 11)
+def darts() -> tuple[Space, Solver]:
+    space = darts_space(Scale(16, 8, (192, 256)), 11)
     assert [g.shape for g in space.groups] == [(14, 8), (14, 8)]
     return space, Solver(space.problem)
 
 
 @pytest.mark.parametrize(("scale", "cases"), [(1e-3, 350), (1.0, 350), (100.0, 300)])
-def test_without_a_budget_it_is_the_papers_rule(darts: tuple[ChainSpace, Solver], scale: float, cases: int) -> None:
+def test_without_a_budget_it_is_the_papers_rule(darts: tuple[Space, Solver], scale: float, cases: int) -> None:
     space, solver = darts
     for seed in range(cases):
         # In float32, as a search has them: large alphas then saturate, and edges tie.
@@ -361,7 +361,7 @@ def test_without_a_budget_it_is_the_papers_rule(darts: tuple[ChainSpace, Solver]
         assert got.arch == strongest(space.problem, probs)
         assert got.latency_ms is None
         if seed < 20:
-            assert got.arch == space.architecture(derived_genotype(space.groups, probs.matrices(), 4, 2))
+            assert got.arch == derived_genotype(space.cells, probs.matrices()).architecture(space)
 
 
 class TestTies:
@@ -407,7 +407,7 @@ def test_suggested_fps_can_be_reached(ms: float) -> None:
 
 
 def derive(
-    space: ChainSpace,
+    space: Space,
     scales: Sequence[Scale],
     models: Sequence[LatencyModel],
     probs: Matrices,
@@ -426,12 +426,12 @@ SCALES = (Scale(4, 3, SIZE), Scale(8, 3, SIZE), Scale(16, 3, SIZE))
 
 
 @pytest.fixture(scope="module")
-def space() -> ChainSpace:
+def space() -> Space:
     return cells(2, 4)
 
 
 @pytest.fixture(scope="module")
-def table(space: ChainSpace) -> LatencyTable:
+def table(space: Space) -> LatencyTable:
     rows: dict[str, OpRow] = {}
     for s in SCALES:
         rows |= roofline_table(space.at(s)).rows
@@ -439,12 +439,12 @@ def table(space: ChainSpace) -> LatencyTable:
 
 
 @pytest.fixture(scope="module")
-def models(space: ChainSpace, table: LatencyTable) -> list[LatencyModel]:
+def models(space: Space, table: LatencyTable) -> list[LatencyModel]:
     return price(space, SCALES, table)
 
 
 @pytest.fixture(scope="module")
-def free_ms(space: ChainSpace, models: list[LatencyModel]) -> list[float]:
+def free_ms(space: Space, models: list[LatencyModel]) -> list[float]:
     """Latency of the paper's network at each width."""
     rule = strongest(space.problem, random_probs(space, 0))
     return [m.predict_ms(rule) for m in models]
@@ -455,7 +455,7 @@ class TestWidths:
         assert free_ms == sorted(free_ms)
 
     def test_chosen_is_the_candidate_of_the_highest_utility(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         probs = random_probs(space, 0)
         rule = strongest(space.problem, probs)
@@ -479,7 +479,7 @@ class TestWidths:
         assert widths == {4, 8, 16}
 
     def test_nothing_is_won_by_width_alone(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         """Worth nothing, width is not bought; among equals the narrowest, which leaves most time, wins."""
         chosen, every = derive(space, SCALES, models, random_probs(space, 0), 2 * free_ms[2], 0.0)
@@ -488,7 +488,7 @@ class TestWidths:
 
     @pytest.mark.parametrize(("relative_error", "margin"), [(None, 0.0), (0.0, 0.0), (0.06, 0.03), (0.3, MOST)])
     def test_the_margin_is_half_a_standard_error_and_at_most_a_tenth(
-        self, space: ChainSpace, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
+        self, space: Space, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
     ) -> None:
         assert SAFETY == 0.5
         exact = replace(table, correction=replace(table.correction, relative_error=relative_error))
@@ -501,9 +501,7 @@ class TestWidths:
             # The margin is not wider than that: the paper's network is kept as soon as it fits.
             assert (chosen.score > 1 - 1e-9) == (free_ms[0] * (1 + margin) <= budget_ms * (1 + 1e-9))
 
-    def test_an_impossible_budget_names_a_speed_that_can_be_had(
-        self, space: ChainSpace, models: list[LatencyModel]
-    ) -> None:
+    def test_an_impossible_budget_names_a_speed_that_can_be_had(self, space: Space, models: list[LatencyModel]) -> None:
         probs = random_probs(space, 0)
         fastest = min(m.predict_ms(Solver(space.problem, m).fastest().arch) for m in models)
         with pytest.raises(BudgetError, match=r"no architecture of the space meets .* fps \(.* ms\)") as caught:
@@ -517,16 +515,16 @@ class TestWidths:
         assert [c.arch is None for c in every] == [False, True, True]
         assert all(c.latency_ms > 1000 / float(suggested[1]) for c in every[1:])  # their fastest, margin included
 
-    def test_deterministic(self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]) -> None:
+    def test_deterministic(self, space: Space, models: list[LatencyModel], free_ms: list[float]) -> None:
         probs = random_probs(space, 0)
         one, other = (derive(space, SCALES, models, probs, 1.1 * free_ms[1], 0.5) for _ in range(2))
         assert one == other
 
-    def test_every_width_must_be_in_the_table(self, space: ChainSpace, table: LatencyTable) -> None:
+    def test_every_width_must_be_in_the_table(self, space: Space, table: LatencyTable) -> None:
         with pytest.raises(MissingOp, match="has no row for"):
             price(space, [*SCALES, Scale(12, 3, SIZE)], table)
 
-    def test_random_latencies_are_those_of_valid_networks(self, space: ChainSpace, models: list[LatencyModel]) -> None:
+    def test_random_latencies_are_those_of_valid_networks(self, space: Space, models: list[LatencyModel]) -> None:
         ms = random_latencies_ms(space.problem, models, 50, seed=0)
         assert ms.shape == (3, 50)
         assert np.array_equal(ms, random_latencies_ms(space.problem, models, 50, seed=0))
@@ -538,7 +536,7 @@ class TestWidths:
 
 
 class TestDepths:
-    def test_deeper_networks_compete_by_their_own_utility(self, space: ChainSpace) -> None:
+    def test_deeper_networks_compete_by_their_own_utility(self, space: Space) -> None:
         scales = [Scale(4, d, SIZE) for d in (3, 4, 6)]
         rows: dict[str, OpRow] = {}
         for s in scales:
@@ -557,7 +555,7 @@ class TestDepths:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_what_keeps_little_of_the_score_comes_last(
-        self, space: ChainSpace, models: list[LatencyModel], seed: int
+        self, space: Space, models: list[LatencyModel], seed: int
     ) -> None:
         probs = random_probs(space, seed)
         contest = Contest(space.problem, SCALES, models, probs, width_utility=50.0)
@@ -576,7 +574,7 @@ class TestDepths:
 
 class TestConstraints:
     def test_another_device_is_held_to_its_own_budget_and_safety(
-        self, space: ChainSpace, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         slow = replace(table, correction=replace(table.correction, common=3.0, relative_error=0.01))
         there = price(space, SCALES, slow)
@@ -595,7 +593,7 @@ class TestConstraints:
 
     @pytest.mark.parametrize("resource", ["macs", "params"])
     def test_a_count_is_kept_and_needs_no_safety(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float], resource: str
+        self, space: Space, models: list[LatencyModel], free_ms: list[float], resource: str
     ) -> None:
         counts = count(space, SCALES, resource)
         probs = random_probs(space, 0)
@@ -608,7 +606,7 @@ class TestConstraints:
             assert (chosen.arch == rule) == kept
 
     def test_what_can_be_reached_is_named_for_each(
-        self, space: ChainSpace, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         other = Constraint("b.json", price(space, SCALES, table), 0.9 * free_ms[0])
         macs = Constraint("macs", count(space, SCALES, "macs"), 1000.0)
@@ -624,7 +622,7 @@ class TestConstraints:
         assert derive(space, SCALES, models, probs, 1001 / float(eased[1]), 0.5, constraints=within)[0].arch is not None
 
     def test_more_candidates_change_nothing_about_the_choice(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         probs = random_probs(space, 0)
         alone, one = derive(space, SCALES, models, probs, 0.95 * free_ms[2], 0.5)
@@ -636,9 +634,7 @@ class TestConstraints:
             utilities = [c.utility for c in every[first : first + 3]]
             assert utilities == sorted(utilities, reverse=True)
 
-    def test_the_interval_is_that_of_the_table(
-        self, space: ChainSpace, table: LatencyTable, free_ms: list[float]
-    ) -> None:
+    def test_the_interval_is_that_of_the_table(self, space: Space, table: LatencyTable, free_ms: list[float]) -> None:
         tested = replace(table, correction=replace(table.correction, interval=0.05))
         models = price(space, SCALES[:1], tested)
         chosen, _ = derive(space, SCALES[:1], models, random_probs(space, 0), 2 * free_ms[0], 0.5)

@@ -25,8 +25,7 @@ from hwnas.runtime import __main__ as runtime
 from hwnas.runtime.deploy.bundle import KINDS, Bundle, Input, Output
 from hwnas.runtime.engines import ENGINES
 from hwnas.seeding import seeded
-from hwnas.spaces import sample
-from hwnas.spaces.base import trace_space
+from hwnas.spaces import sample, trace_space
 from tests.conftest import ROOT
 from tests.test_bundle import make
 

@@ -19,7 +19,7 @@ from hwnas.problem import AtMost
 from hwnas.run import Run
 from hwnas.search.front import Point, pareto_front, rates
 from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, choose, count, price
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, Space
 from tests.contracts import random_probs, roofline_table
 from tests.test_derive import WHERE, Brute, cells
 from tests.verbs import RECIPE, done, hwnas, tree
@@ -30,12 +30,12 @@ UTILITY, DEPTH_UTILITY = 0.3, 0.1
 
 
 @pytest.fixture(scope="module")
-def space() -> ChainSpace:
+def space() -> Space:
     return cells(2, 3)
 
 
 @pytest.fixture(scope="module")
-def models(space: ChainSpace) -> list[LatencyModel]:
+def models(space: Space) -> list[LatencyModel]:
     rows: dict[str, OpRow] = {}
     for s in SCALES:
         rows |= roofline_table(space.at(s)).rows
@@ -43,13 +43,13 @@ def models(space: ChainSpace) -> list[LatencyModel]:
     return price(space, SCALES, table)
 
 
-def contest(space: ChainSpace, models: list[LatencyModel], seed: int) -> Contest:
+def contest(space: Space, models: list[LatencyModel], seed: int) -> Contest:
     return Contest(space.problem, SCALES, models, random_probs(space, seed), UTILITY, DEPTH_UTILITY)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
-    space: ChainSpace, models: list[LatencyModel], seed: int
+    space: Space, models: list[LatencyModel], seed: int
 ) -> None:
     brute = Brute(space.groups, space.rules())
     probs = random_probs(space, seed)
@@ -72,7 +72,7 @@ def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_point_is_what_its_rate_derives(space: ChainSpace, models: list[LatencyModel], seed: int) -> None:
+def test_each_point_is_what_its_rate_derives(space: Space, models: list[LatencyModel], seed: int) -> None:
     told: list[int] = []
     points = pareto_front(contest(space, models, seed), 8, lambda done, *_, **__: told.append(done))
     assert told == list(range(1, 9))
@@ -84,7 +84,7 @@ def test_each_point_is_what_its_rate_derives(space: ChainSpace, models: list[Lat
         assert chosen == p.candidate
 
 
-def test_it_rises_strictly_and_has_no_network_twice(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_it_rises_strictly_and_has_no_network_twice(space: Space, models: list[LatencyModel]) -> None:
     points = pareto_front(contest(space, models, 0), 40)
     for attribute in ("latency_ms", "utility"):
         values = [getattr(p.candidate, attribute) for p in points]
@@ -93,7 +93,7 @@ def test_it_rises_strictly_and_has_no_network_twice(space: ChainSpace, models: l
     assert len({p.candidate.scale for p in points}) > 1
 
 
-def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: Space, models: list[LatencyModel]) -> None:
     """Where probabilities tie, the paper's order may take a slower one under a larger budget."""
     rng = np.random.default_rng(0)
     equal = 0
@@ -108,7 +108,7 @@ def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: ChainSpace
     assert equal > 0  # it happened
 
 
-def test_rates_are_spread_evenly_and_can_be_typed(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_rates_are_spread_evenly_and_can_be_typed(space: Space, models: list[LatencyModel]) -> None:
     asked = rates(contest(space, models, 0), 6)
     fps = [float(r) for r in asked]
     assert fps == sorted(fps, reverse=True)
@@ -117,7 +117,7 @@ def test_rates_are_spread_evenly_and_can_be_typed(space: ChainSpace, models: lis
     assert all(len(r.replace(".", "").strip("0")) <= 4 for r in asked)
 
 
-def test_limits_and_constraints_hold_on_the_whole_front(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_limits_and_constraints_hold_on_the_whole_front(space: Space, models: list[LatencyModel]) -> None:
     probs = random_probs(space, 1)
     limit = AtMost.of(space.groups[0], "skip_connect", 0)
     counts = count(space, SCALES, "params")
@@ -142,7 +142,7 @@ def test_limits_and_constraints_hold_on_the_whole_front(space: ChainSpace, model
         assert chosen == p.candidate
 
 
-def test_what_nothing_meets_is_refused(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_what_nothing_meets_is_refused(space: Space, models: list[LatencyModel]) -> None:
     with pytest.raises(HwnasError, match="2 points or more, got 1"):
         pareto_front(contest(space, models, 0), 1)
     few = Constraint("params", count(space, SCALES, "params"), 10.0)

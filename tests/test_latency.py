@@ -30,7 +30,7 @@ from hwnas.latency.diff import order
 from hwnas.latency.validation import affine, report_derived
 from hwnas.ops import OpSpec, Term
 from hwnas.problem import ALWAYS, Architecture, Decision, Group, Problem, choice
-from hwnas.spaces import ChainSpace, Scale, decisions, trace_space
+from hwnas.spaces import Scale, darts_space, decisions, trace_space
 from tests.contracts import paper_table, random_probs, roofline_table
 
 KINDS = ("add", "conv_bn", "relu", "sep_conv")
@@ -328,7 +328,7 @@ class TestValidation:
 
 
 RELU, POOL, ADD, CONCAT = (spec(k) for k in ("relu", "global_pool", "add", "concat"))
-SMALL = ChainSpace(Scale(4, 3, (32, 48)), 5, nodes=2, head_channels=8)
+SMALL = darts_space(Scale(4, 3, (32, 48)), 5, nodes=2, head_channels=8)
 
 
 class TestModel:
@@ -348,7 +348,7 @@ class TestModel:
 
     def test_expectation_is_the_mean_over_all_networks_where_every_edge_is_kept(self) -> None:
         """With one node of two edges nothing is dropped, so decisions are independent and the mean is exact."""
-        space = ChainSpace(
+        space = darts_space(
             Scale(4, 3, (33, 47)),
             5,
             ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"),
@@ -359,7 +359,7 @@ class TestModel:
         names = [d.name for d in decisions(space)]
         archs = [
             Architecture.of(space.name, dict(zip(names, o, strict=True)))
-            for o in itertools.product(space.ops[1:], repeat=len(names))
+            for o in itertools.product(space.groups[0].options[1:], repeat=len(names))
         ]
         assert len(archs) == 4**4
         ms = np.array([model.predict_ms(a) for a in archs])

@@ -39,9 +39,9 @@ from hwnas.runtime.measuring.work import measure_plan
 from hwnas.search.derive import Solver
 from hwnas.search.widths import price as latency_models
 from hwnas.search.widths import random_latencies_ms
-from hwnas.spaces import ChainSpace, Scale, check, sample, trace_space
+from hwnas.spaces import Scale, Space, check, darts_space, sample, trace_space
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))
 STOP = StopRule(min_visits=3, max_visits=12, min_s=0.0)
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -93,7 +93,7 @@ class TestNetworks:
 
     def test_a_space_of_few_networks_cannot_be_calibrated_on_many(self) -> None:
         ops = ("none", "skip_connect", "max_pool_3x3")
-        tiny = ChainSpace(Scale(4, 2, (32, 48)), 5, ops=ops, nodes=1, head_channels=8)
+        tiny = darts_space(Scale(4, 2, (32, 48)), 5, ops=ops, nodes=1, head_channels=8)
         with pytest.raises(HwnasError, match="too small to calibrate on that many networks; ask for fewer"):
             choose_networks(tiny, [trace_space(tiny)], Calibration(40, 40))
 
@@ -103,7 +103,7 @@ def rough_log_ms(scale: int, arch: Architecture) -> float:
     return math.log(sum(estimate_ms(c.cost.macs, c.cost.bytes) for c in calls))
 
 
-def _modelled(space: ChainSpace, arch: Architecture) -> float:
+def _modelled(space: Space, arch: Architecture) -> float:
     return modelled_ms(trace_entry("net", "n", trace_space(space, arch), None, None))
 
 

@@ -24,11 +24,11 @@ from hwnas.run import Run
 from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate, scores
-from hwnas.spaces import ChainSpace, Scale, sample
+from hwnas.spaces import Scale, darts_space, sample
 from tests.verbs import RECIPE, done, hwnas, tree
 
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
 CONFIG = SearchConfig(Scale(4, 3, SIZE), steps=4, warmup=1, batch=2, crop=(32, 32), w_lr=0.1)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

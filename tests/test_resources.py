@@ -13,13 +13,13 @@ from hwnas.ops.layers import ConvBN
 from hwnas.ops.trace import trace
 from hwnas.search.derive import Solver
 from hwnas.search.widths import count
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.contracts import random_probs
 from tests.test_derive import cells
 
 SPACES = {
-    "segmentation": ChainSpace(Scale(6, 5, (33, 47)), 5, head_channels=8),
-    "classification": ChainSpace(Scale(4, 6, (32, 32)), 10, stem="cifar", head="classification"),
+    "segmentation": darts_space(Scale(6, 5, (33, 47)), 5, head_channels=8),
+    "classification": darts_space(Scale(4, 6, (32, 32)), 10, stem="cifar", head="classification"),
 }
 
 

@@ -31,7 +31,7 @@ from hwnas.recipes import Recipe, base
 from hwnas.run import Run
 from hwnas.runtime.engines import fake, open_engine
 from hwnas.runtime.measuring.device import provenance
-from hwnas.spaces import DARTS_V2, Scale, sample, trace_space
+from hwnas.spaces import Scale, published, sample, trace_space
 from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done, hwnas, tree
 
@@ -477,7 +477,7 @@ class TestPrice:
 
     def test_of_a_published_genotype(self, table: Path) -> None:
         found = priced("DARTS_V2", "--recipe", RECIPE, "--channels", "4", "--table", table)
-        assert found["architecture"] == recipes.get(RECIPE).space.architecture(DARTS_V2).to_json()
+        assert found["architecture"] == published("DARTS_V2", recipes.get(RECIPE).space).to_json()
         assert found["scale"]["channels"] == 4
 
     def test_of_an_untested_table(self, here: Path) -> None:

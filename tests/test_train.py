@@ -15,11 +15,11 @@ from hwnas.data import IGNORE_LABEL, ClassList, Sample, SegmentationData, Synthe
 from hwnas.errors import DataError, HwnasError
 from hwnas.images import normalise
 from hwnas.learn.training import TrainConfig, Training, class_weights, evaluate, train
-from hwnas.spaces import ChainSpace, Scale, sample
+from hwnas.spaces import Scale, darts_space, sample
 from hwnas.steplog import StepLog
 
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
 ARCH = sample(SPACE, np.random.default_rng(0))
 CONFIG = TrainConfig(steps=25, batch=2, crop=(24, 32), evaluate_every=10)
 SETTINGS = {"arch": ARCH.id}

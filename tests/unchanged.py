@@ -33,7 +33,7 @@ from hwnas.search.derive import Solution, Solver, strongest
 from hwnas.search.front import pareto_front
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, price
 from hwnas.seeding import seeded
-from hwnas.spaces import Scale, SearchSpace, trace_space
+from hwnas.spaces import Scale, Space, trace_space
 
 RECORDED = Path(__file__).parent / "data" / "unchanged.json"
 Probs = dict[str, np.ndarray]
@@ -48,41 +48,39 @@ def recipe_of(name: str) -> Recipe:
     return recipes.get(name)
 
 
-def space_of(name: str, scale: Scale | None = None) -> SearchSpace:
+def space_of(name: str, scale: Scale | None = None) -> Space:
     """Return the space of a recipe at its own scale or another."""
     space = recipes.get(name).space
     return space if scale is None else space.at(scale)
 
 
-def groups_of(space: SearchSpace) -> list[tuple[str, list[str], tuple[str, ...], list[list[bool]]]]:
+def groups_of(space: Space | Problem) -> list[tuple[str, list[str], tuple[str, ...], list[list[bool]]]]:
     """Return of each group its name, the names of its decisions, its options, and which of these are closed."""
     return [(g.name, [d.name for d in g.decisions], g.options, g.closed) for g in space.groups]
 
 
-def twins_of(space: SearchSpace) -> list[list[tuple[str, str]]]:
+def twins_of(space: Space) -> list[list[tuple[str, str]]]:
     """Return which answers make two nodes compute the same."""
     return [list(answers) for answers in space.twins()]
 
 
-def rules_of(space: SearchSpace) -> list[tuple[str, tuple[str, ...]]]:
+def rules_of(space: Space) -> list[tuple[str, tuple[str, ...]]]:
     """Return of each rule its kind and the decisions that it is about."""
     return [(type(rule).__name__, rule.decisions) for rule in space.rules()]
 
 
-def architecture_of(space: SearchSpace, answers: Mapping[str, str]) -> Architecture:
+def architecture_of(space: Space, answers: Mapping[str, str]) -> Architecture:
     """Return an architecture from answers by decision."""
     return Architecture.of(space.name, answers)
 
 
-def limits_of(space: SearchSpace, counted: Counted | None) -> list[Rule]:
+def limits_of(space: Space, counted: Counted | None) -> list[Rule]:
     """Return the limits that every derivation has, and one on how often an option is taken."""
-    if counted is None:
-        return [NoTwins(space.twins())]
-    group, option, most = counted
-    return [NoTwins(space.twins()), AtMost.of(next(g for g in space.groups if g.name == group), option, most)]
+    more = [] if counted is None else [AtMost.of(next(g for g in space.groups if g.name == counted[0]), *counted[1:])]
+    return [NoTwins(space.twins()), *more]
 
 
-def strongest_of(space: SearchSpace, probs: Probs, limits: Sequence[Rule]) -> Architecture:
+def strongest_of(space: Space, probs: Probs, limits: Sequence[Rule]) -> Architecture:
     """Derive by the paper's rule, without a budget."""
     return strongest(space.problem.with_rules(*limits), probs)
 
@@ -99,7 +97,7 @@ def table_of(keys: Iterable[str], merges: bool, correction: Correction, ms: Call
     return LatencyTable(where, {key: OpRow(key, ms(key)) for key in keys}, correction=correction)
 
 
-def models_of(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
+def models_of(space: Space, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
     """Return the latency models of the deploy form, one for each scale."""
     return price(space, scales, table)
 
@@ -109,7 +107,7 @@ def expected_ms_of(model: LatencyModel, probs: Probs) -> float:
     return float(model(probs))
 
 
-def solver_of(space: SearchSpace, models: Sequence[LatencyModel], limits: Sequence[Rule]) -> Solver:
+def solver_of(space: Space, models: Sequence[LatencyModel], limits: Sequence[Rule]) -> Solver:
     """Return the exact derivation at one scale under a budget for each model."""
     return Solver(space.problem.with_rules(*limits), models)
 
@@ -127,7 +125,7 @@ def contest_of(
     return Contest(problem, recipe.scales(), models, probs, *utilities, constraints)
 
 
-def trace_of(space: SearchSpace, arch: Architecture | None, merge: bool) -> tuple[list[tuple[str, str]], int]:
+def trace_of(space: Space, arch: Architecture | None, merge: bool) -> tuple[list[tuple[str, str]], int]:
     """Return the op and the gate of each call of the deploy form, as text, and the multiply-adds of all."""
     traced = trace_space(space, arch, merge=merge)
     texts: dict[Gate, str] = {}
@@ -144,14 +142,14 @@ def gate_text(gate: Gate) -> str:
     return "; ".join([*clauses, *walks]) or "always"
 
 
-def network_of(space: SearchSpace, form: str, arch: Architecture | None = None) -> torch.nn.Module:
+def network_of(space: Space, form: str, arch: Architecture | None = None) -> torch.nn.Module:
     """Build a network in its ``"search"`` or ``"deploy"`` form, or what is trained beside it, ``"auxiliary"``."""
     if form == "auxiliary":
-        return space.build_auxiliary()  # type: ignore[attr-defined,no-any-return] # of spaces that classify
+        return space.build_auxiliary()
     return space.build(arch, form=form)  # type: ignore[arg-type]
 
 
-def drawn_from(space: SearchSpace, seed: int, concentration: float | None) -> Architecture:
+def drawn_from(space: Space, seed: int, concentration: float | None) -> Architecture:
     """Draw an architecture."""
     return space.problem.draw(np.random.default_rng(seed), concentration)
 
@@ -290,7 +288,7 @@ def recorded() -> Mapping[str, Any]:
     return found
 
 
-def answers_text(space: SearchSpace | Problem, arch: Architecture) -> dict[str, str]:
+def answers_text(space: Space | Problem, arch: Architecture) -> dict[str, str]:
     """Return an architecture in short: for each group the places of the answers among its options, one digit each."""
     return {
         name: "".join(str(options.index(str(arch.get(d)))) for d in names)
@@ -348,7 +346,7 @@ def derived_case(alphas: Alphas, tables: str, level: str, limited: bool, k: int)
     return {"budgets": budgets, "best": [_solution(space, s) for s in best]}
 
 
-def _solution(space: SearchSpace, s: Solution) -> Any:
+def _solution(space: Space, s: Solution) -> Any:
     assert s.latency_ms is not None
     return {"answers": answers_text(space, s.arch), "score": s.score, "ms": [s.latency_ms, *s.others]}
 

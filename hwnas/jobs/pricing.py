@@ -20,11 +20,7 @@ from hwnas.problem import ALWAYS, Architecture
 from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.run import Run
-from hwnas.spaces import DARTS_V1, DARTS_V2, ChainSpace, Scale, SearchSpace, check, trace_space
-from hwnas.spaces.trellis import TrellisSpace
-
-GENOTYPES = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}
-AUTO_DEEPLAB = "AUTO_DEEPLAB"  # the published network
+from hwnas.spaces import Scale, Space, check, published, published_names, trace_space
 
 
 @dataclass(frozen=True)
@@ -161,16 +157,9 @@ def find_network(name: str, recipe: str | None = None, scale: Scale | None = Non
     Raises:
         HwnasError: If there is no such network, its recipe is not known, or it does not fit the recipe's space.
     """
-    if name in GENOTYPES:
+    if name in published_names():
         of = _recipe(name, None, recipe)
-        if not isinstance(of.space, ChainSpace):
-            raise HwnasError(f"{name} is made of DARTS cells, and {of.name} has none; name another --recipe")
-        return Network(name, of, scale or of.space.scale, of.space.architecture(GENOTYPES[name]))
-    if name == AUTO_DEEPLAB:
-        of = _recipe(name, None, recipe)
-        if not isinstance(of.space, TrellisSpace):
-            raise HwnasError(f"{name} is a path through a trellis, and {of.name} has none; name another --recipe")
-        return Network(name, of, scale or of.space.scale, of.space.published())
+        return Network(name, of, scale or of.space.scale, published(name, of.space))
     path = Path(name)
     if path.is_file() or path.suffix == ".json":
         return _from_file(path, recipe, scale)
@@ -208,7 +197,7 @@ def _recipe(name: str, own: str | None, default: str | None) -> Recipe:
     return recipes.get(str(default if own is None else own))
 
 
-def parts_ms(space: SearchSpace, arch: Architecture, table: LatencyTable) -> dict[str, float]:
+def parts_ms(space: Space, arch: Architecture, table: LatencyTable) -> dict[str, float]:
     """Return what each part of a network takes, as `Price.by_part` does, without asking what the search decided.
 
     Args:

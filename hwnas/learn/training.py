@@ -25,8 +25,7 @@ from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
-from hwnas.spaces.base import SearchSpace
-from hwnas.spaces.chain import AuxiliaryHead, ChainSpace
+from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
 Optimizer = Literal["adamw", "sgd"]
@@ -50,7 +49,7 @@ class TrainConfig:
         seed: Of weights, order, augmentation and drop path.
         optimizer: ``"adamw"``, or ``"sgd"`` with a momentum of 0.9. Gradients are clipped to a norm of 5 in both.
         accumulate: Batches whose gradients are averaged in one step.
-        aux_weight: What the loss of an auxiliary head counts, 0 for none; see `AuxiliaryHead`.
+        aux_weight: What the loss of an auxiliary head counts, 0 for none; see `Space.build_auxiliary`.
         drop_path: Probability that an edge is left out, at the end of the training: it grows from 0 linearly.
         cutout: Side of the square cut out of images that are classified, in pixels.
         smoothing: Of labels.
@@ -136,7 +135,7 @@ def evaluate(network: Callable[[Tensor], Tensor], data: SegmentationData, update
 class Training:
     """The state of a training and its step."""
 
-    def __init__(self, space: SearchSpace, arch: Architecture, config: TrainConfig, data: SegmentationData) -> None:
+    def __init__(self, space: Space, arch: Architecture, config: TrainConfig, data: SegmentationData) -> None:
         """Build the network at the space's scale.
 
         Args:
@@ -150,7 +149,7 @@ class Training:
         with seeded(config.seed):
             net = space.build(arch, form="deploy")
             # Apart from the network, so that nothing that ships knows of it.
-            self.auxiliary = _build_auxiliary(space) if config.aux_weight else None
+            self.auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = batch_source(
             data, range(len(data)), config.batch, config.crop, config.seed, cutout=config.cutout
@@ -189,7 +188,7 @@ class Training:
             if self.auxiliary is None:
                 outputs = [(1.0, self.net(images))]
             else:
-                scores, tap = self.net.with_tap(images)
+                scores, tap = self.net.with_auxiliary(images)
                 outputs = [(1.0, scores), (c.aux_weight, self.auxiliary(images, tap))]
         losses = [w * task_loss(scores.float(), labels, self.weights, c.smoothing) for w, scores in outputs]
         loss = torch.stack(losses).sum() / c.accumulate
@@ -239,12 +238,6 @@ def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch
     decayed, free = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, config.lr)
-
-
-def _build_auxiliary(space: SearchSpace) -> AuxiliaryHead:
-    if not isinstance(space, ChainSpace):
-        raise HwnasError(f"the space {space.name!r} has no place for an auxiliary head; train with aux_weight=0")
-    return space.build_auxiliary()
 
 
 def train(

@@ -11,23 +11,7 @@ from hwnas.profile import Calibration
 from hwnas.records import stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.search.multiplier import Multiplier
-from hwnas.search.relax import GumbelSoftmax, SinglePath, Softmax
-from hwnas.spaces import ChainSpace, Scale, SearchSpace
-from hwnas.spaces.trellis import TrellisSpace
-from hwnas.spaces.xception import XceptionSpace
-
-# Where a setting is a choice of classes, the recipe that a run stores says which by these names.
-for _name, _class in {
-    "chain": ChainSpace,
-    "trellis": TrellisSpace,
-    "xception": XceptionSpace,
-    "softmax": Softmax,
-    "gumbel-softmax": GumbelSoftmax,
-    "single-path": SinglePath,
-    "multiplier": Multiplier,
-}.items():
-    stored(_name)(_class)
+from hwnas.spaces import Scale, Space
 
 
 @stored("recipe")
@@ -57,7 +41,7 @@ class Recipe:
 
     name: str
     title: str
-    space: SearchSpace
+    space: Space
     widths: tuple[int, ...]
     search: SearchConfig
     train: TrainConfig

@@ -57,9 +57,7 @@ from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.search.widths import price, safety
 from hwnas.show.console import TERMINAL, bar, table
-from hwnas.spaces import ChainSpace, Scale
-from hwnas.spaces.base import SearchSpace, sample
-from hwnas.spaces.genotype import DARTS_V2
+from hwnas.spaces import DARTS_V2, Chain, Scale, Space, sample
 from hwnas.steplog import StepLog
 
 SIZE = (120, 160)  # (height, width)
@@ -208,7 +206,7 @@ def open_search(made: Recipe, seed: int, data: str, path: Path, budget_ms: float
 
 
 def draw(
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     models: Sequence[LatencyModel],
     target: Network,
@@ -252,12 +250,12 @@ def draw(
     return list(found.values())[:n]
 
 
-def published(space: SearchSpace) -> Architecture | None:
+def published(space: Space) -> Architecture | None:
     """Return a known network of a space; None if none is known that is of its size."""
-    return space.architecture(DARTS_V2) if isinstance(space, ChainSpace) else None
+    return DARTS_V2.architecture(space) if isinstance(space.encoder, Chain) else None
 
 
-def typical_ms(space: SearchSpace, model: LatencyModel) -> float:
+def typical_ms(space: Space, model: LatencyModel) -> float:
     """Return what a random network of a space is predicted to take, in the median."""
     rng = np.random.default_rng(0)
     return float(np.median([model.predict_ms(sample(space, rng)) for _ in range(TYPICAL)]))
@@ -270,7 +268,7 @@ def darts(arch: Architecture, scales: Sequence[Scale], models: Sequence[LatencyM
     return max(fitting, key=lambda d: d.scale.channels) if fitting else every[0]
 
 
-def measure(networks: Sequence[Network], space: SearchSpace, latency: LatencyTable, folder: Path) -> dict[str, float]:
+def measure(networks: Sequence[Network], space: Space, latency: LatencyTable, folder: Path) -> dict[str, float]:
     """Measure networks in one interleaved run, and return the milliseconds of each by its name.
 
     Raises:

@@ -44,7 +44,7 @@ from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest
 from hwnas.show.console import TERMINAL, bar, table
-from hwnas.spaces.genotype import DARTS_V2
+from hwnas.spaces import DARTS_V2
 from hwnas.validate import references
 
 TOLERANCE = 0.05
@@ -106,7 +106,7 @@ def budgets(contest: Contest, percentiles: Sequence[float]) -> list[float]:
 
 def darts(made: Recipe, contest: Contest, budget_ms: float) -> tuple[int, float, float] | None:
     """Return channels, predicted latency and share of the score of DARTS_V2 at the widest width within a budget."""
-    arch = made.space.architecture(DARTS_V2)
+    arch = DARTS_V2.architecture(made.space)
     fitting = [
         (s.channels, ms)
         for s, model in zip(contest.scales, contest.models, strict=True)

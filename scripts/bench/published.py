@@ -36,7 +36,7 @@ from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.widths import price
 from hwnas.show.console import table
-from hwnas.spaces.trellis import TrellisSpace
+from hwnas.spaces import published
 
 ROOM = 1.05  # of the budget over the prediction: what predictions are held to
 
@@ -71,10 +71,10 @@ def job(made: Recipe) -> tuple[Run, Report]:
     latency = profile(run).table
     if not (run.folder / "arch.json").exists():
         space, (scale,) = made.space, made.scales()
-        assert isinstance(space, TrellisSpace)
         (model,) = price(space, [scale], latency)
-        predicted_ms = model.predict_ms(space.published())
-        run.write_derived(Derived(space.published(), scale, ROOM * predicted_ms, predicted_ms))
+        arch = published("AUTO_DEEPLAB", space)
+        predicted_ms = model.predict_ms(arch)
+        run.write_derived(Derived(arch, scale, ROOM * predicted_ms, predicted_ms))
     train(run)
     export(run)
     result = validate(run)

@@ -1,13 +1,13 @@
-"""DeepLabv3+ on Xception: what Auto-DeepLab is compared with (Chen et al. 2018; Chollet 2017).
+"""Xception: the encoder that Auto-DeepLab is compared with (Chen et al. 2018; Chollet 2017).
 
-The backbone is that of tensorflow/models, research/deeplab/core/xception.py: deeper than Chollet's, without pooling,
-and with a BatchNorm between the two halves of each separable convolution.
+That of tensorflow/models, research/deeplab/core/xception.py: deeper than Chollet's, without pooling, and with a
+BatchNorm between the two halves of each separable convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
 from hwnas.ops import layers
-from hwnas.problem import Answers, Architecture, Group, Problem, Rule
-from hwnas.spaces.base import Form, Scale, check
-from hwnas.spaces.deeplab import DeepLabHead
+from hwnas.problem import Architecture
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Scale
+from hwnas.spaces.picture import set_size
+from hwnas.spaces.registry import encoder
 
 PUBLISHED = (32, 16)  # channels of the first convolution, blocks of the middle flow
 STRIDES = (8, 16, 32)  # that the output can have
@@ -45,60 +46,25 @@ class Block(NamedTuple):
     shortcut: Literal["conv", "sum", "none"]
 
 
+@encoder("xception")
 @dataclass(frozen=True)
-class XceptionSpace:
-    """DeepLabv3+ on Xception, as a space of one network: it has no decisions.
+class Xception(Encoder):
+    """One network: it has no decisions. Features are the low-level map at stride 4, and the last.
 
     Attributes:
         scale: `channels` is that of the first convolution, 32 as published, and all others follow it; `cells` is the
             number of blocks in the middle flow, 16 as published.
-        classes: Number of classes.
         entry: The entry flow: `ENTRY_65`, or `ENTRY_71`, which Auto-DeepLab is compared with.
         stride: Of the output, in pixels of the image; where it is reached, convolutions are atrous instead.
-        head_channels: Of the ASPP and the decoder.
     """
 
     scale: Scale
-    classes: int
     entry: Entry = ENTRY_65
     stride: int = 16
-    head_channels: int = 256
-    name: str = "xception"
 
     def __post_init__(self) -> None:
         if self.stride not in STRIDES:
             raise HwnasError(f"an output stride of {', '.join(map(str, STRIDES))} was expected, got {self.stride}")
-
-    @property
-    def head(self) -> Literal["segmentation"]:
-        """Networks give a class for every pixel."""
-        return "segmentation"
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """Nothing is to be decided."""
-        return ()
-
-    def rules(self) -> Sequence[Rule]:
-        """Nothing is to be obeyed."""
-        return []
-
-    @property
-    def problem(self) -> Problem:
-        """What a search of the space decides."""
-        return Problem(self.name, self.groups, tuple(self.rules()))
-
-    def twins(self) -> tuple[Answers, ...]:
-        """Nothing is decided."""
-        return ()
-
-    def at(self, scale: Scale) -> XceptionSpace:
-        """Return the same network at another scale."""
-        return replace(self, scale=scale)
-
-    def architecture(self) -> Architecture:
-        """Return the one architecture, which answers nothing."""
-        return Architecture.of(self.name, {})
 
     def width(self, published: int) -> int:
         """Return the channels here of what has so many at the published width."""
@@ -119,33 +85,45 @@ class XceptionSpace:
                 stride *= step
         return tuple(out)
 
+    def low(self) -> int:
+        """Return the position of the block whose second convolution gives the low-level map.
+
+        The second block that halves the size goes from stride 4 to 8: entry_flow/block2 of 65, block3 of 71
+        (feature_extractor.py of tensorflow/models).
+        """
+        return [i for i, block in enumerate(self.blocks()) if block.stride > 1][1]
+
+    def features(self, arch: Architecture, form: Form) -> Features:
+        """Return what it gives: no ReLU follows the low-level map; see `Encoder.features`."""
+        blocks = self.blocks()
+        low, high = blocks[self.low()].widths[1], blocks[-1].widths[-1]
+        return (Feature(low, 4),), (Feature(high, self.stride, activated=True),)
+
     def genotype(self, arch: Architecture) -> tuple[Block, ...]:
         """Return the blocks."""
-        check(self, arch)
         return self.blocks()
 
-    def dot(self, arch: Architecture) -> str:
+    def dot(self, arch: Architecture) -> list[str]:
         """Return a drawing for Graphviz: one block after the other, with the strides of what they give."""
-        lines, stride, before = ["digraph xception {", "  rankdir=LR;"], 2, "stem"
-        for i, block in enumerate(self.genotype(arch)):
+        lines, stride, before = [], 2, "stem"
+        for i, block in enumerate(self.blocks()):
             stride *= block.stride
             name = f"{i}: {'-'.join(map(str, block.widths))}"
             lines.append(f'  "{before}" -> "{name}" [label="{stride}"];')
             before = name
-        return "\n".join([*lines, "}"]) + "\n"
+        return lines
 
     def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
-        """Draw the milliseconds of each part; see `SearchSpace.draw`."""
-        figure.set_size_inches(4 + 0.3 * len(ms), 4)
+        """Draw the milliseconds of each part."""
+        set_size(figure, 4 + 0.3 * len(ms), 4)
         axes = figure.subplots()
         axes.bar(range(len(ms)), list(ms.values()))
         axes.set_xticks(range(len(ms)), list(ms), rotation=90)
         axes.set(ylabel="ms", title=self.name)
 
-    def build(self, arch: Architecture | None = None, form: Form = "search", labels: bool = False) -> nn.Module:
-        """Build the network, which is the same in both forms; see `SearchSpace.build`."""
-        check(self, arch or self.architecture())
-        return XceptionNet(self, labels)
+    def build(self, arch: Architecture, form: Form) -> EncoderNet:
+        """Build the network, which is the same in both forms; see `Encoder.build`."""
+        return XceptionNet(self)
 
 
 class XceptionBlock(nn.Module):
@@ -179,37 +157,25 @@ class XceptionBlock(nn.Module):
         return (out if self.add is None else self.add(out, self.shortcut(x))), low
 
 
-class XceptionNet(nn.Module):
-    """The network of an `XceptionSpace`, with the head of DeepLabv3+ whose 3x3 convolutions are separable."""
+class XceptionNet(EncoderNet):
+    """The network of an `Xception`."""
 
-    def __init__(self, space: XceptionSpace, labels: bool) -> None:
-        """Build it; use `XceptionSpace.build`."""
+    def __init__(self, xception: Xception) -> None:
+        """Build it; use `Xception.build`."""
         super().__init__()
-        c, blocks = space.scale.channels, space.blocks()
+        c, blocks = xception.scale.channels, xception.blocks()
         self.stem = nn.Sequential(
             layers.ConvBN(3, c, 3, 2, relu=True),
             layers.ConvBN(c, 2 * c, 3, relu=True),
         )
         widths = [2 * c, *(b.widths[-1] for b in blocks)]
         self.blocks = nn.ModuleList(XceptionBlock(w, b) for w, b in zip(widths, blocks, strict=False))
-        # The second block that halves the size goes from stride 4 to 8: entry_flow/block2 of 65, block3 of 71. What its
-        # second convolution gives is the low-level map (feature_extractor.py of tensorflow/models).
-        self.low = [i for i, b in enumerate(blocks) if b.stride > 1][1]
-        self.head = DeepLabHead(
-            widths[-1], blocks[self.low].widths[1], space.classes, space.stride, labels, space.head_channels, True
-        )
+        self.low = xception.low()
 
-    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Compute class scores of the size of the image, (N, classes, H, W), or labels (N, H, W).
-
-        Args:
-            image: (N, 3, H, W).
-            probs: Of no decisions: empty, or None.
-        """
-        assert not probs, "there is nothing to decide"
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+        """Compute the features; see `EncoderNet.forward`."""
         states, low = self.states(image)
-        scores: Tensor = self.head(image, low, states[-1])
-        return scores
+        return Maps(((Map(low),), (Map(states[-1]),)), low)
 
     def states(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the outputs of all blocks, and the low-level map, which no ReLU follows."""
