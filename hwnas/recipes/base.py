@@ -70,12 +70,6 @@ def recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
     return make
 
 
-def add(made: Recipe) -> Recipe:
-    """Make a recipe known by its name, as the verbs need it; return it."""
-    _RECIPES[made.name] = lambda: made
-    return made
-
-
 def names() -> list[str]:
     """Return the names of all recipes."""
     return sorted(_RECIPES)
