@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,8 +20,12 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from torch import nn
 
+from hwnas.data.base import SegmentationData
+from hwnas.data.shapes import Shapes
+from hwnas.data.synthetic import Synthetic
 from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
+from hwnas.learn.training import TrainConfig, Training
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
@@ -30,10 +35,14 @@ from hwnas.runtime.engines.base import Engine, OnDevice
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
+from hwnas.search.bilevel import Order
+from hwnas.search.config import SearchConfig
 from hwnas.search.derive import Solver, strongest
+from hwnas.search.gradient import BilevelSearch
 from hwnas.search.relax import open_logits, softmax
-from hwnas.spaces import Space, check, decisions, sample, trace_space
+from hwnas.spaces import Form, Space, SpaceNet, check, decisions, sample, trace_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
+from hwnas.spaces.parts import size_at
 
 PAPER = {
     "device": {"name": "paper"},
@@ -378,6 +387,161 @@ class SpaceContract:
         with pytest.raises(BudgetError, match=f"{1000 / fastest:.1f} fps"):
             solver.solve(random_probs(space, 0), 0.9 * fastest)
         assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
+
+
+class PairContract:
+    """What holds for every encoder with every head, decisions or not. Give it a small ``space`` fixture of odd size."""
+
+    @pytest.fixture
+    def archs(self, space: Space) -> list[Architecture]:
+        rng = np.random.default_rng(0)
+        return [space.problem.draw(rng) for _ in range(2)]
+
+    @pytest.fixture
+    def data(self, space: Space) -> SegmentationData:
+        """Return images of the space's size and number of classes."""
+        if space.task == "classification":
+            return Shapes("train", space.scale.size, length=8)
+        return Synthetic("train", space.scale.size, length=8)
+
+    def shape(self, space: Space, labels: bool) -> tuple[int, ...]:
+        """Return the shape of scores or labels of two images."""
+        size = space.scale.size if space.task == "segmentation" else ()
+        return (2, *(() if labels else (space.classes,)), *size)
+
+    @staticmethod
+    def partial(space: Space, arch: Architecture) -> dict[str, Architecture]:
+        """Return architectures that answer one group, all but one, every second decision, and none."""
+        out = {"none": {}, "every second": {d.name for d in decisions(space)[::2]}}
+        for group in space.groups:
+            own = {d.name for d in group.decisions}
+            out |= {group.name: own, f"all but {group.name}": {d.name for d in decisions(space)} - own}
+        return {
+            name: Architecture.of(space.name, {d: o for d, o in arch.answers if d in answered})
+            for name, answered in out.items()
+        }
+
+    def test_it_has_the_decisions_of_both(self, space: Space, archs: list[Architecture]) -> None:
+        assert space.groups == space.encoder.groups + space.head.groups
+        assert space == space.at(space.scale)
+        assert hash(space) == hash(space.at(space.scale))
+        assert space.name.startswith(space.encoder.name)
+        assert (space.head.name in space.name) == bool(space.head.groups)
+        for arch in archs:
+            check(space, arch)
+            assert str(space.genotype(arch))
+            kept = sum(len(spec.kept(arch)) for spec in space.cells)
+            assert space.dot(arch).count("->") >= kept
+            space.draw(Figure(), arch, random_probs(space, 0).matrices(), {"stem": 1.0, "cells.0": 2.0})
+
+    @pytest.mark.parametrize("labels", [False, True])
+    def test_both_forms_compute(self, space: Space, archs: list[Architecture], labels: bool) -> None:
+        image = torch.rand(2, 3, *space.scale.size)
+        with torch.no_grad():
+            for form in get_args(Form):
+                out = space.build(archs[0], form, labels).eval()(image)
+                assert out.shape == self.shape(space, labels)
+                assert out.dtype == (torch.uint8 if labels else torch.float32)
+            assert space.build(None, "search", labels).eval()(image, space.problem.uniform()).shape == out.shape
+
+    def test_features_are_as_promised(self, space: Space, archs: list[Architecture]) -> None:
+        image = torch.rand(1, 3, *space.scale.size)
+        for arch, form in ((archs[0], "deploy"), (archs[0], "search"), (Architecture.of(space.name, {}), "search")):
+            promised = space.encoder.features(arch, form)  # type: ignore[arg-type]
+            net = space.build(arch, form).eval()  # type: ignore[arg-type]
+            assert isinstance(net, SpaceNet)
+            with torch.no_grad():
+                maps = net.encoder(image, space.problem.one_hot(arch))
+            found = [*zip(promised, maps.features, strict=True)]
+            pairs = [pair for features, values in found for pair in zip(features, values, strict=True)]
+            auxiliary = space.encoder.auxiliary(arch, form)  # type: ignore[arg-type]
+            for feature, value in [*((f, m.value) for f, m in pairs if m is not None), (auxiliary, maps.auxiliary)]:
+                assert value.shape[1:] == (feature.channels, *size_at(space.scale.size, feature.stride))
+                assert not feature.activated or value.min() >= 0
+            assert [max(f.stride for f in features) for features in promised] == sorted(
+                max(f.stride for f in features) for features in promised
+            )
+
+    def test_what_is_open_is_priced_as_what_is_built(self, space: Space, archs: list[Architecture]) -> None:
+        table = roofline_table(space, CORRECTION)
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        for arch in archs:
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            if NoTwins(space.twins()).holds(arch):
+                assert model.predict_ms(arch) == pytest.approx(built.predict_ms(arch), rel=1e-12)
+            assert float(model(space.problem.one_hot(arch).double())) == pytest.approx(
+                model.predict_ms(arch), rel=1e-12
+            )
+
+    def test_partial_architectures(self, space: Space, archs: list[Architecture]) -> None:
+        """They are traced, priced and trained, and are what the whole supernet is with these answers."""
+        table = roofline_table(space, CORRECTION)
+        whole = space.build().eval()
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        image = torch.rand(2, 3, *space.scale.size)
+        for name, arch in self.partial(space, archs[0]).items():
+            traced = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            if NoTwins(space.twins()).holds(archs[0]):
+                assert traced.predict_ms(archs[0]) == pytest.approx(model.predict_ms(archs[0]), rel=1e-12), name
+            net, probs = space.build(arch).eval(), space.problem.one_hot(arch)
+            take_weights(net, whole)
+            with torch.no_grad():
+                torch.testing.assert_close(net(image, probs), whole(image, probs), rtol=1e-4, atol=1e-5)
+            net.train()(image, probs).square().mean().backward()
+            assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+    @pytest.mark.parametrize("order", get_args(Order))
+    def test_a_step_of_a_search(self, space: Space, data: SegmentationData, order: Order) -> None:
+        if not space.groups:
+            pytest.skip("nothing is to be searched")
+        config = SearchConfig(
+            space.scale,
+            steps=1,
+            warmup=0,
+            batch=2,
+            crop=space.scale.size,
+            order=order,
+            evaluation="plain" if order == "second-exact" else "fast",
+            alpha_lr=0.1,
+        )
+        search = BilevelSearch(space, config, data)
+        before = {name: a.detach().clone() for name, a in search.alphas().items()}
+        assert np.isfinite(search.advance()["train_loss"])
+        assert all(not torch.equal(search.alphas()[name], a) for name, a in before.items())
+
+    def test_a_budget_is_kept(self, space: Space) -> None:
+        if not space.groups:
+            pytest.skip("nothing is to be derived")
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space, CORRECTION), space.problem)
+        solver, probs = Solver(space.problem.with_rules(NoTwins(space.twins())), model), random_probs(space, 0)
+        fastest, free = solver.fastest().latency_ms, solver.solve(probs).latency_ms
+        assert fastest is not None
+        assert free is not None
+        found = solver.solve(probs, fastest + 0.4 * (free - fastest))
+        assert found.latency_ms is not None
+        assert found.latency_ms <= fastest + 0.4 * (free - fastest) + 1e-9
+        check(space, found.arch)
+        built = LatencyModel(trace_space(space, found.arch).terms(), roofline_table(space, CORRECTION), space.problem)
+        assert built.predict_ms(found.arch) == pytest.approx(found.latency_ms, rel=1e-9)
+
+    def test_onnx_equals_torch(self, space: Space, archs: list[Architecture]) -> None:
+        net = space.build(archs[1], form="deploy").eval()
+        _stir(net)
+        image = torch.randn(1, 3, *space.scale.size)
+        model = export_network(trace(net, tuple(image.shape)), "scores", {"who": "contract"})
+        with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
+            got = runner.run({"image": image.numpy()})["scores"]
+            np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_an_auxiliary_head_trains_with_it(
+        self, space: Space, archs: list[Architecture], data: SegmentationData
+    ) -> None:
+        config = TrainConfig(steps=1, batch=2, crop=space.scale.size, aux_weight=0.4)
+        training = Training(space, archs[0], config, data)
+        assert training.auxiliary is not None
+        before = [p.detach().clone() for p in training.auxiliary.parameters()]
+        assert np.isfinite(training.advance())
+        assert any(not torch.equal(p, b) for p, b in zip(training.auxiliary.parameters(), before, strict=True))
 
 
 # From an image to labels, to scores at full size, to scores that are to be upsampled, and to those of the whole image.

@@ -309,7 +309,9 @@ class TestAugmentation:
 
 
 def test_training_on_shapes_beats_chance() -> None:
-    space = replace(SPACE, scale=Scale(8, 3, SIZE), ops=("none", "skip_connect", "sep_conv_3x3"))
+    space = darts_space(
+        Scale(8, 3, SIZE), 10, "cifar", "classification", ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2
+    )
     train, test = Shapes("train", SIZE, length=400), Shapes("test", SIZE, length=100)
     config = TrainConfig(steps=60, batch=16, crop=SIZE, optimizer="sgd", lr=0.1, decay=3e-4)
     training = Training(space, sample(space, np.random.default_rng(1)), config, train)

@@ -86,7 +86,7 @@ class TestDropPath:
         assert trace_space(SPACE, arch, labels=False).cost().macs == trace(net.eval(), (1, 3, *SIZE)).cost().macs
 
     def test_on_every_op_but_identities(self) -> None:
-        space = replace(SPACE, scale=Scale(4, 6, SIZE), nodes=4)
+        space = darts_space(Scale(4, 6, SIZE), 10, "cifar", "classification")
         net = space.build(DARTS_V2.architecture(space), form="deploy")
         edges = [(m.ops[m.answer], m.drop) for m in net.modules() if isinstance(m, MixedOp) and m.answer is not None]
         assert len(edges) == 6 * 8

@@ -184,7 +184,9 @@ class TestPlan:
 
     def test_files_are_there_once_and_every_entry_was_told(self, tmp_path: Path) -> None:
         told = []
-        space = replace(SPACE, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
+        space = replace(
+            SPACE, encoder=replace(SPACE.encoder, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
+        )
         calibration = Calibration(2, 1, isolated=False)
         n = make_plan(space, [SPACE.scale], tmp_path, calibration, update=lambda *a, **k: told.append(a))
         entries = load_plan(tmp_path).entries

@@ -220,7 +220,10 @@ class TestInTheSearch:
 
     def test_another_relaxation_is_one_class(self, data: SegmentationData) -> None:
         """FairDARTS: sigmoids in the network, in the guards and in the derivation; its loss moves them apart."""
-        spread, small = [], replace(SPACE, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2)
+        spread, small = (
+            [],
+            darts_space(SPACE.scale, 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8),
+        )
         for strength in (0.0, 100.0):
             config = replace(CONFIG, steps=5, batch=1, alpha_lr=0.3, relaxation=FairDarts(strength))
             s = BilevelSearch(small, config, data)

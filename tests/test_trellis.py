@@ -307,7 +307,7 @@ class TestWeighting:
     def test_a_sampled_path_is_the_network_of_that_path(self, path: tuple[int, ...]) -> None:
         """Whatever is sampled at places that it does not pass, and nothing of that is computed."""
         torch.manual_seed(0)
-        space = replace(TINY, weighting="path")
+        space = replace(TINY, encoder=replace(TINY.encoder, weighting="path"))
         arch = trellis_architecture(space, path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
         net, fixed = space.build().train(), space.build(arch).train()
         take_weights(fixed, net)

@@ -76,8 +76,10 @@ def architecture_of(space: Space, answers: Mapping[str, str]) -> Architecture:
 
 def limits_of(space: Space, counted: Counted | None) -> list[Rule]:
     """Return the limits that every derivation has, and one on how often an option is taken."""
-    more = [] if counted is None else [AtMost.of(next(g for g in space.groups if g.name == counted[0]), *counted[1:])]
-    return [NoTwins(space.twins()), *more]
+    if counted is None:
+        return [NoTwins(space.twins())]
+    group, option, most = counted
+    return [NoTwins(space.twins()), AtMost.of(next(g for g in space.groups if g.name == group), option, most)]
 
 
 def strongest_of(space: Space, probs: Probs, limits: Sequence[Rule]) -> Architecture:

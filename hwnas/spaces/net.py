@@ -123,10 +123,11 @@ class OpenNet(nn.Module):
         for i, a, x in self._encoder[0](image):
             if i not in body.reads:
                 continue
-            several = len(self.features[i]) > 1
-            with tracer.gated(self.features[i][a].gate) if several else nullcontext():
-                out = self.necks[i, a].neck(i, x, image, probs, sampled)
-            necks[i] = out
+            several, feature, neck = len(self.features[i]) > 1, self.features[i][a], self.necks[i, a]
+            with tracer.gated(feature.active_gate or feature.gate) if several else nullcontext():
+                active = neck.active(i, x)
+            with tracer.gated(feature.gate) if several else nullcontext():
+                necks[i] = neck.neck(i, active, image, probs, sampled)
         for i in necks:
             if len(self.features[i]) > 1:
                 necks[i] = tracer.join(necks[i])

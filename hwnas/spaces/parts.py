@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
+from hwnas.ops import layers
 from hwnas.problem import ALWAYS, Answers, Architecture, Gate, Group, Rule
 from hwnas.spaces.cell import CellSpec
 
@@ -52,6 +53,8 @@ class Feature:
         stride: In pixels of the image; sizes are rounded up.
         activated: Whether a ReLU was the last to be computed.
         gate: When the derived network has this alternative.
+        active_gate: When a ReLU of it is computed for it, if that is to be said in other terms: those of what else
+            reads it after a ReLU. None for `gate`.
         weighted: Whether it is one of several that a supernet computes beside each other, each with a weight.
     """
 
@@ -59,6 +62,7 @@ class Feature:
     stride: int
     activated: bool = False
     gate: Gate = ALWAYS
+    active_gate: Gate | None = None
     weighted: bool = False
 
 
@@ -195,9 +199,26 @@ class HeadNet(nn.Module):
 
     Attributes:
         reads: Indices of the features, in the order in which the necks are computed.
+        activates: Those of them that a ReLU comes before.
     """
 
-    reads: tuple[int, ...]
+    def __init__(self, features: Sequence[Feature], reads: Sequence[int], activates: Sequence[int] = ()) -> None:
+        """Say what it reads.
+
+        Args:
+            features: One alternative each.
+            reads: Indices of features, negative ones from the end.
+            activates: Those of `reads` that are read after a ReLU.
+        """
+        super().__init__()
+        n = len(features)
+        self.reads = tuple(i % n for i in reads)
+        self.activates = tuple(i % n for i in activates if not features[i].activated)
+        self.relu = layers.ReLU()
+
+    def active(self, index: int, x: Tensor) -> Tensor:
+        """Return a feature as its neck reads it."""
+        return self.relu(x) if index in self.activates else x
 
     @abstractmethod
     def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
@@ -205,7 +226,7 @@ class HeadNet(nn.Module):
 
         Args:
             index: Which: one of `reads`.
-            x: (N, C, H, W), the feature.
+            x: (N, C, H, W), the feature, after its ReLU where there is to be one.
             image: (N, 3, H, W), for its size.
             probs: ``{group: (decisions, options)}`` where decisions of the head are open.
             sampled: Whether options of probability 0 are not to be computed.
@@ -219,7 +240,7 @@ class HeadNet(nn.Module):
         self, image: Tensor, maps: Sequence[Tensor], probs: Probs | None = None, sampled: bool = False
     ) -> Tensor:
         """Compute scores or labels from all features of an encoder, one alternative each."""
-        necks = [self.neck(i, maps[i], image, probs, sampled) for i in self.reads]
+        necks = [self.neck(i, self.active(i, maps[i]), image, probs, sampled) for i in self.reads]
         return self.body(image, necks, probs, sampled)
 
 

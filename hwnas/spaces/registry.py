@@ -15,26 +15,26 @@ _HEADS: dict[str, type[Head]] = {}
 
 
 def encoder(name: str) -> Callable[[EncoderClass], EncoderClass]:
-    """Register a frozen dataclass as the encoder of a name, in stored recipes too; tests are run over the registry."""
+    """Register a frozen dataclass as the encoder of a name, also in files; tests are parametrised over the registry."""
 
     def register(cls: EncoderClass) -> EncoderClass:
         assert name not in _ENCODERS, f"two encoders are called {name}"
         cls.name = name
         _ENCODERS[name] = cls
-        stored(f"encoder {name}")(cls)
+        stored(f"encoder/{name}")(cls)
         return cls
 
     return register
 
 
 def head(name: str) -> Callable[[HeadClass], HeadClass]:
-    """Register a frozen dataclass as the head of a name, in stored recipes too; tests are run over the registry."""
+    """Register a frozen dataclass as the head of a name, also in files; tests are parametrised over the registry."""
 
     def register(cls: HeadClass) -> HeadClass:
         assert name not in _HEADS, f"two heads are called {name}"
         cls.name = name
         _HEADS[name] = cls
-        stored(f"head {name}")(cls)
+        stored(f"head/{name}")(cls)
         return cls
 
     return register

@@ -147,7 +147,12 @@ class Trellis(Encoder):
         path = path_of(arch, self.scale.cells)
         if path is not None:
             return (first if left_at(path) else stem,), (ends[path[-1]],)
-        low = [replace(f, gate=choice(arrow(0, 0), step)) for f, step in ((stem, DOWN), (first, SAME))]
+        # What else reads these two does so on steps from there.
+        after = [((arrow(1, 0), s),) for s in existing(0)] if last else [((arrow(0, 0), SAME),)]
+        low = [
+            replace(f, gate=choice(arrow(0, 0), step), active_gate=any_walk(walks))
+            for f, step, walks in ((stem, DOWN, [((arrow(0, 0), DOWN),)]), (first, SAME, after))
+        ]
         gates = [any_walk([(step,) for step in leading_to(last, v)]) for v in wiring.levels(last)]
         return tuple(low), tuple(replace(f, gate=gate) for f, gate in zip(ends, gates, strict=True))
 

@@ -41,17 +41,15 @@ class ASPPHead(Head):
 
 class _ASPPNet(HeadNet):
     def __init__(self, own: ASPPHead, features: Sequence[Feature], classes: int, labels: bool) -> None:
-        super().__init__()
+        super().__init__(features, reads=(-1,), activates=(-1,))
         last = features[-1]
-        self.reads = (len(features) - 1,)
-        self.relu = nn.Identity() if last.activated else layers.ReLU()
         self.aspp = ASPP(last.channels, own.channels, last.stride, own.separable)
         self.classifier = layers.Classifier(own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
     def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
         """Compute scores at full size: the one size that does not depend on the stride of the feature."""
-        return layers.resize(self.classifier(self.aspp(self.relu(x))), image)
+        return layers.resize(self.classifier(self.aspp(x)), image)
 
     def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
         """Return scores or labels."""

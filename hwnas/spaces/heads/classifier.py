@@ -40,8 +40,7 @@ class Classifier(Head):
 
 class _ClassifierNet(HeadNet):
     def __init__(self, features: Sequence[Feature], classes: int, labels: bool) -> None:
-        super().__init__()
-        self.reads = (len(features) - 1,)
+        super().__init__(features, reads=(-1,))
         self.pool = layers.GlobalPool()
         self.linear = layers.Linear(features[-1].channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()

@@ -38,13 +38,9 @@ class Context(Head):
 
 class _ContextNet(HeadNet):
     def __init__(self, own: Context, features: Sequence[Feature], classes: int, labels: bool) -> None:
-        super().__init__()
+        super().__init__(features, reads=(-1, -2), activates=(-1, -2))
         low, high = features[-2:]
-        self.last = len(features) - 1
-        self.reads = (self.last, self.last - 1)
-        self.stride = low.stride
-        self.activated = {self.last: high.activated, self.last - 1: low.activated}
-        self.relu = layers.ReLU()
+        self.last, self.stride = len(features) - 1, low.stride
         self.context = layers.Context(high.channels, own.channels)
         self.score_high = layers.Classifier(own.channels, classes)
         self.score_low = layers.Classifier(low.channels, classes)
@@ -53,7 +49,6 @@ class _ContextNet(HeadNet):
 
     def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
         """Compute scores of one feature at the size of the finer one."""
-        x = x if self.activated[index] else self.relu(x)
         if index == self.last:
             x = layers.resized(self.context(x), size_at(image.shape, self.stride))
         scores: Tensor = self.score_high(x) if index == self.last else self.score_low(x)

@@ -45,11 +45,9 @@ class Decoder(Head):
 
 class _DecoderNet(HeadNet):
     def __init__(self, own: Decoder, features: Sequence[Feature], classes: int, labels: bool) -> None:
-        super().__init__()
+        super().__init__(features, reads=(0, -1), activates=(-1,))  # the low-level map is read as it is
         low, high = features[0], features[-1]
-        self.reads = (0, len(features) - 1)
         self.stride = low.stride
-        self.relu = nn.Identity() if high.activated else layers.ReLU()  # the low-level map is read as it is
         self.aspp = ASPP(high.channels, own.channels, high.stride, own.separable)
         self.low = layers.ConvBN(low.channels, LOW_CHANNELS, relu=True)
         self.concat = layers.Concat()
@@ -65,7 +63,7 @@ class _DecoderNet(HeadNet):
         if index == 0:
             low: Tensor = self.low(x)
             return low
-        return layers.resized(self.aspp(self.relu(x)), size_at(image.shape, self.stride))
+        return layers.resized(self.aspp(x), size_at(image.shape, self.stride))
 
     def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
         """Compute scores or labels of the size of the image."""

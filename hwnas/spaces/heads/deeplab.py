@@ -52,10 +52,8 @@ class LightNet(HeadNet):
 
     def __init__(self, features: Sequence[Feature], classes: int) -> None:
         """Build it for the last of the features."""
-        super().__init__()
+        super().__init__(features, reads=(-1,), activates=(-1,))
         last = features[-1]
-        self.reads = (len(features) - 1,)
-        self.relu = nn.Identity() if last.activated else layers.ReLU()
         self.point = layers.ConvBN(last.channels, last.channels, relu=True)
         self.atrous = layers.AtrousConv(last.channels, last.channels, 3, RATES[0] // last.stride, relu=True)
         self.pooling = layers.ImagePooling(last.channels, last.channels)
@@ -64,7 +62,6 @@ class LightNet(HeadNet):
 
     def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
         """Compute scores at full size."""
-        x = self.relu(x)
         scores = self.classifier(self.concat(self.point(x), self.atrous(x), self.pooling(x)))
         return layers.resize(scores, image)
 
