@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hwnas.arch import Architecture, Group
 from hwnas.gates import Clause, Gate, Marginals, Rule
 from hwnas.latency.calibrate import Correction
-from hwnas.latency.diff import order
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Term
 
@@ -83,14 +82,6 @@ class LatencyModel(nn.Module):
             return None
         ms = self.predict_ms(arch)  # errors are relative to what was measured: measured = predicted / (1 + error)
         return ms / (1 + self.interval), ms / max(1e-3, 1 - self.interval)
-
-    def compare(self, a: Architecture, b: Architecture) -> Literal["faster", "slower", "cannot tell"]:
-        """Return how `a` compares with `b`, with 95 % confidence.
-
-        The errors of two predictions are taken to be independent, of the size that was seen on networks the table was
-        not fitted on. Without such networks nothing can be told.
-        """
-        return order(self.predict_ms(a), self.predict_ms(b), self.relative_error)
 
     def by_kind(self, arch: Architecture) -> dict[str, float]:
         """Return the milliseconds of each kind of op in an architecture, the largest first, and the base."""
