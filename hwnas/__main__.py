@@ -1,21 +1,19 @@
-"""The `hwnas` command: looks for what the verbs need before it imports them, so that a bare install gets an answer."""
+"""The `hwnas` command: looks whether what the verbs need is there, so that a bare install gets an answer."""
 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
-from hwnas.errors import MissingExtra
-from hwnas.optional import require
+PACKAGES = ("torch", "onnx", "scipy", "highspy", "safetensors", "tyro", "rich", "PIL", "fvcore")
 
 
 def main() -> int:
     """Run the command line; exit code 2 if the base install alone is there."""
-    try:
-        for package in ("torch", "onnx", "scipy", "highspy", "safetensors", "tyro", "rich", "PIL"):
-            require(package, extra="search")
-    except MissingExtra as e:
-        print(f"hwnas: {e}", file=sys.stderr)
-        return 2
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            print(f"hwnas: {package} is not installed; run: pip install 'hwnas[search]'", file=sys.stderr)
+            return 2
     from hwnas.cli import main as run
 
     return run()

@@ -1,4 +1,7 @@
-"""The command line: one small dataclass per verb."""
+"""The command line: one small dataclass per verb, which calls one job and shows its result.
+
+What a verb takes from `jobs` and `show` is loaded when it is called: `hwnas --help` answers without torch.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,9 @@ from typing import Annotated, Literal, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from hwnas import doctor, recipes, ui
+from hwnas import jobs, show
 from hwnas.errors import HwnasError
-from hwnas.run import Run
-from hwnas.verbs import deriving, fronts, listing, pricing, profiling, searching, shipping, tables
+from hwnas.files import canonical_json
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Tables = Annotated[
@@ -40,6 +42,8 @@ class Doctor:
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas import doctor
+
         doctor.show()
         return 0
 
@@ -53,9 +57,7 @@ class Ls:
 
     def __call__(self) -> int:
         """Run the verb."""
-        made = [recipes.get(n) for n in recipes.names()]
-        ui.table("recipes", ("name", "what it is"), [[r.name, r.title] for r in made])
-        listing.show_runs()
+        show.listed(jobs.list_all())
         return 0
 
 
@@ -93,13 +95,19 @@ class Profile:
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            profiling.plan_only(recipes.get(self.recipe), self.plan_only, self.engine, self.precision)
+            from hwnas import recipes
+
+            settings = jobs.PlanSettings(self.engine, self.precision)
+            plan = jobs.plan(recipes.get(self.recipe), self.plan_only, settings, show.TERMINAL)
+            show.planned(plan, self.plan_only)
             return 0
         run = _begin(self.recipe, self.run, self.data)
-        with run.locked():
-            made = profiling.profile(run, self.engine, self.threads, self.results, self.minutes, self.precision)
-            good = self.require_mape is None or profiling.require_mape(made, self.require_mape)
-        return 0 if good else 1
+        if self.data is not None:
+            run.data("train")  # a folder that cannot be used is refused before anything is measured
+        how = jobs.ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
+        result = jobs.profile(run, how, show.TERMINAL)
+        show.profiled(result, run.command("search"))
+        return 0 if self.require_mape is None or show.within(result.table, self.require_mape) else 1
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,9 @@ class Search:
     def __call__(self) -> int:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.seed)
-        with run.locked():
-            searching.run_search(run, self.table, self.fps, self.foreign_table, self.measure)
+        settings = jobs.SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
+        with show.landing():
+            show.searched(jobs.search(run, settings, show.TERMINAL))
         return 0
 
 
@@ -173,19 +182,24 @@ class Derive:
 
     def __call__(self) -> int:
         """Run the verb."""
-        wishes = deriving.Wishes(
-            self.candidates, self.rerank, self.rerank_steps, self.max_skips, self.max_macs, self.max_params
+        demands = jobs.Demands(
+            self.candidates,
+            self.rerank,
+            self.rerank_steps,
+            self.max_skips,
+            self.max_macs,
+            self.max_params,
+            self.measure,
         )
         if self.pareto is None:
-            deriving.derive_into(
-                Run(self.source), self.to, self.table, self.fps, self.foreign_table, wishes, self.measure
-            )
+            settings = jobs.DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
+            with show.landing():
+                show.derived(jobs.derive(_open(self.source), settings, show.TERMINAL))
             return 0
-        if self.measure:
-            raise HwnasError("--measure is for one budget: derive at one of the front's with it")
         if self.to is not None or self.fps or len(self.table) > 1:
             raise HwnasError("--pareto takes its budgets from one table: leave out --to, --fps and a second --table")
-        fronts.pareto(Run(self.source), self.pareto, self.table[0] if self.table else None, self.foreign_table, wishes)
+        of = jobs.FrontSettings(self.pareto, self.table[0] if self.table else None, self.foreign_table, demands)
+        show.front(jobs.front(_open(self.source), of, show.TERMINAL), self.source)
         return 0
 
 
@@ -200,10 +214,8 @@ class Train:
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        with run.locked():
-            shipping.run_train(run)
+        run = _open(self.run)
+        show.trained(jobs.train(run, show.TERMINAL), run.command("export"))
         return 0
 
 
@@ -237,11 +249,10 @@ class Export:
         """Run the verb."""
         if self.logits and self.scores:
             raise HwnasError("--logits and --scores are two endings of one file; give one of them")
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        kind = "logits" if self.logits else "scores" if self.scores else "labels"
-        with run.locked():
-            shipping.run_export(run, kind, self.engine, self.precision, self.compatible)
+        run = _open(self.run)
+        kind: Literal["labels", "logits", "scores"] = "logits" if self.logits else "scores" if self.scores else "labels"
+        settings = jobs.ExportSettings(kind, self.engine, self.precision, self.compatible)
+        show.exported(jobs.export(run, settings, show.TERMINAL), run.command("validate"))
         return 0
 
 
@@ -260,11 +271,12 @@ class Validate:
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = Run(self.run)
-        run.require("arch.json", "search")
-        with run.locked():
-            met = shipping.run_validate(run, self.table, self.foreign_table, self.again)
-        return 1 if self.require_budget and not met else 0
+        result = jobs.validate(
+            _open(self.run), jobs.ValidateSettings(self.table, self.foreign_table, self.again), show.TERMINAL
+        )
+        show.validated(result)
+        result.require_accepted()
+        return 1 if self.require_budget and not result.report.met else 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +291,7 @@ class TableShow:
 
     def __call__(self) -> int:
         """Run the verb."""
-        tables.show(self.table, self.all)
+        show.content(jobs.find_table(self.table), self.all)
         return 0
 
 
@@ -296,7 +308,7 @@ class TableDiff:
 
     def __call__(self) -> int:
         """Run the verb."""
-        tables.diff(self.a, self.b, self.all)
+        show.difference(jobs.diff_tables(self.a, self.b), self.all)
         return 0
 
 
@@ -312,7 +324,9 @@ class TableCheck:
 
     def __call__(self) -> int:
         """Run the verb."""
-        return 0 if tables.check(self.table, self.measure) else 1
+        result = jobs.check_table(self.table, self.measure, show.TERMINAL)
+        show.checked(result)
+        return 0 if result.good else 1
 
 
 @dataclass(frozen=True)
@@ -342,7 +356,7 @@ class Price:
 
     network: Annotated[
         Positional[str],
-        arg(metavar="NETWORK", help="a run, a file like its arch.json, or DARTS_V1, DARTS_V2 or AUTO_DEEPLAB"),
+        arg(metavar="NETWORK", help="a run, a file like its arch.json, or a published network: hwnas ls"),
     ]
     table: Annotated[
         str | None, arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas (default: the run's)")
@@ -356,16 +370,13 @@ class Price:
 
     def __call__(self) -> int:
         """Run the verb."""
-        pricing.price(
-            self.network,
-            self.table,
-            self.foreign_table,
-            self.recipe,
-            self.channels,
-            self.compare,
-            self.all,
-            self.json,
+        settings = jobs.PriceSettings(
+            self.network, self.table, self.foreign_table, self.recipe, self.channels, self.compare
         )
+        result = jobs.price(settings)
+        show.priced(result, self.all)
+        if self.json:
+            print(canonical_json(result.to_json()))
         return 0
 
 
@@ -383,13 +394,18 @@ VERBS = {
 }
 
 
-def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> Run:
+def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> jobs.Run:
     """Return the run a verb works on, with what was asked for; nothing is written yet."""
-    recipes.get(recipe)
-    run = Run(name or recipe)
-    run.ask(recipe=recipe, data=None if data is None else str(data.resolve()), seed=seed)
-    if data is not None:
-        run.data("train")  # a folder that cannot be used is refused before anything is measured
+    run = jobs.Run(name or recipe)
+    run.ask(recipe, data=None if data is None else str(data.resolve()), seed=seed)
+    show.recipe_changes(run)
+    return run
+
+
+def _open(name: str) -> jobs.Run:
+    """Return a run that is there."""
+    run = jobs.Run(name)
+    show.recipe_changes(run)
     return run
 
 

@@ -15,7 +15,7 @@ from hwnas.runtime.cuda import nvrtc
 from hwnas.runtime.cuda.driver import open_cuda
 from hwnas.runtime.engines import ENGINES, using_engine
 from hwnas.runtime.measuring.device import device_name, provenance
-from hwnas.ui import console, table
+from hwnas.show.console import console, table
 
 PACKAGES = ("numpy", "torch", "onnx", "scipy", "highspy", "safetensors", "fvcore", "pillow", "rich", "tyro")
 BUSY = 0.5  # load per CPU above which measurements suffer

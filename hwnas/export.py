@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from hwnas.arch import Architecture
 from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
@@ -21,10 +20,11 @@ from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half
 from hwnas.ops.trace import INPUT, Trace, trace
+from hwnas.problem import Architecture
 from hwnas.runtime.deploy.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -68,7 +68,7 @@ def ending(traced: Trace, kind: str) -> Trace:
 
 
 def export(
-    space: SearchSpace,
+    space: Space,
     arch: Architecture,
     weights: Path,
     data: SegmentationData,

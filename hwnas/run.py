@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas import derived as derived_file
+from hwnas import recipes, records
 from hwnas.data import SegmentationData, open_dataset, task_of
+from hwnas.derived import Demands, Derived
 from hwnas.errors import DataError, HwnasError
-from hwnas.files import canonical_json, read_json, write_atomic
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
-from hwnas.spaces import Scale, SearchSpace, check
+from hwnas.records import Difference, File, differences, stored
+from hwnas.spaces import Space, check
 
-SCHEMA = 1
 RUNS = Path("runs")
 
 
+@stored("run", version=2)
 @dataclass(frozen=True)
-class Derived:
-    """A derived network as ``arch.json`` says it.
+class Settings:
+    """What ``run.json`` holds; None for what no verb has needed yet.
 
     Attributes:
-        arch: Complete.
-        scale: The deployment scale.
-        budget_ms: What it may take.
-        predicted_ms: What the table says it takes.
+        recipe: Its name.
+        recipe_settings: All of it, as it was when the run was made: the run goes on with this one.
+        data: Dataset folder, or the name of drawn data.
+        seed: That was asked for.
+        search_seed: Of the search.
+        engine: That the table is measured on.
+        threads: Of that.
+        precision: Of that.
+        budget_ms: What a network may take.
+        how: What else is asked of it.
     """
 
-    arch: Architecture
-    scale: Scale
-    budget_ms: float
-    predicted_ms: float
+    recipe: str
+    recipe_settings: Recipe
+    data: str | None = None
+    seed: int | None = None
+    search_seed: int | None = None
+    engine: str | None = None
+    threads: int | None = None
+    precision: str | None = None
+    budget_ms: float | None = None
+    how: Demands | None = None
+
+
+def _first_version(data: dict[str, Any]) -> dict[str, Any]:
+    """Bring the settings of a run that has only its recipe's name to those that have all of it."""
+    how = data.get("how")
+    recipe = records.encode(recipes.get(str(data["recipe"])), Recipe)
+    return {**data, "recipe_settings": recipe, "how": how or None}
+
+
+FILE = File("the settings of a run", "use another run name", _first_version)
 
 
 class Run:
@@ -55,44 +78,68 @@ class Run:
         self._asked: dict[str, Any] = {}
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """What ``run.json`` says, and what was asked for on top.
 
         Raises:
             HwnasError: If there is no such run.
         """
-        path = self.folder / "run.json"
-        if path.exists():
-            settings = read_json(path, "the settings of a run")
-            if not isinstance(settings, dict) or settings.get("schema") != SCHEMA or "recipe" not in settings:
-                raise HwnasError(f"{path}: settings of schema {SCHEMA} were expected; use another run name")
-            return settings | self._asked
+        stored_settings = self._stored()
+        if stored_settings is not None:
+            return replace(stored_settings, **self._asked)
         if not self._asked:
             there = ", ".join(sorted(p.parent.name for p in RUNS.glob("*/run.json"))) or "none"
             raise HwnasError(f"there is no run {self.name!r} here (runs: {there}); make one with: hwnas profile RECIPE")
-        return {"schema": SCHEMA, **self._asked}
+        return Settings(**self._asked)
 
-    def ask(self, **settings: Any) -> None:
+    def _stored(self) -> Settings | None:
+        path = self.folder / "run.json"
+        return FILE.load(path, Settings) if path.exists() else None
+
+    def ask(self, recipe: Recipe | str | None = None, **settings: Any) -> None:
         """Ask for settings; they count from now on and are written by `commit`.
 
         Args:
-            settings: None means "not asked for".
+            recipe: By its name, which a run that is there need only share; or as it is, which must then be the run's.
+            settings: Of `Settings`; None means "not asked for".
 
         Raises:
-            HwnasError: If one differs from what the run was made with.
+            HwnasError: If one differs from what the run was made with, or there is no such recipe.
         """
-        known = self.settings if (self.folder / "run.json").exists() else {}
-        for key, value in settings.items():
-            if value is not None and known.get(key) not in (None, value):
+        own = self._stored()
+        if recipe is not None:
+            name = recipe if isinstance(recipe, str) else recipe.name
+            self._refuse_other(own, "recipe", name)
+            if own is None:
+                content = recipes.get(recipe) if isinstance(recipe, str) else recipe
+                self._asked |= {"recipe": content.name, "recipe_settings": content}
+            elif isinstance(recipe, Recipe) and (changed := differences(own.recipe_settings, recipe)):
                 raise HwnasError(
-                    f"the run {self.name!r} was made with {key} {known[key]!r}, not {value!r}; "
+                    f"the run {self.name!r} was made with other settings of {name}: {'; '.join(map(str, changed))}; "
                     "give the new one another name with --run"
                 )
-        self._asked |= {k: v for k, v in settings.items() if v is not None}
+        for key, value in settings.items():
+            assert key in {f.name for f in fields(Settings)}, f"a run has no setting {key!r}"
+            if value is not None:
+                self._refuse_other(own, key, value)
+                self._asked[key] = value
+
+    def _refuse_other(self, own: Settings | None, key: str, value: object) -> None:
+        there = None if own is None else getattr(own, key)
+        if there not in (None, value):
+            a, b = (x.asked() if isinstance(x, Demands) else x for x in (there, value))
+            raise HwnasError(
+                f"the run {self.name!r} was made with {key} {a!r}, not {b!r}; give the new one another name with --run"
+            )
 
     def commit(self) -> None:
         """Fix the settings: write ``run.json``."""
-        write_atomic(self.folder / "run.json", canonical_json(self.settings) + "\n")
+        records.save(self.folder / "run.json", self.settings)
+
+    def changes(self) -> tuple[Difference, ...]:
+        """Return what the recipe of this run's name has otherwise by now; the run goes on with its own."""
+        own = self.settings.recipe_settings
+        return differences(own, recipes.get(own.name)) if own.name in recipes.names() else ()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -114,8 +161,8 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe the run was made with."""
-        return recipes.get(str(self.settings["recipe"]))
+        """The recipe the run was made with, whatever has become of it since."""
+        return self.settings.recipe_settings
 
     def data(self, split: str, size: tuple[int, int] | None = None) -> SegmentationData:
         """Open a split of the run's dataset at the deployment size, or at `size`.
@@ -124,14 +171,14 @@ class Run:
             DataError: If no folder was named, or it cannot be used or is not what the recipe's networks are for.
         """
         recipe = self.recipe
-        source = self.settings.get("data") or recipe.data
+        source = self.settings.data or recipe.data
         if source is None:
             raise HwnasError(f"the recipe {recipe.name} needs {recipe.needs}; name it with --data DIR")
         space, data = recipe.space, open_dataset(str(source), split, size or recipe.space.scale.size)
         task, classes = task_of(data), len(data.classes)
-        if (task.name, classes) != (space.head, space.classes):
+        if (task.name, classes) != (space.task, space.classes):
             raise DataError(
-                f"the recipe {recipe.name} is for {space.head} into {space.classes} classes, {data.name} for "
+                f"the recipe {recipe.name} is for {space.task} into {space.classes} classes, {data.name} for "
                 f"{task.name} into {classes}; take another recipe or --data {recipe.needs}"
             )
         return data
@@ -152,20 +199,12 @@ class Run:
         """Return the command line of a verb for this run."""
         if verb not in ("profile", "search"):
             return f"hwnas {verb} {self.name}"
-        recipe = self.settings["recipe"]  # these two name the recipe, which the run need not be called by
+        recipe = self.settings.recipe  # these two name the recipe, which the run need not be called by
         return f"hwnas {verb} {recipe}" + ("" if recipe == self.name else f" --run {self.name}")
 
-    def write_derived(self, derived: Derived, more: Mapping[str, Any]) -> None:
+    def write_derived(self, derived: Derived) -> None:
         """Write ``arch.json``."""
-        content = {
-            "schema": SCHEMA,
-            "architecture": derived.arch.to_json(),
-            "scale": derived.scale.to_json(),
-            "budget_ms": derived.budget_ms,
-            "predicted_ms": derived.predicted_ms,
-            **more,
-        }
-        write_atomic(self.folder / "arch.json", canonical_json(content) + "\n")
+        records.save(self.folder / "arch.json", derived)
 
     def derived(self) -> Derived:
         """Read ``arch.json``.
@@ -173,16 +212,10 @@ class Run:
         Raises:
             HwnasError: If it is missing, or not an architecture of the recipe's space.
         """
-        path = self.require("arch.json", "search")
-        data = read_json(path, "a derived architecture")
-        try:
-            arch = Architecture.from_json(data["architecture"])
-            out = Derived(arch, Scale(**data["scale"]), float(data["budget_ms"]), float(data["predicted_ms"]))
-        except (KeyError, TypeError) as e:
-            raise HwnasError(f"{path} is not a derived architecture: {e}") from e
-        check(self.recipe.space, arch)
+        out = derived_file.FILE.load(self.require("arch.json", "search"), Derived)
+        check(self.recipe.space, out.architecture)
         return out
 
-    def space(self, derived: Derived) -> SearchSpace:
+    def space(self, derived: Derived) -> Space:
         """Return the recipe's space at the scale of a derived network."""
         return self.recipe.space.at(derived.scale)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.arch import Architecture
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError
@@ -19,6 +18,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops.trace import Trace
 from hwnas.profile import ops_of, trace_entry
+from hwnas.progress import Update, ignore
 from hwnas.runtime.deploy.bundle import Application, Bundle, HostApplication, find_application
 from hwnas.runtime.engines.base import Array
 from hwnas.runtime.engines.onnxruntime import open_onnx
@@ -26,8 +26,6 @@ from hwnas.runtime.measuring.measure import Measurement, StopRule, visit_s
 from hwnas.runtime.measuring.plan import PLAN_FILE, Entry, checked_bytes, load_plan, write_plan
 from hwnas.runtime.measuring.results import Row, collect
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.spaces.base import SearchSpace, trace_space
-from hwnas.ui import Update, ignore
 
 PICTURES = 4
 REFERENCES = 2
@@ -215,10 +213,9 @@ def _refuse_infinite(scores: Array, kind: str, name: str) -> None:
         )
 
 
-def left_out_ms(space: SearchSpace, arch: Architecture, exported: Trace, latency: LatencyTable) -> float:
+def left_out_ms(whole: Trace, exported: Trace, table: LatencyTable) -> float:
     """Return what a table says that the ops take which a network ends with and its exported part has not."""
-    left = trace_space(space, arch).calls[len(exported.calls) :]
-    return sum(latency.correction.priced(c.spec.kind, latency[c.spec]) for c in left)
+    return sum(table.correction.priced(c.spec.kind, table[c.spec]) for c in whole.calls[len(exported.calls) :])
 
 
 def verdict(

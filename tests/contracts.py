@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,22 +20,29 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from torch import nn
 
-from hwnas.arch import Architecture
+from hwnas.data.base import SegmentationData
+from hwnas.data.shapes import Shapes
+from hwnas.data.synthetic import Synthetic
 from hwnas.errors import BudgetError, HwnasError, MissingOp, ProvenanceError
-from hwnas.gates import Literals, Marginals, TopK
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
+from hwnas.learn.training import TrainConfig, Training
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
+from hwnas.problem import Architecture, Marginals, NoTwins, Probabilities, TopK
 from hwnas.runtime.deploy.bundle import BuildsBundles, OpensBundles, OpensModels
 from hwnas.runtime.engines.base import Engine, OnDevice
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
-from hwnas.search.derive import NoTwins, Solver, strongest
+from hwnas.search.bilevel import Order
+from hwnas.search.config import SearchConfig
+from hwnas.search.derive import Solver, strongest
+from hwnas.search.gradient import BilevelSearch
 from hwnas.search.relax import open_logits, softmax
-from hwnas.spaces import SearchSpace, check, decisions, sample, trace_space
+from hwnas.spaces import Form, Space, SpaceNet, check, decisions, sample, trace_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
+from hwnas.spaces.parts import size_at
 
 PAPER = {
     "device": {"name": "paper"},
@@ -52,24 +60,24 @@ def paper_table(
     return LatencyTable(PAPER, {r.key: r for r in rows}, nets, correction or Correction())
 
 
-def roofline_table(space: SearchSpace, correction: Correction | None = None) -> LatencyTable:
+def roofline_table(space: Space, correction: Correction | None = None) -> LatencyTable:
     """Return a table that prices every op of a space by its arithmetic."""
     calls = trace_space(space).calls
     rows = [OpRow(c.spec.key, c.cost.macs / 5e7 + c.cost.bytes / 1e7 + 0.005) for c in calls]
     return paper_table(rows, correction=correction)
 
 
-def random_probs(space: SearchSpace, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+def random_probs(space: Space, seed: int, scale: float = 1.0) -> Probabilities:
     """Return softmax probabilities of random logits."""
     rng = np.random.RandomState(seed)
     logits = {g.name: torch.from_numpy(scale * rng.randn(*g.shape)) for g in space.groups}
-    return {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
+    return space.problem.probabilities(softmax(open_logits(logits, space.groups)))
 
 
 CORRECTION = Correction(0.05, 0.9, {"relu": 0.5, "sep_conv": 1.1}, 0.01, networks=4, call_ms=0.003)
 
 
-def _with_twins(space: SearchSpace, arch: Architecture, rng: np.random.Generator) -> Architecture:
+def _with_twins(space: Space, arch: Architecture, rng: np.random.Generator) -> Architecture:
     """Return an architecture with two nodes that compute the same."""
     twins = space.twins()
     answers = dict(twins[int(rng.integers(len(twins)))])
@@ -83,11 +91,11 @@ class SpaceContract:
     N_ARCHS = 5
 
     @pytest.fixture
-    def archs(self, space: SearchSpace) -> list[Architecture]:
+    def archs(self, space: Space) -> list[Architecture]:
         rng = np.random.default_rng(0)
         return [sample(space, rng) for _ in range(self.N_ARCHS)]
 
-    def frequencies(self, space: SearchSpace) -> dict[str, dict[str, float]]:
+    def frequencies(self, space: Space) -> dict[str, dict[str, float]]:
         """Return how often each option is to be drawn."""
         rule_of = {d: r for r in space.rules() for d in r.decisions}
         out = {}
@@ -100,42 +108,42 @@ class SpaceContract:
         return out
 
     @pytest.fixture
-    def model(self, space: SearchSpace) -> LatencyModel:
+    def model(self, space: Space) -> LatencyModel:
         table = roofline_table(space, CORRECTION)
-        return LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        return LatencyModel(trace_space(space).terms(), table, space.problem)
 
-    def test_decision_names_are_unique(self, space: SearchSpace) -> None:
+    def test_decision_names_are_unique(self, space: Space) -> None:
         names = [d.name for d in decisions(space)]
         assert len(names) == len(set(names)) > 0
 
-    def test_hashable_and_equal_by_value(self, space: SearchSpace) -> None:
+    def test_hashable_and_equal_by_value(self, space: Space) -> None:
         assert hash(space) == hash(space.at(space.scale))
         assert space == space.at(space.scale)
 
-    def test_samples_are_valid_and_survive_json(self, space: SearchSpace, archs: list[Architecture]) -> None:
+    def test_samples_are_valid_and_survive_json(self, space: Space, archs: list[Architecture]) -> None:
         for arch in archs:
             check(space, arch)
             assert Architecture.from_json(json.loads(json.dumps(arch.to_json()))) == arch
         assert len(set(archs)) > 1
 
-    def test_a_drawing_shows_every_op_that_is_kept(self, space: SearchSpace, archs: list[Architecture]) -> None:
-        edges = {d.name for g in space.groups if NONE in g.options and g.name != "path" for d in g.decisions}
+    def test_a_drawing_shows_every_op_that_is_kept(self, space: Space, archs: list[Architecture]) -> None:
+        edges = {spec.edge_name(edge) for spec in space.cells for edge in spec.edges}
         for arch in archs[:2]:
             figure = Figure()
-            space.draw(figure, arch, random_probs(space, 0), {"stem": 1.0, "cells.0": 3.0})
+            space.draw(figure, arch, random_probs(space, 0).matrices(), {"stem": 1.0, "cells.0": 3.0})
             legends = [axes.get_legend() for axes in figure.axes]
             shown = {t.get_text() for legend in legends if legend is not None for t in legend.get_texts()}
             assert shown == {o for d, o in arch.answers if d in edges} - {NONE}
 
     @pytest.mark.parametrize("concentration", [0.01, 0.5, 10.0])
-    def test_concentrated_samples_are_valid_and_follow_the_seed(self, space: SearchSpace, concentration: float) -> None:
+    def test_concentrated_samples_are_valid_and_follow_the_seed(self, space: Space, concentration: float) -> None:
         drawn = [sample(space, np.random.default_rng(seed), concentration) for seed in range(20)]
         for arch in drawn:
             check(space, arch)
         assert len(set(drawn)) > 10
         assert drawn == [sample(space, np.random.default_rng(seed), concentration) for seed in range(20)]
 
-    def test_samples_take_every_option_that_is_allowed_equally_often(self, space: SearchSpace) -> None:
+    def test_samples_take_every_option_that_is_allowed_equally_often(self, space: Space) -> None:
         """An edge survives with k of n, and what sits on a survivor is uniform over the options but ``none``."""
         rng, n = np.random.default_rng(0), 600
         drawn = [sample(space, rng) for _ in range(n)]
@@ -145,7 +153,7 @@ class SpaceContract:
             for option, p in expected[d.name].items():
                 assert abs(counts[option] - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1e-9, (d.name, option)
 
-    def test_concentrated_samples_are_of_few_ops(self, space: SearchSpace) -> None:
+    def test_concentrated_samples_are_of_few_ops(self, space: Space) -> None:
         """The most frequent option of a group takes most of its survivors, where uniform draws spread them."""
         rng = np.random.default_rng(0)
         drawn_whole = {d for r in space.rules() if not isinstance(r, TopK) for d in r.decisions}  # as paths are
@@ -164,14 +172,14 @@ class SpaceContract:
 
     def test_id_is_the_same_in_another_process(self, archs: list[Architecture]) -> None:
         code = (
-            "import sys, json; from hwnas.arch import Architecture;"
+            "import sys, json; from hwnas.problem import Architecture;"
             "print(Architecture.from_json(json.load(sys.stdin)).id)"
         )
         text = json.dumps(archs[0].to_json())
         done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == archs[0].id
 
-    def test_breaking_a_rule_is_refused(self, space: SearchSpace, archs: list[Architecture]) -> None:
+    def test_breaking_a_rule_is_refused(self, space: Space, archs: list[Architecture]) -> None:
         answers = dict(archs[0].answers)
         decision = decisions(space)[0]
         for option in (*decision.options, "no such option"):
@@ -187,7 +195,7 @@ class SpaceContract:
         check(space, Architecture.of(space.name, answers), partial=True)
 
     def test_output_shape_at_sizes_that_are_no_multiple_of_the_stride(
-        self, space: SearchSpace, archs: list[Architecture]
+        self, space: Space, archs: list[Architecture]
     ) -> None:
         net = space.build(archs[0], form="deploy").eval()
         for size in (space.scale.size, (33, 47), (40, 64)):
@@ -197,39 +205,37 @@ class SpaceContract:
             if out.dim() == 4:
                 assert out.shape[2:] == size
 
-    def test_one_hot_supernet_equals_the_built_network(self, space: SearchSpace, archs: list[Architecture]) -> None:
+    def test_one_hot_supernet_equals_the_built_network(self, space: Space, archs: list[Architecture]) -> None:
         net = space.build(form="search").double().eval()
         _stir(net)
         image = torch.randn(2, 3, *space.scale.size, dtype=torch.float64)
         for arch in archs:
             alone = space.build(arch, form="search").double().eval()
             take_weights(alone, net)
-            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            probs = space.problem.one_hot(arch).double()
             with torch.no_grad():
                 torch.testing.assert_close(net(image, probs), alone(image), rtol=1e-9, atol=1e-9)
 
-    def test_a_partial_architecture_builds_and_mixes_the_rest(
-        self, space: SearchSpace, archs: list[Architecture]
-    ) -> None:
+    def test_a_partial_architecture_builds_and_mixes_the_rest(self, space: Space, archs: list[Architecture]) -> None:
         first = space.groups[0]
         partial = Architecture.of(space.name, {d.name: str(archs[0].get(d.name)) for d in first.decisions})
         net = space.build(partial, form="search").eval()
         whole = space.build(form="search").eval()
         take_weights(net, whole)
         image = torch.randn(1, 3, *space.scale.size)
-        one_hot = Literals(space.groups).matrices(partial)
+        one_hot = space.problem.one_hot(partial)
         with torch.no_grad():
             torch.testing.assert_close(net(image, one_hot), whole(image, one_hot), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("evaluation", ["fast", "lean"])
-    def test_how_a_supernet_is_computed_changes_nothing(self, space: SearchSpace, evaluation: Evaluation) -> None:
+    def test_how_a_supernet_is_computed_changes_nothing(self, space: Space, evaluation: Evaluation) -> None:
         image = torch.randn(2, 3, *space.scale.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         found = []
         for how in ("plain", evaluation):
             torch.manual_seed(0)
             net = space.build(form="search").double()
             set_evaluation(net, how)  # type: ignore[arg-type]
-            probs = {k: torch.from_numpy(p).requires_grad_() for k, p in random_probs(space, 0).items()}
+            probs = {k: p.clone().requires_grad_() for k, p in random_probs(space, 0).items()}
             out = net(image, probs)
             wanted = [*probs.values(), *net.parameters()]
             grads = torch.autograd.grad(out.square().mean(), wanted, allow_unused=True)
@@ -237,7 +243,7 @@ class SpaceContract:
         for plain, other in zip(*found, strict=True):
             torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-8 * max(1.0, float(plain.abs().max())))
 
-    def test_every_decision_that_can_reach_an_op_gets_a_gradient(self, space: SearchSpace, model: LatencyModel) -> None:
+    def test_every_decision_that_can_reach_an_op_gets_a_gradient(self, space: Space, model: LatencyModel) -> None:
         net = space.build(form="search")
         logits = {g.name: torch.randn(g.shape, requires_grad=True) for g in space.groups}
         probs = {k: torch.softmax(v, dim=-1) for k, v in logits.items()}
@@ -254,34 +260,34 @@ class SpaceContract:
                 assert torch.equal(moved, expected)
 
     def test_one_hot_latency_is_the_latency_of_the_built_network(
-        self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
+        self, space: Space, archs: list[Architecture], model: LatencyModel
     ) -> None:
         table = roofline_table(space, CORRECTION)
         for arch in archs:
-            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
-            probs = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            probs = space.problem.one_hot(arch).double()
             assert built.predict_ms(arch) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert float(model(probs)) == pytest.approx(model.predict_ms(arch), rel=1e-12)
             assert sum(model.by_kind(arch).values()) == pytest.approx(model.predict_ms(arch), rel=1e-12)
 
     def test_what_keeps_no_twins_is_priced_as_built_and_what_has_them_is_priced_higher(
-        self, space: SearchSpace, model: LatencyModel
+        self, space: Space, model: LatencyModel
     ) -> None:
         table = roofline_table(space, CORRECTION)
         rng, limit, less = np.random.default_rng(0), NoTwins(space.twins()), {True: [0.0], False: [0.0]}
         archs = [sample(space, rng, 0.2) for _ in range(12)]  # of few ops, so that twins are frequent
         for arch in [*archs, *(_with_twins(space, arch, rng) for arch in archs[:6])]:
             check(space, arch)
-            built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
             less[limit.holds(arch)].append(1 - built.predict_ms(arch) / model.predict_ms(arch))
         assert less[True] == pytest.approx([0.0] * len(less[True]), abs=1e-12)
         assert len(less[True]) > 1
         assert min(less[False]) > -1e-12
         assert max(less[False]) > 1e-4
 
-    def test_no_twins_is_the_same_for_solver_and_architecture(self, space: SearchSpace, model: LatencyModel) -> None:
+    def test_no_twins_is_the_same_for_solver_and_architecture(self, space: Space, model: LatencyModel) -> None:
         limit = NoTwins(space.twins())
-        free, bound = (Solver(space.groups, space.rules(), space.name, model, limits) for limits in ((), (limit,)))
+        free, bound = (Solver(space.problem.with_rules(*limits), model) for limits in ((), (limit,)))
         for seed in range(3):
             probs = random_probs(space, seed, 0.1)
             budget_ms = 1.05 * max(s.fastest().latency_ms or 0.0 for s in (free, bound))
@@ -293,7 +299,7 @@ class SpaceContract:
                 assert found.score == pytest.approx(kept[0].score, abs=1e-6)
 
     def test_trace_of_a_built_network_is_within_the_trace_of_the_mixed_one(
-        self, space: SearchSpace, archs: list[Architecture]
+        self, space: Space, archs: list[Architecture]
     ) -> None:
         for merge in (True, False):
             everything = {c.spec for c in trace_space(space, merge=merge).calls}
@@ -301,7 +307,7 @@ class SpaceContract:
                 assert {c.spec for c in trace_space(space, arch, merge=merge).calls} <= everything
 
     def test_a_sum_is_after_a_convolution_where_an_engine_can_merge_it_into_one(
-        self, space: SearchSpace, archs: list[Architecture]
+        self, space: Space, archs: list[Architecture]
     ) -> None:
         for arch in archs:
             calls = trace_space(space, arch).calls
@@ -315,18 +321,18 @@ class SpaceContract:
                         assert all("preprocess" in c.name for c in convs)
 
     def test_gates_are_the_same_in_loss_and_solver_on_every_one_hot(
-        self, space: SearchSpace, archs: list[Architecture], model: LatencyModel
+        self, space: Space, archs: list[Architecture], model: LatencyModel
     ) -> None:
-        marginals = Marginals(space.groups, space.rules(), model.gates)
+        marginals = Marginals(space.problem, model.gates)
         for arch in archs:
-            q = marginals.literal_probs({k: v.double() for k, v in marginals.literals.matrices(arch).items()})
+            q = marginals.literal_probs(space.problem.one_hot(arch).double())
             np.testing.assert_allclose(q.numpy(), marginals.literals.vector(arch), atol=1e-12)
             opened = [float(g.count(arch)) for g in model.gates]
             np.testing.assert_allclose(marginals.gate_probs(q).numpy(), opened, atol=1e-12)
-            solver = Solver(space.groups, space.rules(), space.name, model)
+            solver = Solver(space.problem, model)
             assert solver.latency_of(arch) == pytest.approx(model.predict_ms(arch), rel=1e-6)
 
-    def test_few_flops_lie_outside_of_ops(self, space: SearchSpace, archs: list[Architecture]) -> None:
+    def test_few_flops_lie_outside_of_ops(self, space: Space, archs: list[Architecture]) -> None:
         net = space.build(archs[0], form="deploy").eval()
         image = torch.randn(1, 3, *space.scale.size)
         analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -334,7 +340,7 @@ class SpaceContract:
         oracle = by_operator["conv"] + by_operator["linear"]
         assert trace_space(space, archs[0], labels=False).cost().macs == oracle
 
-    def test_onnx_equals_torch(self, space: SearchSpace, archs: list[Architecture]) -> None:
+    def test_onnx_equals_torch(self, space: Space, archs: list[Architecture]) -> None:
         for arch in archs[:2]:
             net = space.build(arch, form="deploy").eval()
             _stir(net)
@@ -347,15 +353,15 @@ class SpaceContract:
                 got = runner.run({"image": image.numpy()})["scores"]
                 np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
 
-    def test_solver_without_a_budget_is_the_papers_rule(self, space: SearchSpace) -> None:
-        solver = Solver(space.groups, space.rules(), space.name)
+    def test_solver_without_a_budget_is_the_papers_rule(self, space: Space) -> None:
+        solver = Solver(space.problem)
         for seed in range(10):
             for scale in (1e-3, 1.0, 100.0):
                 probs = random_probs(space, seed, scale)
-                assert solver.solve(probs).arch == strongest(space.groups, space.rules(), space.name, probs)
+                assert solver.solve(probs).arch == strongest(space.problem, probs)
 
-    def test_solver_keeps_the_budget_and_is_deterministic(self, space: SearchSpace, model: LatencyModel) -> None:
-        solver = Solver(space.groups, space.rules(), space.name, model)
+    def test_solver_keeps_the_budget_and_is_deterministic(self, space: Space, model: LatencyModel) -> None:
+        solver = Solver(space.problem, model)
         fastest = solver.fastest().latency_ms
         assert fastest is not None
         for seed in range(4):
@@ -369,19 +375,173 @@ class SpaceContract:
                 assert solution.latency_ms <= budget_ms * (1 + 1e-9)
                 assert solution.latency_ms == model.predict_ms(solution.arch)
                 check(space, solution.arch)
-                again = Solver(space.groups, space.rules(), space.name, model).solve(probs, budget_ms)
+                again = Solver(space.problem, model).solve(probs, budget_ms)
                 assert again == solution
                 # It accepts its own one-hot.
-                one_hot = {k: v.numpy() for k, v in Literals(space.groups).matrices(solution.arch).items()}
-                assert solver.solve(one_hot, solution.latency_ms).arch == solution.arch
+                assert solver.solve(space.problem.one_hot(solution.arch), solution.latency_ms).arch == solution.arch
 
-    def test_an_unsatisfiable_budget_names_the_fastest(self, space: SearchSpace, model: LatencyModel) -> None:
-        solver = Solver(space.groups, space.rules(), space.name, model)
+    def test_an_unsatisfiable_budget_names_the_fastest(self, space: Space, model: LatencyModel) -> None:
+        solver = Solver(space.problem, model)
         fastest = solver.fastest().latency_ms
         assert fastest is not None
         with pytest.raises(BudgetError, match=f"{1000 / fastest:.1f} fps"):
             solver.solve(random_probs(space, 0), 0.9 * fastest)
         assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
+
+
+class PairContract:
+    """What holds for every encoder with every head, decisions or not. Give it a small ``space`` fixture of odd size."""
+
+    @pytest.fixture
+    def archs(self, space: Space) -> list[Architecture]:
+        rng = np.random.default_rng(0)
+        return [space.problem.draw(rng) for _ in range(2)]
+
+    @pytest.fixture
+    def data(self, space: Space) -> SegmentationData:
+        """Return images of the space's size and number of classes."""
+        if space.task == "classification":
+            return Shapes("train", space.scale.size, length=8)
+        return Synthetic("train", space.scale.size, length=8)
+
+    def shape(self, space: Space, labels: bool) -> tuple[int, ...]:
+        """Return the shape of scores or labels of two images."""
+        size = space.scale.size if space.task == "segmentation" else ()
+        return (2, *(() if labels else (space.classes,)), *size)
+
+    @staticmethod
+    def partial(space: Space, arch: Architecture) -> dict[str, Architecture]:
+        """Return architectures that answer one group, all but one, every second decision, and none."""
+        out = {"none": {}, "every second": {d.name for d in decisions(space)[::2]}}
+        for group in space.groups:
+            own = {d.name for d in group.decisions}
+            out |= {group.name: own, f"all but {group.name}": {d.name for d in decisions(space)} - own}
+        return {
+            name: Architecture.of(space.name, {d: o for d, o in arch.answers if d in answered})
+            for name, answered in out.items()
+        }
+
+    def test_it_has_the_decisions_of_both(self, space: Space, archs: list[Architecture]) -> None:
+        assert space.groups == space.encoder.groups + space.head.groups
+        assert space == space.at(space.scale)
+        assert hash(space) == hash(space.at(space.scale))
+        assert space.name.startswith(space.encoder.name)
+        assert (space.head.name in space.name) == bool(space.head.groups)
+        for arch in archs:
+            check(space, arch)
+            assert str(space.genotype(arch))
+            kept = sum(len(spec.kept(arch)) for spec in space.cells)
+            assert space.dot(arch).count("->") >= kept
+            space.draw(Figure(), arch, random_probs(space, 0).matrices(), {"stem": 1.0, "cells.0": 2.0})
+
+    @pytest.mark.parametrize("labels", [False, True])
+    def test_both_forms_compute(self, space: Space, archs: list[Architecture], labels: bool) -> None:
+        image = torch.rand(2, 3, *space.scale.size)
+        with torch.no_grad():
+            for form in get_args(Form):
+                out = space.build(archs[0], form, labels).eval()(image)
+                assert out.shape == self.shape(space, labels)
+                assert out.dtype == (torch.uint8 if labels else torch.float32)
+            assert space.build(None, "search", labels).eval()(image, space.problem.uniform()).shape == out.shape
+
+    def test_features_are_as_promised(self, space: Space, archs: list[Architecture]) -> None:
+        image = torch.rand(1, 3, *space.scale.size)
+        for arch, form in ((archs[0], "deploy"), (archs[0], "search"), (Architecture.of(space.name, {}), "search")):
+            promised = space.encoder.features(arch, form)  # type: ignore[arg-type]
+            net = space.build(arch, form).eval()  # type: ignore[arg-type]
+            assert isinstance(net, SpaceNet)
+            with torch.no_grad():
+                maps = net.encoder(image, space.problem.one_hot(arch))
+            found = [*zip(promised, maps.features, strict=True)]
+            pairs = [pair for features, values in found for pair in zip(features, values, strict=True)]
+            auxiliary = space.encoder.auxiliary(arch, form)  # type: ignore[arg-type]
+            for feature, value in [*((f, m.value) for f, m in pairs if m is not None), (auxiliary, maps.auxiliary)]:
+                assert value.shape[1:] == (feature.channels, *size_at(space.scale.size, feature.stride))
+                assert not feature.activated or value.min() >= 0
+            assert [max(f.stride for f in features) for features in promised] == sorted(
+                max(f.stride for f in features) for features in promised
+            )
+
+    def test_what_is_open_is_priced_as_what_is_built(self, space: Space, archs: list[Architecture]) -> None:
+        table = roofline_table(space, CORRECTION)
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        for arch in archs:
+            built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            if NoTwins(space.twins()).holds(arch):
+                assert model.predict_ms(arch) == pytest.approx(built.predict_ms(arch), rel=1e-12)
+            assert float(model(space.problem.one_hot(arch).double())) == pytest.approx(
+                model.predict_ms(arch), rel=1e-12
+            )
+
+    def test_partial_architectures(self, space: Space, archs: list[Architecture]) -> None:
+        """They are traced, priced and trained, and are what the whole supernet is with these answers."""
+        table = roofline_table(space, CORRECTION)
+        whole = space.build().eval()
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        image = torch.rand(2, 3, *space.scale.size)
+        for name, arch in self.partial(space, archs[0]).items():
+            traced = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
+            if NoTwins(space.twins()).holds(archs[0]):
+                assert traced.predict_ms(archs[0]) == pytest.approx(model.predict_ms(archs[0]), rel=1e-12), name
+            net, probs = space.build(arch).eval(), space.problem.one_hot(arch)
+            take_weights(net, whole)
+            with torch.no_grad():
+                torch.testing.assert_close(net(image, probs), whole(image, probs), rtol=1e-4, atol=1e-5)
+            net.train()(image, probs).square().mean().backward()
+            assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+    @pytest.mark.parametrize("order", get_args(Order))
+    def test_a_step_of_a_search(self, space: Space, data: SegmentationData, order: Order) -> None:
+        if not space.groups:
+            pytest.skip("nothing is to be searched")
+        config = SearchConfig(
+            space.scale,
+            steps=1,
+            warmup=0,
+            batch=2,
+            crop=space.scale.size,
+            order=order,
+            evaluation="plain" if order == "second-exact" else "fast",
+            alpha_lr=0.1,
+        )
+        search = BilevelSearch(space, config, data)
+        before = {name: a.detach().clone() for name, a in search.alphas().items()}
+        assert np.isfinite(search.advance()["train_loss"])
+        assert all(not torch.equal(search.alphas()[name], a) for name, a in before.items())
+
+    def test_a_budget_is_kept(self, space: Space) -> None:
+        if not space.groups:
+            pytest.skip("nothing is to be derived")
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space, CORRECTION), space.problem)
+        solver, probs = Solver(space.problem.with_rules(NoTwins(space.twins())), model), random_probs(space, 0)
+        fastest, free = solver.fastest().latency_ms, solver.solve(probs).latency_ms
+        assert fastest is not None
+        assert free is not None
+        found = solver.solve(probs, fastest + 0.4 * (free - fastest))
+        assert found.latency_ms is not None
+        assert found.latency_ms <= fastest + 0.4 * (free - fastest) + 1e-9
+        check(space, found.arch)
+        built = LatencyModel(trace_space(space, found.arch).terms(), roofline_table(space, CORRECTION), space.problem)
+        assert built.predict_ms(found.arch) == pytest.approx(found.latency_ms, rel=1e-9)
+
+    def test_onnx_equals_torch(self, space: Space, archs: list[Architecture]) -> None:
+        net = space.build(archs[1], form="deploy").eval()
+        _stir(net)
+        image = torch.randn(1, 3, *space.scale.size)
+        model = export_network(trace(net, tuple(image.shape)), "scores", {"who": "contract"})
+        with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
+            got = runner.run({"image": image.numpy()})["scores"]
+            np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_an_auxiliary_head_trains_with_it(
+        self, space: Space, archs: list[Architecture], data: SegmentationData
+    ) -> None:
+        config = TrainConfig(steps=1, batch=2, crop=space.scale.size, aux_weight=0.4)
+        training = Training(space, archs[0], config, data)
+        assert training.auxiliary is not None
+        before = [p.detach().clone() for p in training.auxiliary.parameters()]
+        assert np.isfinite(training.advance())
+        assert any(not torch.equal(p, b) for p, b in zip(training.auxiliary.parameters(), before, strict=True))
 
 
 # From an image to labels, to scores at full size, to scores that are to be upsampled, and to those of the whole image.

@@ -13,13 +13,12 @@ from scipy import stats
 
 from hwnas.errors import HwnasError
 from hwnas.search.widths import count
-from hwnas.spaces import ChainSpace, Scale, check
-from hwnas.spaces.genotype import DARTS_V2
+from hwnas.spaces import DARTS_V2, Scale, check, darts_space
 
 BENCH: dict[str, Any] = runpy.run_path(
     str(Path(__file__).resolve().parents[1] / "scripts" / "bench" / "against_random.py")
 )
-SPACE = ChainSpace(Scale(16, 3, (48, 64)), 11)
+SPACE = darts_space(Scale(16, 3, (48, 64)), 11)
 SCALES = (Scale(8, 3, (48, 64)), Scale(16, 3, (48, 64)))
 
 
@@ -31,7 +30,7 @@ def models() -> list[Any]:
 
 def searched(models: list[Any], seed: int) -> Any:
     """Return a network of the space as if a search had found it."""
-    arch = SPACE.architecture(DARTS_V2) if seed < 0 else BENCH["sample"](SPACE, np.random.default_rng(seed))
+    arch = DARTS_V2.architecture(SPACE) if seed < 0 else BENCH["sample"](SPACE, np.random.default_rng(seed))
     return BENCH["Network"]("searched", arch, SCALES[1], models[1].predict_ms(arch))
 
 
@@ -128,14 +127,14 @@ class TestEquallyFast:
 
     def test_a_latency_that_no_network_has_is_refused(self, models: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(BENCH["draw"].__globals__, "DRAWS", 20)
-        target = BENCH["Network"]("searched", SPACE.architecture(DARTS_V2), SCALES[1], 1.0)
+        target = BENCH["Network"]("searched", DARTS_V2.architecture(SPACE), SCALES[1], 1.0)
         with pytest.raises(HwnasError, match="only 0 of 20 random networks are within 2% of 1 ms.*--fps"):
             BENCH["draw"](SPACE, SCALES, models, target, 2, np.random.default_rng(0))
 
     def test_darts_is_as_wide_as_may_be(self, models: list[Any]) -> None:
-        narrow, wide = (m.predict_ms(SPACE.architecture(DARTS_V2)) for m in models)
+        narrow, wide = (m.predict_ms(DARTS_V2.architecture(SPACE)) for m in models)
         for target, channels in ((wide, 16), (wide / 1.049, 16), (wide / 1.06, 8), (narrow, 8), (narrow / 2, 8)):
-            assert BENCH["darts"](SPACE.architecture(DARTS_V2), SCALES, models, target).scale.channels == channels
+            assert BENCH["darts"](DARTS_V2.architecture(SPACE), SCALES, models, target).scale.channels == channels
 
 
 class TestSpaces:

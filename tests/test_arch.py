@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Decision, Group
 
 OPTIONS = ("none", "skip_connect", "sep_conv_3x3")
 A, B, C = (Decision(name, OPTIONS) for name in ("normal/0-2", "normal/1-2", "reduce/0-2"))
@@ -90,13 +90,6 @@ def test_an_open_decision_has_no_answer() -> None:
 def test_what_is_no_architecture_is_refused(data: object, message: str) -> None:
     with pytest.raises(HwnasError, match=message):
         Architecture.from_json(data)
-
-
-def test_diff_names_what_differs_with_both_answers() -> None:
-    one, other = Architecture.of("s", {"a": "x", "b": "y"}), Architecture.of("s", {"a": "z", "b": "y", "c": "x"})
-    assert one.diff(other) == {"a": ("x", "z"), "c": (None, "x")}
-    assert other.diff(one) == {"a": ("z", "x"), "c": ("x", None)}
-    assert one.diff(one) == {}
 
 
 def test_check_accepts_complete_and_on_request_partial_answers() -> None:

@@ -16,12 +16,12 @@ from hwnas.search.bilevel import Loss, Order, Values, WeightStep, alpha_gradient
 from hwnas.search.functional import Functional
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, SinglePath
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
 
 ORDERS: tuple[Order, ...] = ("first", "second", "second-exact")
 SIZE = (16, 24)
-SPACE = ChainSpace(
+SPACE = darts_space(
     Scale(4, 3, SIZE),
     11,
     ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"),

@@ -25,16 +25,16 @@ from hwnas.data.augment import PAD, batch_source, cut_out, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
 from hwnas.images import normalise
+from hwnas.learn.training import TrainConfig, Training, evaluate
 from hwnas.runtime.deploy.bundle import Bundle, open_application
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
-from hwnas.train import TrainConfig, Training, evaluate
-from tests.verbs import camvid_folder, done, hwnas
+from hwnas.spaces import Scale, darts_space, sample, trace_space
+from tests.verbs import camvid_folder, done, edit, hwnas
 
 SIZE = (32, 32)
 NAMES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 IMAGES = 20  # in each file
 RECIPE = "darts-cifar10-tiny"
-SPACE = ChainSpace(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
+SPACE = darts_space(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
 ARCH = sample(SPACE, np.random.default_rng(0))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -309,7 +309,9 @@ class TestAugmentation:
 
 
 def test_training_on_shapes_beats_chance() -> None:
-    space = replace(SPACE, scale=Scale(8, 3, SIZE), ops=("none", "skip_connect", "sep_conv_3x3"))
+    space = darts_space(
+        Scale(8, 3, SIZE), 10, "cifar", "classification", ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2
+    )
     train, test = Shapes("train", SIZE, length=400), Shapes("test", SIZE, length=100)
     config = TrainConfig(steps=60, batch=16, crop=SIZE, optimizer="sgd", lr=0.1, decay=3e-4)
     training = Training(space, sample(space, np.random.default_rng(1)), config, train)
@@ -384,8 +386,7 @@ def test_the_whole_job_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Image.open(run / "predictions.png") as picture:
         picture.verify()
     # A file that is worse than its network is refused, with the name of what is worse.
-    report |= {"accepted": False, "test_accuracy": 0.1, "torch_accuracy": 0.2}
-    (run / "report.json").write_text(json.dumps(report))
+    edit(run / "report.json", accepted=False, test_accuracy=0.1, torch_accuracy=0.2)
     refused = hwnas("validate", RECIPE)
     assert refused.code == 2
     assert "the file's test top-1 accuracy is 10.00%, its network's 20.00%: more than 0.5 points" in refused.err

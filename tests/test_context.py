@@ -16,9 +16,9 @@ from hwnas.profile import Boundary, Context, contexts, likely, parts, trace_entr
 from hwnas.profile.context import price
 from hwnas.runtime.engines.fake import BYTES_PER_MS, LAUNCH_MS, PEAK_MACS_PER_MS, RUN_MS, SAVING_MS, modelled_ms
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.spaces import ChainSpace, Scale, trace_space
+from hwnas.spaces import Scale, Space, darts_space, trace_space
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 X16 = (1, 16, 10, 10)  # as many channels as the neighbours have: a source costs exactly what a sink does
 
 
@@ -60,7 +60,7 @@ def alone(context: Context) -> float:
 
 
 def classifier() -> Trace:
-    return trace_space(ChainSpace(Scale(4, 3, (32, 32)), 5, "cifar", "classification", nodes=2))
+    return trace_space(darts_space(Scale(4, 3, (32, 32)), 5, "cifar", "classification", nodes=2))
 
 
 def plain(trace: Trace) -> dict[OpSpec, Context]:
@@ -68,7 +68,7 @@ def plain(trace: Trace) -> dict[OpSpec, Context]:
     return contexts([trace], [[1.0] * len(trace.calls)])
 
 
-def every(space: ChainSpace = SPACE) -> list[Context]:
+def every(space: Space = SPACE) -> list[Context]:
     traces = [trace_space(space.at(replace(space.scale, channels=c))) for c in (4, 8)]
     return list(contexts(traces, [likely(space, t) for t in traces]).values())
 
@@ -222,7 +222,7 @@ class TestShared:
 
     def test_activations_in_a_cell_are(self) -> None:
         """Nodes and preprocessed inputs are read by several edges; a sum reads what one edge made."""
-        found = every(ChainSpace(Scale(8, 6, (48, 64)), 5))
+        found = every(darts_space(Scale(8, 6, (48, 64)), 5))
         assert all(c.shared for c in found if c.spec.kind == "relu")
         for after_conv in (True, False):  # a sum with a convolution is merged into it
             sums = [c for c in found if c.spec.kind == "add" and dict(c.spec.attrs)["after_conv"] is after_conv]

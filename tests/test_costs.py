@@ -14,17 +14,16 @@ from torch import Tensor
 
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.search.costs import Bound, Cost, CostConfig, Form, Mixture
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.multiplier import Multiplier
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 
 FORMS: tuple[Form, ...] = get_args(Form)
 SIZE = (32, 48)
-SPACE = ChainSpace(
+SPACE = darts_space(
     Scale(4, 3, SIZE), 11, ops=("none", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3"), nodes=2, head_channels=8
 )
 CONFIG = SearchConfig(SPACE.scale, steps=15, warmup=0, batch=1, crop=(24, 32), w_lr=0.1, alpha_lr=0.3)
@@ -41,7 +40,7 @@ def priced(ms_of: Mapping[str, float], otherwise: float) -> LatencyModel:
     """Return prices by kind of op."""
     terms = trace_space(SPACE).terms()
     rows = {t.spec.key: OpRow(t.spec.key, ms_of.get(t.spec.kind, otherwise)) for t in terms}
-    return LatencyModel(terms, LatencyTable(WHERE, rows), SPACE.groups, SPACE.rules())
+    return LatencyModel(terms, LatencyTable(WHERE, rows), SPACE.problem)
 
 
 def probabilities(seed: int) -> dict[str, Tensor]:
@@ -137,8 +136,8 @@ class TestExpectations:
         """Only separable convolutions cost something, each on an edge of its own: the mixture is a plain sum."""
         model = priced({"sep_conv": 1.0}, 0.0)
         probs = probabilities(3)
-        kinds = ["reduce" if k in SPACE.reductions() else "normal" for k in range(SPACE.scale.cells)]
-        column = SPACE.ops.index("sep_conv_3x3")
+        kinds = [spec.name for spec in SPACE.encoder.kinds()]
+        column = SPACE.groups[0].options.index("sep_conv_3x3")
         plain = sum(float(probs[kind][:, column].sum()) for kind in kinds)
         assert float(Mixture(model)(probs)) == pytest.approx(plain, rel=1e-9)
         assert float(model(probs)) != pytest.approx(plain, rel=1e-3)
@@ -147,10 +146,10 @@ class TestExpectations:
         model, rng = priced({"max_pool": 0.3, "sep_conv": 0.7}, 0.05), np.random.default_rng(0)
         for _ in range(5):
             arch = sample(SPACE, rng)
-            one_hot = {k: m.double() for k, m in Literals(SPACE.groups).matrices(arch).items()}
+            one_hot = SPACE.problem.one_hot(arch).double()
             assert float(Mixture(model)(one_hot)) == pytest.approx(model.predict_ms(arch))
             cost = Cost(CostConfig(), [Bound("ms", model, 2.0)])
-            assert cost.of(arch, SPACE.groups) == {"ms": pytest.approx(model.predict_ms(arch))}
+            assert cost.of(arch, SPACE.problem) == {"ms": pytest.approx(model.predict_ms(arch))}
 
     def test_a_mixture_of_anything_else_is_refused(self) -> None:
         with pytest.raises(HwnasError, match="plain mixture is made of a latency model, and 'mw' is none"):
@@ -220,7 +219,7 @@ class TestMultiplier:
                 cost.total(task, probs, weight).backward()
                 optimizer.step()
                 now = {k: torch.softmax(a, dim=1).detach().numpy() for k, a in logits.items()}
-                taken = cost.of(strongest(SPACE.groups, SPACE.rules(), SPACE.name, now), SPACE.groups)
+                taken = cost.of(strongest(SPACE.problem, now), SPACE.problem)
                 out.append(taken["ms"] / budget_ms)
                 if m is not None:
                     multiplier = m.ascend(multiplier, cost.violation(taken))
@@ -259,5 +258,5 @@ class TestSearches:
         )
         assert expected_ms() - fixed_ms < 0.3 * (start_ms - fixed_ms)
         probs = {k: p.detach().numpy() for k, p in s.config.relaxation.probs(s.alphas()).items()}
-        derived = strongest(SPACE.groups, SPACE.rules(), SPACE.name, probs)
+        derived = strongest(SPACE.problem, probs)
         assert {o for _, o in derived.answers} == {"none", option}

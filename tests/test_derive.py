@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,28 +17,39 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hwnas.arch import Decision, Group
 from hwnas.errors import BudgetError, HwnasError, MissingOp
-from hwnas.gates import ALWAYS, Gate, TopK, at_least, choice
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.ops import OpSpec, Term
-from hwnas.search.derive import AtMost, Solver, reachable_fps, strongest
+from hwnas.problem import (
+    ALWAYS,
+    AtMost,
+    Decision,
+    Gate,
+    Group,
+    Matrices,
+    Probabilities,
+    Problem,
+    TopK,
+    at_least,
+    choice,
+)
+from hwnas.search.derive import Solver, reachable_fps, strongest
 from hwnas.search.milp import Rows, _silent, minimise
 from hwnas.search.program import Program
 from hwnas.search.widths import (
     KEPT,
     MOST,
     SAFETY,
+    Candidate,
     Constraint,
     Contest,
     choose,
     count,
-    derive,
     margins,
     price,
     random_latencies_ms,
 )
-from hwnas.spaces import ChainSpace, Scale, check, derived_genotype, trace_space
+from hwnas.spaces import Scale, Space, check, darts_space, derived_genotype, trace_space
 from tests.contracts import random_probs, roofline_table
 
 OPS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -46,8 +57,8 @@ SIZE = (32, 48)
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
 
 
-def cells(keep: int, n_ops: int, channels: int = 4) -> ChainSpace:
-    return ChainSpace(Scale(channels, 3, SIZE), 5, ops=OPS[: n_ops + 1], nodes=2, keep=keep, head_channels=8)
+def cells(keep: int, n_ops: int, channels: int = 4) -> Space:
+    return darts_space(Scale(channels, 3, SIZE), 5, ops=OPS[: n_ops + 1], nodes=2, keep=keep, head_channels=8)
 
 
 def priced(terms: list[Term], groups: tuple[Group, ...], rng: np.random.Generator, base_ms: float = 0) -> LatencyModel:
@@ -55,7 +66,7 @@ def priced(terms: list[Term], groups: tuple[Group, ...], rng: np.random.Generato
     specs = dict.fromkeys(t.spec for t in terms)
     ms = {s: float(rng.uniform(0.01, 1.0)) * float(rng.random() > 0.25) for s in specs}
     rows = {s.key: OpRow(s.key, v) for s, v in ms.items()}
-    return LatencyModel(terms, LatencyTable(WHERE, rows, correction=Correction(base_ms)), groups, [])
+    return LatencyModel(terms, LatencyTable(WHERE, rows, correction=Correction(base_ms)), Problem("s", groups))
 
 
 class Brute:
@@ -87,12 +98,12 @@ class Brute:
                 out[:, i] &= np.any([column[literal] for literal in clause], axis=0)
         return out
 
-    def scores(self, groups: tuple[Group, ...], probs: Mapping[str, np.ndarray]) -> np.ndarray:
-        p = np.concatenate([probs[g.name].reshape(-1) for g in groups])
+    def scores(self, groups: tuple[Group, ...], probs: Matrices) -> np.ndarray:
+        p = Probabilities.of(groups, probs).numpy()
         return np.asarray(self.onehots @ (p * self.scored))
 
 
-def agree(solver: Solver, probs: Mapping[str, np.ndarray], budget_ms: float, score: np.ndarray, ms: np.ndarray) -> bool:
+def agree(solver: Solver, probs: Matrices, budget_ms: float, score: np.ndarray, ms: np.ndarray) -> bool:
     """Hold the solver against a list of all scores and latencies; return whether something was feasible."""
     fits = ms <= budget_ms
     if not fits.any():
@@ -120,7 +131,7 @@ def test_brute_force_over_a_cell_space_agrees(keep: int, n_ops: int, cases: int)
     outcomes = []
     for case in range(cases):
         model = priced(terms[case % 2], space.groups, rng, base_ms=0.1 * (case % 3))
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        solver = Solver(space.problem, model)
         probs = random_probs(space, case, scale=float(rng.choice([0.01, 1.0, 10.0])))
         ms = model.base_ms + opened[case % 2] @ model.gate_ms
         budget_ms = float(ms.min() + rng.uniform(-0.1, 0.8) * (np.median(ms) - ms.min()))
@@ -166,7 +177,7 @@ def test_brute_force_over_nested_and_merged_gates_agrees() -> None:
         probs = {g.name: rng.dirichlet(np.ones(3), len(g.decisions)) for g in groups}
         ms = opened @ model.gate_ms
         budget_ms = float(rng.uniform(0.9 * ms.min(), np.median(ms)))
-        solver = Solver(groups, rules, "s", model)
+        solver = Solver(Problem("s", groups, tuple(rules)), model)
         outcomes.append(agree(solver, probs, budget_ms, brute.scores(groups, probs), ms))
     assert True in outcomes
 
@@ -187,8 +198,8 @@ class Small:
             self.probs = {g.name: rng.choice([0.1, 0.2], g.shape) for g in self.groups}
         self.score = self.brute.scores(self.groups, self.probs)
 
-    def solver(self, limits: tuple[AtMost, ...] = ()) -> Solver:
-        return Solver(self.groups, self.rules, self.space.name, self.models, limits)
+    def solver(self) -> Solver:
+        return Solver(self.space.problem, self.models)
 
     def taken(self, option: str, group: str = "normal") -> np.ndarray:
         """Return how many decisions of a group take an option, (architectures,)."""
@@ -201,7 +212,7 @@ class TestKBest:
     def test_they_are_the_best_of_all_that_fit(self, seed: int) -> None:
         small = Small(seed, ties=seed == 3)
         budget_ms = float(np.quantile(small.ms[0], 0.2))
-        solver = Solver(small.groups, small.rules, small.space.name, small.models[0])
+        solver = Solver(small.space.problem, small.models[0])
         got = solver.best(small.probs, budget_ms, 6)
         expected = np.sort(small.score[small.ms[0] <= budget_ms])[::-1][:6]
         assert [s.score for s in got] == pytest.approx(expected.tolist(), abs=1e-6)
@@ -216,7 +227,7 @@ class TestKBest:
     @pytest.mark.parametrize("seed", range(4))
     def test_one_that_scores_enough_is_the_best_or_there_is_none(self, seed: int) -> None:
         small = Small(seed)
-        solver = Solver(small.groups, small.rules, small.space.name, small.models[0])
+        solver = Solver(small.space.problem, small.models[0])
         for quantile in (0.02, 0.3, 0.8):
             budget_ms = float(np.quantile(small.ms[0], quantile))
             best = solver.solve(small.probs, budget_ms)
@@ -228,7 +239,7 @@ class TestKBest:
     def test_fewer_come_if_there_are_no_more(self) -> None:
         small = Small(0)
         budget_ms = float(np.sort(small.ms[0])[4]) + 1e-6
-        solver = Solver(small.groups, small.rules, small.space.name, small.models[0])
+        solver = Solver(small.space.problem, small.models[0])
         assert len(solver.best(small.probs, budget_ms, 20)) == int((small.ms[0] <= budget_ms).sum()) < 20
 
 
@@ -277,12 +288,13 @@ class TestLimits:
             small = Small(seed)
             small.probs["normal"][:, OPS.index("skip_connect")] += 0.3  # skips collapse, as they like to
             score = small.brute.scores(small.groups, small.probs)
-            limit = AtMost.of(small.groups, "normal", "skip_connect", most)
+            limit = AtMost.of(small.groups[0], "skip_connect", most)
+            problem = small.space.problem.with_rules(limit)
             kept = small.taken("skip_connect") <= most
-            best = strongest(small.groups, small.rules, small.space.name, small.probs, [limit])
+            best = strongest(problem, small.probs)
             check(small.space, best)
             assert limit.holds(best)
-            solver = Solver(small.groups, small.rules, small.space.name, small.models[0], [limit])
+            solver = Solver(problem, small.models[0])
             unbound = solver.solve(small.probs)
             assert unbound.arch == best
             assert unbound.score == pytest.approx(score[kept].max(), abs=1e-6)
@@ -291,38 +303,36 @@ class TestLimits:
             got = solver.solve(small.probs, budget_ms)
             assert limit.holds(got.arch)
             assert got.score == pytest.approx(score[fits].max(), abs=1e-6)
-            free += not limit.holds(strongest(small.groups, small.rules, small.space.name, small.probs))
+            free += not limit.holds(strongest(small.space.problem, small.probs))
         assert free > 0  # it bound
 
     def test_a_limit_that_does_not_bind_changes_nothing(self) -> None:
         space = cells(2, 4)
-        limit = AtMost.of(space.groups, "normal", "skip_connect", 5)
+        limit = AtMost.of(space.groups[0], "skip_connect", 5)
         for seed in range(5):
             probs = random_probs(space, seed)
-            rule = strongest(space.groups, space.rules(), space.name, probs)
-            assert strongest(space.groups, space.rules(), space.name, probs, [limit]) == rule
+            rule = strongest(space.problem, probs)
+            assert strongest(space.problem.with_rules(limit), probs) == rule
 
     def test_what_is_no_limit_is_refused(self) -> None:
-        groups = cells(2, 4).groups
-        with pytest.raises(HwnasError, match="unknown group of decisions 'norml'; did you mean 'normal'"):
-            AtMost.of(groups, "norml", "skip_connect", 2)
+        normal = cells(2, 4).groups[0]
         with pytest.raises(HwnasError, match="unknown option of normal 'skip'"):
-            AtMost.of(groups, "normal", "skip", 2)
+            AtMost.of(normal, "skip", 2)
         with pytest.raises(HwnasError, match="0 or more, got -1"):
-            AtMost.of(groups, "normal", "skip_connect", -1)
+            AtMost.of(normal, "skip_connect", -1)
 
     def test_a_limit_that_nothing_keeps_says_so(self) -> None:
         space = cells(2, 1)  # each edge is dropped or a pooling
-        limits = [AtMost.of(space.groups, "normal", "max_pool_3x3", 1)]
+        limited = space.problem.with_rules(AtMost.of(space.groups[0], "max_pool_3x3", 1))
         with pytest.raises(BudgetError, match="no architecture of the space has 1 max_pool_3x3 at most"):
-            strongest(space.groups, space.rules(), space.name, random_probs(space, 0), limits)
+            strongest(limited, random_probs(space, 0))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_cost_of_a_change_is_the_best_score_less_the_best_that_answers_otherwise(seed: int) -> None:
     small = Small(seed)
     budget_ms = float(np.quantile(small.ms[0], 0.1))
-    solver = Solver(small.groups, small.rules, small.space.name, small.models[0])
+    solver = Solver(small.space.problem, small.models[0])
     arch = solver.solve(small.probs, budget_ms).arch
     fits = small.ms[0] <= budget_ms
     best = small.score[fits].max()
@@ -335,57 +345,54 @@ def test_the_cost_of_a_change_is_the_best_score_less_the_best_that_answers_other
 
 
 @pytest.fixture(scope="module")
-def darts() -> tuple[ChainSpace, Solver]:
-    space = ChainSpace(Scale(16, 8, (192, 256)), 11)
+def darts() -> tuple[Space, Solver]:
+    space = darts_space(Scale(16, 8, (192, 256)), 11)
     assert [g.shape for g in space.groups] == [(14, 8), (14, 8)]
-    return space, Solver(space.groups, space.rules(), space.name)
+    return space, Solver(space.problem)
 
 
 @pytest.mark.parametrize(("scale", "cases"), [(1e-3, 350), (1.0, 350), (100.0, 300)])
-def test_without_a_budget_it_is_the_papers_rule(darts: tuple[ChainSpace, Solver], scale: float, cases: int) -> None:
+def test_without_a_budget_it_is_the_papers_rule(darts: tuple[Space, Solver], scale: float, cases: int) -> None:
     space, solver = darts
     for seed in range(cases):
         # In float32, as a search has them: large alphas then saturate, and edges tie.
-        probs = {k: v.astype(np.float32) for k, v in random_probs(space, seed, scale).items()}
+        probs = random_probs(space, seed, scale).float()
         got = solver.solve(probs)
-        assert got.arch == strongest(space.groups, space.rules(), space.name, probs)
+        assert got.arch == strongest(space.problem, probs)
         assert got.latency_ms is None
         if seed < 20:
-            assert got.arch == space.architecture(derived_genotype(space.groups, probs, 4, 2))
+            assert got.arch == derived_genotype(space.cells, probs.matrices()).architecture(space)
 
 
 class TestTies:
     def test_the_first_edges_and_ops_win_with_and_without_a_budget(self) -> None:
         space = cells(2, 4)
         uniform = {g.name: np.full(g.shape, 1 / len(g.options)) for g in space.groups}
-        rule = strongest(space.groups, space.rules(), space.name, uniform)
+        rule = strongest(space.problem, uniform)
         assert {rule.get(f"{kind}/{e}") for kind in ("normal", "reduce") for e in ("0-2", "1-2", "0-3", "1-3")} == {
             OPS[1]
         }
         assert rule.get("normal/2-3") == rule.get("reduce/2-3") == "none"
-        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.groups, space.rules())
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.problem)
+        solver = Solver(space.problem, model)
         assert solver.solve(uniform).arch == rule
         assert solver.solve(uniform, 1.001 * model.predict_ms(rule)).arch == rule
 
     def test_the_same_question_gets_the_same_answer(self) -> None:
         space = cells(2, 4)
-        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.groups, space.rules())
-        fastest_ms = Solver(space.groups, space.rules(), space.name, model).fastest().latency_ms
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.problem)
+        fastest_ms = Solver(space.problem, model).fastest().latency_ms
         assert fastest_ms is not None
         rng = np.random.default_rng(0)
         for _ in range(5):
             probs = {g.name: rng.choice([0.1, 0.2], g.shape) for g in space.groups}  # ties everywhere
-            answers = {
-                Solver(space.groups, space.rules(), space.name, model).solve(probs, 1.3 * fastest_ms).arch
-                for _ in range(3)
-            }
+            answers = {Solver(space.problem, model).solve(probs, 1.3 * fastest_ms).arch for _ in range(3)}
             assert len(answers) == 1
 
 
 def test_bad_probabilities_are_refused() -> None:
     space = cells(1, 3)
-    solver = Solver(space.groups, space.rules(), space.name)
+    solver = Solver(space.problem)
     for bad in (math.nan, math.inf, -0.1):
         probs = random_probs(space, 0)
         probs["reduce"][2, 1] = bad
@@ -399,16 +406,32 @@ def test_suggested_fps_can_be_reached(ms: float) -> None:
     assert 0.998 * 1000 / ms <= fps <= 1000 / ms * (1 + 1e-12)
 
 
+def derive(
+    space: Space,
+    scales: Sequence[Scale],
+    models: Sequence[LatencyModel],
+    probs: Matrices,
+    budget_ms: float,
+    width_utility: float,
+    *,
+    depth_utility: float = 0.0,
+    candidates: int = 1,
+    constraints: Sequence[Constraint] = (),
+) -> tuple[Candidate, list[Candidate]]:
+    contest = Contest(space.problem, scales, models, probs, width_utility, depth_utility, constraints)
+    return choose(contest, budget_ms, candidates)
+
+
 SCALES = (Scale(4, 3, SIZE), Scale(8, 3, SIZE), Scale(16, 3, SIZE))
 
 
 @pytest.fixture(scope="module")
-def space() -> ChainSpace:
+def space() -> Space:
     return cells(2, 4)
 
 
 @pytest.fixture(scope="module")
-def table(space: ChainSpace) -> LatencyTable:
+def table(space: Space) -> LatencyTable:
     rows: dict[str, OpRow] = {}
     for s in SCALES:
         rows |= roofline_table(space.at(s)).rows
@@ -416,14 +439,14 @@ def table(space: ChainSpace) -> LatencyTable:
 
 
 @pytest.fixture(scope="module")
-def models(space: ChainSpace, table: LatencyTable) -> list[LatencyModel]:
+def models(space: Space, table: LatencyTable) -> list[LatencyModel]:
     return price(space, SCALES, table)
 
 
 @pytest.fixture(scope="module")
-def free_ms(space: ChainSpace, models: list[LatencyModel]) -> list[float]:
+def free_ms(space: Space, models: list[LatencyModel]) -> list[float]:
     """Latency of the paper's network at each width."""
-    rule = strongest(space.groups, space.rules(), space.name, random_probs(space, 0))
+    rule = strongest(space.problem, random_probs(space, 0))
     return [m.predict_ms(rule) for m in models]
 
 
@@ -432,10 +455,10 @@ class TestWidths:
         assert free_ms == sorted(free_ms)
 
     def test_chosen_is_the_candidate_of_the_highest_utility(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         probs = random_probs(space, 0)
-        rule = strongest(space.groups, space.rules(), space.name, probs)
+        rule = strongest(space.problem, probs)
         widths = set()
         for budget_ms in np.linspace(0.9 * free_ms[0], 1.2 * free_ms[2], 7):
             for width_utility in (0.0, 0.05, 1.0):
@@ -456,7 +479,7 @@ class TestWidths:
         assert widths == {4, 8, 16}
 
     def test_nothing_is_won_by_width_alone(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         """Worth nothing, width is not bought; among equals the narrowest, which leaves most time, wins."""
         chosen, every = derive(space, SCALES, models, random_probs(space, 0), 2 * free_ms[2], 0.0)
@@ -465,7 +488,7 @@ class TestWidths:
 
     @pytest.mark.parametrize(("relative_error", "margin"), [(None, 0.0), (0.0, 0.0), (0.06, 0.03), (0.3, MOST)])
     def test_the_margin_is_half_a_standard_error_and_at_most_a_tenth(
-        self, space: ChainSpace, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
+        self, space: Space, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
     ) -> None:
         assert SAFETY == 0.5
         exact = replace(table, correction=replace(table.correction, relative_error=relative_error))
@@ -478,11 +501,9 @@ class TestWidths:
             # The margin is not wider than that: the paper's network is kept as soon as it fits.
             assert (chosen.score > 1 - 1e-9) == (free_ms[0] * (1 + margin) <= budget_ms * (1 + 1e-9))
 
-    def test_an_impossible_budget_names_a_speed_that_can_be_had(
-        self, space: ChainSpace, models: list[LatencyModel]
-    ) -> None:
+    def test_an_impossible_budget_names_a_speed_that_can_be_had(self, space: Space, models: list[LatencyModel]) -> None:
         probs = random_probs(space, 0)
-        fastest = min(m.predict_ms(Solver(space.groups, space.rules(), space.name, m).fastest().arch) for m in models)
+        fastest = min(m.predict_ms(Solver(space.problem, m).fastest().arch) for m in models)
         with pytest.raises(BudgetError, match=r"no architecture of the space meets .* fps \(.* ms\)") as caught:
             derive(space, SCALES, models, probs, 0.5 * fastest, 0.5)
         message = str(caught.value)
@@ -494,28 +515,28 @@ class TestWidths:
         assert [c.arch is None for c in every] == [False, True, True]
         assert all(c.latency_ms > 1000 / float(suggested[1]) for c in every[1:])  # their fastest, margin included
 
-    def test_deterministic(self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]) -> None:
+    def test_deterministic(self, space: Space, models: list[LatencyModel], free_ms: list[float]) -> None:
         probs = random_probs(space, 0)
         one, other = (derive(space, SCALES, models, probs, 1.1 * free_ms[1], 0.5) for _ in range(2))
         assert one == other
 
-    def test_every_width_must_be_in_the_table(self, space: ChainSpace, table: LatencyTable) -> None:
+    def test_every_width_must_be_in_the_table(self, space: Space, table: LatencyTable) -> None:
         with pytest.raises(MissingOp, match="has no row for"):
             price(space, [*SCALES, Scale(12, 3, SIZE)], table)
 
-    def test_random_latencies_are_those_of_valid_networks(self, space: ChainSpace, models: list[LatencyModel]) -> None:
-        ms = random_latencies_ms(space, models, 50, seed=0)
+    def test_random_latencies_are_those_of_valid_networks(self, space: Space, models: list[LatencyModel]) -> None:
+        ms = random_latencies_ms(space.problem, models, 50, seed=0)
         assert ms.shape == (3, 50)
-        assert np.array_equal(ms, random_latencies_ms(space, models, 50, seed=0))
+        assert np.array_equal(ms, random_latencies_ms(space.problem, models, 50, seed=0))
         for row, m in zip(ms, models, strict=True):
-            fastest = Solver(space.groups, space.rules(), space.name, m).fastest().latency_ms
+            fastest = Solver(space.problem, m).fastest().latency_ms
             assert fastest is not None
             assert row.min() >= fastest - 1e-9
             assert row.std() > 0
 
 
 class TestDepths:
-    def test_deeper_networks_compete_by_their_own_utility(self, space: ChainSpace) -> None:
+    def test_deeper_networks_compete_by_their_own_utility(self, space: Space) -> None:
         scales = [Scale(4, d, SIZE) for d in (3, 4, 6)]
         rows: dict[str, OpRow] = {}
         for s in scales:
@@ -529,15 +550,15 @@ class TestDepths:
                 [depth_utility * math.log2(d / 3) for d in (3, 4, 6)]
             )
         # Under a tight budget depth has to be given up.
-        tight_ms = 1.001 * Solver(space.groups, space.rules(), space.name, models[0]).solve(probs).latency_ms  # type: ignore[operator]
+        tight_ms = 1.001 * Solver(space.problem, models[0]).solve(probs).latency_ms  # type: ignore[operator]
         assert derive(space, scales, models, probs, tight_ms, 0.3, depth_utility=0.1)[0].scale.cells == 3
 
     @pytest.mark.parametrize("seed", range(3))
     def test_what_keeps_little_of_the_score_comes_last(
-        self, space: ChainSpace, models: list[LatencyModel], seed: int
+        self, space: Space, models: list[LatencyModel], seed: int
     ) -> None:
         probs = random_probs(space, seed)
-        contest = Contest(space, SCALES, models, probs, width_utility=50.0)
+        contest = Contest(space.problem, SCALES, models, probs, width_utility=50.0)
         least_ms = [contest.fastest_ms(i) for i in range(len(SCALES))]
         # Just enough for the widest: its network has given up most of what it could, a narrower one has not.
         budget_ms = 1.0001 * least_ms[-1]
@@ -547,17 +568,17 @@ class TestDepths:
         assert chosen.utility == max(c.utility for c in every)
         assert contest.winner(budget_ms) == chosen
         # Where there is nothing else, it will do.
-        alone = Contest(space, SCALES[-1:], models[-1:], probs, width_utility=50.0)
+        alone = Contest(space.problem, SCALES[-1:], models[-1:], probs, width_utility=50.0)
         assert choose(alone, budget_ms)[0].arch == every[-1].arch
 
 
 class TestConstraints:
     def test_another_device_is_held_to_its_own_budget_and_safety(
-        self, space: ChainSpace, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         slow = replace(table, correction=replace(table.correction, common=3.0, relative_error=0.01))
         there = price(space, SCALES, slow)
-        widest_ms = Solver(space.groups, space.rules(), space.name, there[2]).fastest().latency_ms
+        widest_ms = Solver(space.problem, there[2]).fastest().latency_ms
         assert widest_ms is not None
         other = Constraint("slow", there, 1.0025 * widest_ms)  # the safety of 0.5 % makes it too little
         probs = random_probs(space, 0)
@@ -572,11 +593,11 @@ class TestConstraints:
 
     @pytest.mark.parametrize("resource", ["macs", "params"])
     def test_a_count_is_kept_and_needs_no_safety(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float], resource: str
+        self, space: Space, models: list[LatencyModel], free_ms: list[float], resource: str
     ) -> None:
         counts = count(space, SCALES, resource)
         probs = random_probs(space, 0)
-        rule = strongest(space.groups, space.rules(), space.name, probs)
+        rule = strongest(space.problem, probs)
         taken = counts[0].predict_ms(rule)
         for most, kept in ((taken, True), (taken - 1, False)):
             bound = Constraint(resource, counts[:1], most)
@@ -585,7 +606,7 @@ class TestConstraints:
             assert (chosen.arch == rule) == kept
 
     def test_what_can_be_reached_is_named_for_each(
-        self, space: ChainSpace, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, table: LatencyTable, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         other = Constraint("b.json", price(space, SCALES, table), 0.9 * free_ms[0])
         macs = Constraint("macs", count(space, SCALES, "macs"), 1000.0)
@@ -601,7 +622,7 @@ class TestConstraints:
         assert derive(space, SCALES, models, probs, 1001 / float(eased[1]), 0.5, constraints=within)[0].arch is not None
 
     def test_more_candidates_change_nothing_about_the_choice(
-        self, space: ChainSpace, models: list[LatencyModel], free_ms: list[float]
+        self, space: Space, models: list[LatencyModel], free_ms: list[float]
     ) -> None:
         probs = random_probs(space, 0)
         alone, one = derive(space, SCALES, models, probs, 0.95 * free_ms[2], 0.5)
@@ -613,9 +634,7 @@ class TestConstraints:
             utilities = [c.utility for c in every[first : first + 3]]
             assert utilities == sorted(utilities, reverse=True)
 
-    def test_the_interval_is_that_of_the_table(
-        self, space: ChainSpace, table: LatencyTable, free_ms: list[float]
-    ) -> None:
+    def test_the_interval_is_that_of_the_table(self, space: Space, table: LatencyTable, free_ms: list[float]) -> None:
         tested = replace(table, correction=replace(table.correction, interval=0.05))
         models = price(space, SCALES[:1], tested)
         chosen, _ = derive(space, SCALES[:1], models, random_probs(space, 0), 2 * free_ms[0], 0.5)
@@ -626,7 +645,7 @@ def test_margins_are_best_less_second_best() -> None:
     space = cells(1, 3)
     probs = {g.name: np.tile([0.1, 0.5, 0.15, 0.25], (len(g.decisions), 1)) for g in space.groups}
     probs["normal"][0] = [0.5, 0.5, 0.0, 0.0]
-    got = margins(space, probs)
+    got = margins(space.problem.probabilities(probs))
     assert set(got) == {d.name for g in space.groups for d in g.decisions}
     assert got.pop("normal/0-2") == 0.0
     assert list(got.values()) == pytest.approx([0.25] * len(got))
@@ -678,7 +697,7 @@ def test_one_of_two_gates_is_paid_for_by_fractions_too() -> None:
     some = at_least(1, [frozenset({(d.name, "conv")}) for d in group.decisions])
     none = at_least(3, [frozenset({(d.name, "none"), (d.name, "pool")}) for d in group.decisions])
     either: Any = SimpleNamespace(base_ms=0.5, gates=[some, none], gate_ms=[2.0, 2.0])
-    program = Program([group], [], "some", [either])
+    program = Program(Problem("some", (group,)), [either])
     price, constant = program.prices[0]
     first = {("g/0", o) for o in ("none", "pool", "conv")}
     assert {program.literals.names[i] for i, ms in price.items() if ms} == first

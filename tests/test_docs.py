@@ -25,8 +25,7 @@ from hwnas.runtime import __main__ as runtime
 from hwnas.runtime.deploy.bundle import KINDS, Bundle, Input, Output
 from hwnas.runtime.engines import ENGINES
 from hwnas.seeding import seeded
-from hwnas.spaces import sample
-from hwnas.spaces.base import trace_space
+from hwnas.spaces import sample, trace_space
 from tests.conftest import ROOT
 from tests.test_bundle import make
 
@@ -151,6 +150,19 @@ def test_the_recipe_of_the_documentation_works(monkeypatch: pytest.MonkeyPatch) 
     for scale in (*made.scales()[:1], made.search.scale):
         assert trace_space(made.space.at(scale)).input_shape == (1, 3, 256, 384)
     assert made.train.crop < made.space.scale.size
+
+
+def test_the_example_does_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "example.py"))["main"]("fake")
+    out = capsys.readouterr().out
+    assert re.search(r"^table: \d+ ops on fake-roofline-1/fake-fp32-b1$", out, re.MULTILINE)
+    last = re.fullmatch(r"predicted (\S+) ms, measured (\S+) ms", out.splitlines()[-1])
+    assert last is not None
+    assert float(last[1]) == pytest.approx(float(last[2]), rel=0.1)
+    assert {"deploy", "report.json", "table.json"} <= {p.name for p in (tmp_path / "runs" / "example").iterdir()}
 
 
 def test_the_onnx_code_of_the_documentation_works(

@@ -14,18 +14,18 @@ from torch import nn
 from hwnas.data import Shapes, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import load_weights
+from hwnas.learn.losses import task_loss
+from hwnas.learn.training import TrainConfig, Training, learning_rate, train
 from hwnas.ops import trace
 from hwnas.ops.drop_path import DropPath, set_drop_path
 from hwnas.ops.mixed import MixedOp
-from hwnas.search.objective import task_loss
-from hwnas.spaces import DARTS_V2, ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import DARTS_V2, Scale, Space, darts_space, sample, trace_space
 from hwnas.steplog import StepLog
-from hwnas.train import TrainConfig, Training, learning_rate, train
 
 SIZE = (32, 32)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
+SPACE = darts_space(Scale(4, 3, SIZE), 10, "cifar", "classification", nodes=2)
 ARCH = sample(SPACE, np.random.default_rng(5))
-STREETS = ChainSpace(Scale(4, 3, (32, 48)), 11, nodes=2, head_channels=8)
+STREETS = darts_space(Scale(4, 3, (32, 48)), 11, nodes=2, head_channels=8)
 CONFIG = TrainConfig(
     steps=12,
     batch=4,
@@ -71,7 +71,7 @@ class TestDropPath:
         assert set(x.grad.flatten().tolist()) == {0.0, 2.0}
 
     def test_only_in_training_and_not_in_a_trace(self) -> None:
-        arch = SPACE.architecture(SPACE.genotype(ARCH))
+        arch = SPACE.genotype(ARCH).architecture(SPACE)
         net, x = SPACE.build(arch, form="deploy"), torch.rand(8, 3, *SIZE)
         calls = [(c.spec, c.inputs) for c in trace(net.eval(), (1, 3, *SIZE)).calls]
         with torch.no_grad():
@@ -86,8 +86,8 @@ class TestDropPath:
         assert trace_space(SPACE, arch, labels=False).cost().macs == trace(net.eval(), (1, 3, *SIZE)).cost().macs
 
     def test_on_every_op_but_identities(self) -> None:
-        space = replace(SPACE, scale=Scale(4, 6, SIZE), nodes=4)
-        net = space.build(space.architecture(DARTS_V2), form="deploy")
+        space = darts_space(Scale(4, 6, SIZE), 10, "cifar", "classification")
+        net = space.build(DARTS_V2.architecture(space), form="deploy")
         edges = [(m.ops[m.answer], m.drop) for m in net.modules() if isinstance(m, MixedOp) and m.answer is not None]
         assert len(edges) == 6 * 8
         exempt = [isinstance(op, nn.Identity) for op, _ in edges]
@@ -110,35 +110,35 @@ class TestAuxiliary:
     @pytest.mark.parametrize(
         ("space", "n_parameters", "tap"),
         [
-            (ChainSpace(Scale(36, 20, SIZE), 10, "cifar", "classification"), 3_825_768, (576, 8, 8)),
-            (ChainSpace(Scale(48, 14, (224, 224)), 1000, "imagenet", "classification"), 5_979_528, (768, 7, 7)),
+            (darts_space(Scale(36, 20, SIZE), 10, "cifar", "classification"), 3_825_768, (576, 8, 8)),
+            (darts_space(Scale(48, 14, (224, 224)), 1000, "imagenet", "classification"), 5_979_528, (768, 7, 7)),
         ],
     )
-    def test_golden_sizes(self, space: ChainSpace, n_parameters: int, tap: tuple[int, ...]) -> None:
+    def test_golden_sizes(self, space: Space, n_parameters: int, tap: tuple[int, ...]) -> None:
         with torch.device("meta"):
-            net, head = space.build(space.architecture(DARTS_V2), form="deploy").eval(), space.build_auxiliary().eval()
+            net, head = space.build(DARTS_V2.architecture(space), form="deploy").eval(), space.build_auxiliary().eval()
             assert parameters(net) + parameters(head) == n_parameters
             image = torch.empty(2, 3, *space.scale.size)
-            scores, read = net.with_tap(image)
+            scores, read = net.with_auxiliary(image)
             assert read.shape == (2, *tap)
             assert head(image, read).shape == scores.shape == (2, space.classes)
         convolutions = [type(m).__name__ for m in head.layers if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-        imagenet = space.stem == "imagenet"
+        imagenet = space.encoder.stem == "imagenet"
         assert convolutions == ["Conv2d", "BatchNorm2d", "Conv2d", *([] if imagenet else ["BatchNorm2d"])]
 
     @pytest.mark.parametrize("cells", [1, 2, 3, 5, 8])
     def test_it_fits_the_map_it_reads(self, cells: int) -> None:
-        for space in (replace(SPACE, scale=Scale(4, cells, (35, 41))), replace(STREETS, scale=Scale(4, cells, SIZE))):
+        for space in (SPACE.at(Scale(4, cells, (35, 41))), STREETS.at(Scale(4, cells, SIZE))):
             net, head = space.build(form="search"), space.build_auxiliary()
             uniform = {g.name: torch.full(g.shape, 1 / g.shape[1]) for g in space.groups}
             image = torch.rand(2, 3, *space.scale.size)
-            scores, tap = net.with_tap(image, uniform)
+            scores, tap = net.with_auxiliary(image, uniform)
             assert head(image, tap).shape == scores.shape
 
     def test_maps_that_are_too_small_are_refused(self) -> None:
         with pytest.raises(HwnasError, match=r"reads maps of at least 8x8, here they are 7 high .*aux_weight=0"):
-            replace(SPACE, scale=Scale(4, 3, (28, 60))).build_auxiliary()
-        replace(SPACE, scale=Scale(4, 3, (29, 60))).build_auxiliary()
+            SPACE.at(Scale(4, 3, (28, 60))).build_auxiliary()
+        SPACE.at(Scale(4, 3, (29, 60))).build_auxiliary()
 
     def test_its_loss_counts_as_much_as_it_should(self) -> None:
         data = Shapes("train", SIZE, length=20)
@@ -146,7 +146,7 @@ class TestAuxiliary:
         images, labels = (torch.from_numpy(a) for a in t.batches(0))
         assert t.auxiliary is not None
         with torch.no_grad():
-            scores, tap = t.net.train().with_tap(images)
+            scores, tap = t.net.train().with_auxiliary(images)
             own, aux = (float(task_loss(s, labels)) for s in (scores, t.auxiliary.train()(images, tap)))
         early = next(t.net.stem0.parameters())
         before = early.detach().clone(), next(t.auxiliary.parameters()).detach().clone()
@@ -160,7 +160,7 @@ class TestAuxiliary:
         t = Training(STREETS, sample(STREETS, np.random.default_rng(0)), config, data)
         assert t.auxiliary is not None
         images = torch.rand(2, 3, 24, 32)
-        assert t.auxiliary(images, t.net.with_tap(images)[1]).shape == (2, 11, 24, 32)
+        assert t.auxiliary(images, t.net.with_auxiliary(images)[1]).shape == (2, 11, 24, 32)
         assert np.isfinite([t.advance() for _ in range(3)]).all()
 
 
@@ -232,7 +232,7 @@ class TestTraining:
         assert 0 < rates[-1] < 1e-4
 
     def test_accumulated_gradients_are_the_mean_of_their_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hwnas.train.CLIP", 1e9)
+        monkeypatch.setattr("hwnas.learn.training.CLIP", 1e9)
         data, config = Shapes("train", SIZE, length=20), replace(CONFIG, drop_path=0, aux_weight=0)
         both = Training(SPACE, ARCH, config, data)
         loss = both.advance()

@@ -22,7 +22,7 @@ from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.base import Engine
 from hwnas.runtime.measuring.plan import Entry
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.conftest import run
 from tests.contracts import EngineContract
 
@@ -212,7 +212,7 @@ class TestTorch(EngineContract):
 
     def test_a_network_computes_what_its_file_does(self, engine: Engine, tmp_path: Path) -> None:
         """Also where it calls the same op again, with other weights."""
-        space = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head="classification")
+        space = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head="classification")
         traced = trace_space(space, sample(space, np.random.default_rng(0)), labels=False)
         assert max(Counter(c.spec for c in traced.calls if has_weights(c.module)).values()) > 1
         content = OpExporter().network(traced).SerializeToString()

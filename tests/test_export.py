@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import hwnas.export
-from hwnas.arch import Architecture
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import export, load_weights
@@ -38,23 +37,24 @@ from hwnas.ops.onnx_graph import (
 )
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Trace, trace
+from hwnas.problem import Architecture
 from hwnas.runtime.cuda.kernels import upsample, upsample_argmax
 from hwnas.runtime.deploy.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, Space, darts_space, sample, trace_space
 
 EVEN, ODD = (32, 48), (37, 51)
 
 
-def space_at(size: tuple[int, int]) -> ChainSpace:
-    return ChainSpace(Scale(4, 3, size), 11, nodes=2, head_channels=8)
+def space_at(size: tuple[int, int]) -> Space:
+    return darts_space(Scale(4, 3, size), 11, nodes=2, head_channels=8)
 
 
 ARCHS = [sample(space_at(EVEN), np.random.default_rng(seed)) for seed in range(3)]
 
 
-def trained(space: ChainSpace, arch: Architecture, seed: int = 0) -> nn.Module:
+def trained(space: Space, arch: Architecture, seed: int = 0) -> nn.Module:
     """Return a network with weights and statistics that are not those of a new one."""
     generator = torch.Generator().manual_seed(seed)
     network = space.build(arch, form="deploy")

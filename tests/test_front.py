@@ -15,11 +15,11 @@ import pytest
 from hwnas import recipes
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
+from hwnas.problem import AtMost
 from hwnas.run import Run
-from hwnas.search.derive import AtMost
 from hwnas.search.front import Point, pareto_front, rates
-from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, count, derive, price
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, choose, count, price
+from hwnas.spaces import Scale, Space
 from tests.contracts import random_probs, roofline_table
 from tests.test_derive import WHERE, Brute, cells
 from tests.verbs import RECIPE, done, hwnas, tree
@@ -30,12 +30,12 @@ UTILITY, DEPTH_UTILITY = 0.3, 0.1
 
 
 @pytest.fixture(scope="module")
-def space() -> ChainSpace:
+def space() -> Space:
     return cells(2, 3)
 
 
 @pytest.fixture(scope="module")
-def models(space: ChainSpace) -> list[LatencyModel]:
+def models(space: Space) -> list[LatencyModel]:
     rows: dict[str, OpRow] = {}
     for s in SCALES:
         rows |= roofline_table(space.at(s)).rows
@@ -43,13 +43,13 @@ def models(space: ChainSpace) -> list[LatencyModel]:
     return price(space, SCALES, table)
 
 
-def contest(space: ChainSpace, models: list[LatencyModel], seed: int) -> Contest:
-    return Contest(space, SCALES, models, random_probs(space, seed), UTILITY, DEPTH_UTILITY)
+def contest(space: Space, models: list[LatencyModel], seed: int) -> Contest:
+    return Contest(space.problem, SCALES, models, random_probs(space, seed), UTILITY, DEPTH_UTILITY)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
-    space: ChainSpace, models: list[LatencyModel], seed: int
+    space: Space, models: list[LatencyModel], seed: int
 ) -> None:
     brute = Brute(space.groups, space.rules())
     probs = random_probs(space, seed)
@@ -72,18 +72,19 @@ def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_point_is_what_its_rate_derives(space: ChainSpace, models: list[LatencyModel], seed: int) -> None:
+def test_each_point_is_what_its_rate_derives(space: Space, models: list[LatencyModel], seed: int) -> None:
     told: list[int] = []
     points = pareto_front(contest(space, models, seed), 8, lambda done, *_, **__: told.append(done))
     assert told == list(range(1, 9))
     probs = random_probs(space, seed)
     for p in points:
         assert re.fullmatch(r"[\d.]+", p.fps)
-        chosen, _ = derive(space, SCALES, models, probs, p.budget_ms, UTILITY, depth_utility=DEPTH_UTILITY)
+        own = Contest(space.problem, SCALES, models, probs, UTILITY, DEPTH_UTILITY)
+        chosen, _ = choose(own, p.budget_ms)
         assert chosen == p.candidate
 
 
-def test_it_rises_strictly_and_has_no_network_twice(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_it_rises_strictly_and_has_no_network_twice(space: Space, models: list[LatencyModel]) -> None:
     points = pareto_front(contest(space, models, 0), 40)
     for attribute in ("latency_ms", "utility"):
         values = [getattr(p.candidate, attribute) for p in points]
@@ -92,13 +93,13 @@ def test_it_rises_strictly_and_has_no_network_twice(space: ChainSpace, models: l
     assert len({p.candidate.scale for p in points}) > 1
 
 
-def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: Space, models: list[LatencyModel]) -> None:
     """Where probabilities tie, the paper's order may take a slower one under a larger budget."""
     rng = np.random.default_rng(0)
     equal = 0
     for _ in range(3):
         probs = {g.name: rng.choice([0.1, 0.2], g.shape) for g in space.groups}
-        own = Contest(space, SCALES[:1], models[:1], probs, UTILITY)
+        own = Contest(space.problem, SCALES[:1], models[:1], probs, UTILITY)
         points = pareto_front(own, 12)
         utilities = [p.candidate.utility for p in points]
         assert all(b - a > 1e-6 for a, b in itertools.pairwise(utilities))
@@ -107,7 +108,7 @@ def test_of_networks_that_are_equally_good_the_fastest_is_kept(space: ChainSpace
     assert equal > 0  # it happened
 
 
-def test_rates_are_spread_evenly_and_can_be_typed(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_rates_are_spread_evenly_and_can_be_typed(space: Space, models: list[LatencyModel]) -> None:
     asked = rates(contest(space, models, 0), 6)
     fps = [float(r) for r in asked]
     assert fps == sorted(fps, reverse=True)
@@ -116,32 +117,37 @@ def test_rates_are_spread_evenly_and_can_be_typed(space: ChainSpace, models: lis
     assert all(len(r.replace(".", "").strip("0")) <= 4 for r in asked)
 
 
-def test_limits_and_constraints_hold_on_the_whole_front(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_limits_and_constraints_hold_on_the_whole_front(space: Space, models: list[LatencyModel]) -> None:
     probs = random_probs(space, 1)
-    limit = AtMost.of(space.groups, "normal", "skip_connect", 0)
+    limit = AtMost.of(space.groups[0], "skip_connect", 0)
     counts = count(space, SCALES, "params")
     free = pareto_front(contest(space, models, 1), 8)
     most = 0.8 * counts[SCALES.index(free[-1].candidate.scale)].predict_ms(free[-1].candidate.arch)  # type: ignore[arg-type]
-    bound = Contest(space, SCALES, models, probs, UTILITY, DEPTH_UTILITY, [limit], [Constraint("params", counts, most)])
+    bound = Contest(
+        space.problem.with_rules(limit),
+        SCALES,
+        models,
+        probs,
+        UTILITY,
+        DEPTH_UTILITY,
+        [Constraint("params", counts, most)],
+    )
     points = pareto_front(bound, 8)
     assert points
     for p in points:
         assert p.candidate.arch is not None
         assert limit.holds(p.candidate.arch)
         assert p.candidate.others[0] <= most
-        chosen, _ = derive(
-            space, SCALES, models, probs, p.budget_ms, UTILITY,
-            depth_utility=DEPTH_UTILITY, limits=[limit], constraints=[Constraint("params", counts, most)],
-        )  # fmt: skip
+        chosen, _ = choose(bound, p.budget_ms)
         assert chosen == p.candidate
 
 
-def test_what_nothing_meets_is_refused(space: ChainSpace, models: list[LatencyModel]) -> None:
+def test_what_nothing_meets_is_refused(space: Space, models: list[LatencyModel]) -> None:
     with pytest.raises(HwnasError, match="2 points or more, got 1"):
         pareto_front(contest(space, models, 0), 1)
     few = Constraint("params", count(space, SCALES, "params"), 10.0)
     with pytest.raises(BudgetError, match=r"10 params \(at best"):
-        pareto_front(Contest(space, SCALES, models, random_probs(space, 0), UTILITY, constraints=[few]), 4)
+        pareto_front(Contest(space.problem, SCALES, models, random_probs(space, 0), UTILITY, constraints=[few]), 4)
 
 
 def test_a_point_says_its_budget() -> None:
@@ -166,7 +172,7 @@ class TestVerb:
         p = points[1]
         assert p["command"] in said.out
         derived = Run(done(*shlex.split(p["command"])[1:]).following.removeprefix("hwnas train ")).derived()
-        assert derived.arch.to_json() == p["architecture"]
+        assert derived.architecture.to_json() == p["architecture"]
         assert derived.scale.to_json() == p["scale"] | {"size": tuple(p["scale"]["size"])}
         assert (derived.predicted_ms, derived.budget_ms) == (p["predicted_ms"], p["budget_ms"])
         # The same front again is the same files; another one does not take their place.
@@ -205,7 +211,7 @@ def test_twelve_budgets_of_darts_quick_take_seconds() -> None:
         rows |= roofline_table(recipe.space.at(s)).rows
     models = price(recipe.space, recipe.scales(), LatencyTable(WHERE, rows))
     start_s = time.process_time()
-    own = Contest(recipe.space, recipe.scales(), models, random_probs(recipe.space, 0), recipe.width_utility)
+    own = Contest(recipe.space.problem, recipe.scales(), models, random_probs(recipe.space, 0), recipe.width_utility)
     points = pareto_front(own, 12)
     assert time.process_time() - start_s < 5
     assert len(points) >= 6

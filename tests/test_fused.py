@@ -25,7 +25,7 @@ from hwnas.ops.fused.primitives_torch import Torch
 from hwnas.ops.layers import ConvBN
 from hwnas.search.functional import Functional
 from hwnas.search.gradient import Alphas
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, Space, darts_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,13 +182,13 @@ class TestPrimitives:
 
 
 SPACES = {
-    "cifar": ChainSpace(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"),
-    "odd": ChainSpace(Scale(4, 3, (45, 61)), 5, head_channels=8),
-    "three-nodes": ChainSpace(
+    "cifar": darts_space(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"),
+    "odd": darts_space(Scale(4, 3, (45, 61)), 5, head_channels=8),
+    "three-nodes": darts_space(
         Scale(6, 4, (40, 56)), 5, nodes=3, ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
     ),
-    "one-node": ChainSpace(Scale(4, 3, (32, 32)), 5, nodes=1, keep=1, ops=("none", "avg_pool_3x3", "dil_conv_3x3")),
-    "no-pools": ChainSpace(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "sep_conv_5x5")),
+    "one-node": darts_space(Scale(4, 3, (32, 32)), 5, nodes=1, keep=1, ops=("none", "avg_pool_3x3", "dil_conv_3x3")),
+    "no-pools": darts_space(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "sep_conv_5x5")),
 }
 
 
@@ -201,14 +201,14 @@ def unfused() -> Iterator[str]:
     del mixed._CANDIDATES[name]
 
 
-def supernet(space: ChainSpace, evaluation: Evaluation, double: bool = True) -> nn.Module:
+def supernet(space: Space, evaluation: Evaluation, double: bool = True) -> nn.Module:
     torch.manual_seed(0)
     net = space.build(form="search").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_evaluation(net, evaluation)
     return net.double() if double else net
 
 
-def gradients(space: ChainSpace, net: nn.Module, double: bool = True) -> list[Tensor]:
+def gradients(space: Space, net: nn.Module, double: bool = True) -> list[Tensor]:
     """Return scores, gradients of alphas and of weights, and buffers after a pass."""
     alphas = Alphas(space.groups, 0)
     probs = {k: torch.softmax(500 * v, 1) for k, v in alphas().items()}
@@ -234,7 +234,7 @@ def test_fused_cells_are_the_same_function(name: str, evaluation: Evaluation) ->
 
 @pytest.mark.parametrize("evaluation", ["fast", "lean"])
 def test_a_candidate_without_a_fused_form_is_computed_as_it_is(unfused: str, evaluation: Evaluation) -> None:
-    space = ChainSpace(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "max_pool_3x3", unfused, "sep_conv_3x3"))
+    space = darts_space(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "max_pool_3x3", unfused, "sep_conv_3x3"))
     close(gradients(space, supernet(space, evaluation)), gradients(space, supernet(space, "plain")))
 
 
@@ -258,7 +258,7 @@ def test_in_float32_it_is_no_further_from_the_truth_than_the_plain_form() -> Non
 class TestWeights:
     @pytest.mark.parametrize("evaluation", ["fast", "lean"])
     def test_those_that_were_lent_are_used_on_the_way_back_too(self, unfused: str, evaluation: Evaluation) -> None:
-        space = ChainSpace(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "skip_connect", unfused, "sep_conv_3x3"))
+        space = darts_space(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "skip_connect", unfused, "sep_conv_3x3"))
         results = []
         for how in ("plain", evaluation):
             net = supernet(space, how)  # type: ignore[arg-type]
@@ -324,7 +324,7 @@ class TestRunningStatistics:
         )  # type: ignore[union-attr, operator]
 
 
-def saved_bytes(space: ChainSpace, evaluation: Evaluation) -> int:
+def saved_bytes(space: Space, evaluation: Evaluation) -> int:
     """Return what a forward pass keeps for its backward pass, storages counted once."""
     net = supernet(space, evaluation, double=False)
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
@@ -343,7 +343,7 @@ def saved_bytes(space: ChainSpace, evaluation: Evaluation) -> int:
 
 
 def test_memory_falls_from_form_to_form() -> None:
-    space = ChainSpace(Scale(8, 4, (32, 32)), 10, stem="cifar", head="classification")
+    space = darts_space(Scale(8, 4, (32, 32)), 10, stem="cifar", head="classification")
     plain, fast, lean = (saved_bytes(space, how) for how in ("plain", "fast", "lean"))  # type: ignore[arg-type]
     assert fast < 0.6 * plain
     assert lean < 0.3 * fast

@@ -10,8 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Gate, Literals, Marginals, TopK, at_least, choice, relaxed_top_k
+from hwnas.problem import (
+    ALWAYS,
+    Architecture,
+    Decision,
+    Gate,
+    Group,
+    Literals,
+    Marginals,
+    Probabilities,
+    Problem,
+    TopK,
+    at_least,
+    choice,
+)
+from hwnas.problem.rules import relaxed_top_k
 
 OPTIONS = ("none", "skip", "conv")
 NAMES = ("a", "b", "c")
@@ -21,6 +34,7 @@ GROUPS = (
 )
 EVERY = [Architecture.of("s", dict(zip(NAMES, o, strict=True))) for o in itertools.product(OPTIONS, repeat=3)]
 TOP2 = TopK(NAMES, OPTIONS, 2)
+FREE, KEPT_TWO = Problem("s", GROUPS), Problem("s", GROUPS, (TOP2,))
 
 literals = st.tuples(st.sampled_from(NAMES), st.lists(st.sampled_from(OPTIONS), min_size=1, max_size=2, unique=True))
 leaves = st.one_of(st.just(ALWAYS), literals.map(lambda pair: choice(pair[0], *pair[1])))
@@ -84,7 +98,7 @@ def test_literals_are_in_the_order_of_groups_decisions_options() -> None:
     assert [order.index[name] for name in order.names] == list(range(len(order))) == list(range(9))
     arch = Architecture.of("s", {"a": "conv", "c": "none"})
     assert order.vector(arch).tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 0]
-    matrices = order.matrices(arch)
+    matrices = Probabilities.one_hot(order, arch)
     third = 1 / 3
     torch.testing.assert_close(matrices["first"], torch.tensor([[0, 0, 1], [third, third, third]]))
     torch.testing.assert_close(matrices["second"], torch.tensor([[1.0, 0, 0]]))
@@ -93,9 +107,9 @@ def test_literals_are_in_the_order_of_groups_decisions_options() -> None:
 @settings(max_examples=50)
 @given(st.lists(gates, max_size=4))
 def test_probability_on_one_hots_is_whether_the_gate_holds(some: list[Gate]) -> None:
-    marginals = Marginals(GROUPS, [], some)
+    marginals = Marginals(FREE, some)
     for arch in EVERY:
-        q = marginals.literal_probs(marginals.literals.matrices(arch))
+        q = marginals.literal_probs(FREE.one_hot(arch))
         assert marginals.gate_probs(q).tolist() == [float(g.holds(arch)) for g in some]
 
 
@@ -104,7 +118,7 @@ READ_ONCE = [ALWAYS, A, choice("a", "skip", "conv"), A & B, A | B, A | choice("a
 
 
 def test_probability_is_the_mean_over_architectures_of_independent_decisions() -> None:
-    marginals = Marginals(GROUPS, [], READ_ONCE)
+    marginals = Marginals(FREE, READ_ONCE)
     for seed in range(10):
         probs = softmax_probs(seed)
         expected = sum(weight(a, probs) * np.array([g.holds(a) for g in READ_ONCE], float) for a in EVERY)
@@ -112,7 +126,7 @@ def test_probability_is_the_mean_over_architectures_of_independent_decisions() -
 
 
 def test_gradient_of_probabilities_is_that_of_finite_differences() -> None:
-    marginals = Marginals(GROUPS, [TOP2], READ_ONCE)
+    marginals = Marginals(KEPT_TWO, READ_ONCE)
     logits = [torch.from_numpy(np.random.default_rng(3).standard_normal(g.shape)).requires_grad_() for g in GROUPS]
 
     def probability(*values: torch.Tensor) -> torch.Tensor:
@@ -123,7 +137,7 @@ def test_gradient_of_probabilities_is_that_of_finite_differences() -> None:
 
 
 def test_no_gates_have_no_probabilities() -> None:
-    marginals = Marginals(GROUPS, [TOP2], [])
+    marginals = Marginals(KEPT_TWO, [])
     assert marginals.gate_probs(marginals.literal_probs(softmax_probs(0))).shape == (0,)
 
 

@@ -22,7 +22,7 @@ from hwnas.ops.precision import to_half
 from hwnas.profile import trace_entry
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.measuring.plan import Entry
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.contracts import ENDINGS, EngineContract
 from tests.test_engines import CASES
 
@@ -105,7 +105,7 @@ def test_other_precisions_compute_nearly_the_same(name: str, precision: str, tmp
 
 
 def test_a_network_computes_what_torch_does_on_the_cpu(engine: Any, tmp_path: Path) -> None:
-    space = ChainSpace(Scale(8, 3, (48, 64)), 5, nodes=2, head="classification")
+    space = darts_space(Scale(8, 3, (48, 64)), 5, nodes=2, head="classification")
     traced = trace_space(space, sample(space, np.random.default_rng(0)), labels=False)
     content = OpExporter().network(traced).SerializeToString()
     (tmp_path / "net.onnx").write_bytes(content)

@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.data import SegmentationData, Synthetic
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Decision, Group
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.guards import SKIP, Guards, decidedness, skips_of
 from hwnas.search.relax import FOR_WEIGHTS
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8)
 CONFIG = SearchConfig(SPACE.scale, steps=12, warmup=2, batch=1, crop=(24, 32), w_lr=0.1, alpha_lr=0.0, alpha_decay=0.0)
 GROUPS = SPACE.groups
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +97,7 @@ class TestEnds:
         s = BilevelSearch(SPACE, config, data)
         with torch.no_grad():
             for a in s.alphas.parameters():
-                a[:, SPACE.ops.index(favour or "sep_conv_3x3")] += 3
+                a[:, SPACE.groups[0].options.index(favour or "sep_conv_3x3")] += 3
         while not s.finished:
             s.advance()
         return s

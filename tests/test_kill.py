@@ -29,7 +29,7 @@ from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.plan import Plan, load_plan
 from hwnas.runtime.measuring.results import collect
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 from hwnas.steplog import StepLog
 from tests.runtime_cases import spells
 from tests.verbs import RECIPE, camvid_folder
@@ -39,10 +39,9 @@ from tests.verbs import RECIPE, camvid_folder
 STARTER = """
 import json, os, sys
 from dataclasses import replace
-from hwnas import cli
+from hwnas import cli, jobs
 from hwnas.profile import Calibration
 from hwnas.recipes import base, darts
-from hwnas.spaces import trace_space
 
 def darts_longer():
     # less to measure than darts-tiny and more steps, so that there are checkpoints to go on from
@@ -60,6 +59,8 @@ base.recipe(darts_longer)
 base.recipe(darts_every)
 trace_space(darts_longer().space)  # torch imports more when it is first used
 import torch._dynamo
+import hwnas.show.deriving, hwnas.show.shipping
+all_jobs = [getattr(jobs, name) for name in jobs.__all__]  # a verb imports its job when it is called
 for line in sys.stdin:
     folder, printed, words = json.loads(line)
     pid = os.fork()
@@ -196,7 +197,7 @@ def write_recording(path: Path, plan: Plan) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     base = tmp_path_factory.mktemp("whole")
     scale = Scale(4, 3, (48, 64))
-    make_plan(ChainSpace(scale, 11), [scale], base / "plan", Calibration(fit=3, test=2, isolated=False))
+    make_plan(darts_space(scale, 11), [scale], base / "plan", Calibration(fit=3, test=2, isolated=False))
     write_recording(base / "recording.jsonl", load_plan(base / "plan"))
     whole = Whole(base / "plan", base / "recording.jsonl", base / "results.jsonl", 0.0)
     begin_s = time.monotonic()

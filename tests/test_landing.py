@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hwnas import derived, recipes
 from hwnas.errors import BudgetError, ProvenanceError
 from hwnas.files import read_json
+from hwnas.jobs import landing as job
+from hwnas.jobs import open_contest
 from hwnas.latency import LatencyTable
 from hwnas.run import Run
 from hwnas.runtime.measuring.journal import read_journal
 from hwnas.search.landing import CLOSE, FAST, LANDED, OVER, Goal, Landing, Latency, Network, Round, land, step_up
 from hwnas.search.widths import Contest
 from hwnas.validate import references
-from hwnas.verbs import landing as verb
-from hwnas.verbs.deriving import Wishes, open_contest
 from tests.verbs import RECIPE, done, hwnas
 
 TOLERANCE = Goal.tolerance
@@ -286,23 +287,24 @@ def test_a_run_that_was_searched_without_measuring_says_how_to(searched: Path) -
 
 @lru_cache(maxsize=1)
 def contest_of(searched: Path) -> Contest:
-    return open_contest(Run(searched.name), LatencyTable.load(searched / "table.json"), Wishes())
+    return open_contest(Run(searched.name), LatencyTable.load(searched / "table.json"))
 
 
-def landed(searched: Path, folder: Path) -> dict[str, Any]:
-    """Land on a budget in the middle; what ``arch.json`` would say of it."""
+def landed(searched: Path, folder: Path) -> tuple[float, derived.Landing]:
+    """Land on a budget in the middle; what it took, and how it was reached."""
     latency, contest = LatencyTable.load(searched / "table.json"), contest_of(searched)
     beside = references(searched / "plan", latency)
-    chosen, said = verb.land_on_budget(contest, latency, beside, folder, 1000 / float(middle_fps(searched)))
-    assert verb.name_of(chosen) in said["landing"]["tried"]
-    return said
+    budget_ms, space = 1000 / float(middle_fps(searched)), recipes.get(RECIPE).space
+    chosen, ms, landing = job.land_on_budget(contest, space, latency, beside, folder, budget_ms)
+    assert job.name_of(chosen) in landing.tried
+    return ms, landing
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     """Makes the fake engine slower than its table, so that there are several rounds, and counts them."""
-    counter = Measured(verb.measure_network)
-    monkeypatch.setattr(verb, "measure_network", counter)
+    counter = Measured(job.measure_network)
+    monkeypatch.setattr(job, "measure_network", counter)
     return counter
 
 
@@ -333,7 +335,7 @@ def test_a_kill_costs_the_measurement_under_way(searched: Path, tmp_path: Path, 
     """Interrupted at every measurement in turn, and with half a line at the end of the journal."""
     whole = landed(searched, tmp_path / "whole")
     rounds, measured.taken = measured.taken, 0
-    assert rounds == len(whole["landing"]["rounds"]) >= 2
+    assert rounds == len(whole[1].rounds) >= 2
     for measured.allowed in range(rounds):
         with pytest.raises(KeyboardInterrupt):
             landed(searched, tmp_path / "killed")
@@ -378,6 +380,6 @@ def test_measuring_is_for_one_budget_and_the_highest_utility(searched: Path, mor
 def test_the_repeatability_is_what_the_table_saw(searched: Path) -> None:
     table = LatencyTable.load(searched / "table.json")
     table.report = {**table.report, "derived": {"again": [0.99, 1.01, 0.99, 1.01]}}
-    assert verb.repeatability(table) == pytest.approx(0.01 * math.sqrt(4 / 3) / math.sqrt(2), rel=1e-3)
+    assert job.repeatability(table) == pytest.approx(0.01 * math.sqrt(4 / 3) / math.sqrt(2), rel=1e-3)
     table.report = {}
-    assert verb.repeatability(table) == verb.LEAST_REPEATABILITY
+    assert job.repeatability(table) == job.LEAST_REPEATABILITY

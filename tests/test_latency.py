@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.arch import Architecture, Decision, Group
 from hwnas.errors import MissingOp
-from hwnas.gates import ALWAYS, Literals, choice
 from hwnas.latency import (
     Correction,
     LatencyModel,
@@ -31,7 +29,8 @@ from hwnas.latency import (
 from hwnas.latency.diff import order
 from hwnas.latency.validation import affine, report_derived
 from hwnas.ops import OpSpec, Term
-from hwnas.spaces import ChainSpace, Scale, decisions, trace_space
+from hwnas.problem import ALWAYS, Architecture, Decision, Group, Problem, choice
+from hwnas.spaces import Scale, darts_space, decisions, trace_space
 from tests.contracts import paper_table, random_probs, roofline_table
 
 KINDS = ("add", "conv_bn", "relu", "sep_conv")
@@ -329,13 +328,13 @@ class TestValidation:
 
 
 RELU, POOL, ADD, CONCAT = (spec(k) for k in ("relu", "global_pool", "add", "concat"))
-SMALL = ChainSpace(Scale(4, 3, (32, 48)), 5, nodes=2, head_channels=8)
+SMALL = darts_space(Scale(4, 3, (32, 48)), 5, nodes=2, head_channels=8)
 
 
 class TestModel:
     def test_gradient_is_that_of_finite_differences(self) -> None:
         table = roofline_table(SMALL, Correction(0.05, 0.9, {"relu": 0.5}))
-        model = LatencyModel(trace_space(SMALL).terms(), table, SMALL.groups, SMALL.rules())
+        model = LatencyModel(trace_space(SMALL).terms(), table, SMALL.problem)
         rng = np.random.default_rng(0)
         logits = [torch.from_numpy(rng.standard_normal(g.shape)).requires_grad_() for g in SMALL.groups]
 
@@ -349,29 +348,29 @@ class TestModel:
 
     def test_expectation_is_the_mean_over_all_networks_where_every_edge_is_kept(self) -> None:
         """With one node of two edges nothing is dropped, so decisions are independent and the mean is exact."""
-        space = ChainSpace(
+        space = darts_space(
             Scale(4, 3, (33, 47)),
             5,
             ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"),
             nodes=1,
             head_channels=8,
         )
-        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.groups, space.rules())
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space), space.problem)
         names = [d.name for d in decisions(space)]
         archs = [
             Architecture.of(space.name, dict(zip(names, o, strict=True)))
-            for o in itertools.product(space.ops[1:], repeat=len(names))
+            for o in itertools.product(space.groups[0].options[1:], repeat=len(names))
         ]
         assert len(archs) == 4**4
         ms = np.array([model.predict_ms(a) for a in archs])
-        onehots = np.array([Literals(space.groups).vector(a) for a in archs]) == 1
+        onehots = np.array([space.problem.literals.vector(a) for a in archs]) == 1
         for seed in range(5):
             probs = random_probs(space, seed)
             rows = np.concatenate([probs[g.name] for g in space.groups])
             p = (rows / (1 - rows[:, :1])).reshape(-1)  # ops renormalised over non-none
             weights = np.array([p[on].prod() for on in onehots])
             assert weights.sum() == pytest.approx(1, rel=1e-9)
-            expected = float(model({k: torch.from_numpy(v) for k, v in probs.items()}))
+            expected = float(model(probs))
             assert expected == pytest.approx(float(weights @ ms), rel=1e-9)
             # The mean of samples approaches it too.
             drawn = np.random.default_rng(seed).choice(len(ms), 4000, p=weights / weights.sum())
@@ -385,7 +384,7 @@ class TestModel:
         terms = [Term(RELU, a | b), Term(POOL, ALWAYS), Term(ADD, c & choice("a", "skip")), Term(CONCAT, a | b)]
         prices = {RELU: 0.25, POOL: 0.5, ADD: 1.25, CONCAT: 3.0}
         table = paper_table((OpRow(s.key, ms) for s, ms in prices.items()), (), Correction(0.05, 0.9, {"relu": 0.5}))
-        model = LatencyModel(terms, table, [group], [])
+        model = LatencyModel(terms, table, Problem("s", (group,)))
         assert len(model.gates) == 3  # the two ops under one gate share its price
         probs = torch.softmax(torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3))), dim=-1)
         mean = 0.0
@@ -397,7 +396,7 @@ class TestModel:
     def test_the_correction_is_in_it(self) -> None:
         correction = Correction(0.05, 0.9, {"relu": 0.5}, 0.02, 0.03, 12)
         table = paper_table([OpRow(RELU.key, 0.25), OpRow(POOL.key, 0.5)], (), correction)
-        model = LatencyModel([Term(RELU, ALWAYS), Term(POOL, ALWAYS)], table, [], [])
+        model = LatencyModel([Term(RELU, ALWAYS), Term(POOL, ALWAYS)], table, Problem("s", ()))
         arch = Architecture.of("s", {})
         assert model.predict_ms(arch) == pytest.approx(0.05 + 0.5 * 0.25 + 0.9 * 0.5)
         assert model.by_kind(arch) == pytest.approx({"global_pool": 0.45, "relu": 0.125, "(base)": 0.05})
@@ -405,9 +404,9 @@ class TestModel:
         assert (model.relative_error, model.interval) == (0.02, 0.03)
 
     def test_dtype_follows_the_probabilities(self) -> None:
-        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.groups, SMALL.rules())
-        probs = {k: torch.from_numpy(v) for k, v in random_probs(SMALL, 0).items()}
-        single = model({k: v.float() for k, v in probs.items()})
+        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.problem)
+        probs = random_probs(SMALL, 0)
+        single = model(probs.float())
         assert (single.dtype, model(probs).dtype) == (torch.float32, torch.float64)
         assert float(single) == pytest.approx(float(model(probs)), rel=1e-5)
 
@@ -417,13 +416,13 @@ class TestModel:
         gone = terms[5].spec.key
         del table.rows[gone]
         with pytest.raises(MissingOp, match=r"has no row for .*; measure it with: hwnas profile"):
-            LatencyModel(terms, table, SMALL.groups, SMALL.rules())
+            LatencyModel(terms, table, SMALL.problem)
 
 
 ARCHS = {name: Architecture.of("s", {"d": name}) for name in ("none", "relu", "pool")}
 
 
-def compared(model: LatencyModel, a: Architecture, b: Architecture) -> str:
+def compare(model: LatencyModel, a: Architecture, b: Architecture) -> str:
     return order(model.predict_ms(a), model.predict_ms(b), model.relative_error)
 
 
@@ -436,7 +435,7 @@ class TestConfidence:
         correction = Correction(1.0, 1.0, {}, relative_error, interval, 12)
         table = paper_table([OpRow(RELU.key, 0.1), OpRow(POOL.key, 1.0)], (), correction)
         terms = [Term(RELU, choice("d", "relu")), Term(POOL, choice("d", "pool"))]
-        return LatencyModel(terms, table, [group], [])
+        return LatencyModel(terms, table, Problem("s", (group,)))
 
     def test_interval_by_hand(self) -> None:
         low_ms, high_ms = self.model(0.1, 0.25).interval_ms(ARCHS["pool"]) or (0.0, 0.0)
@@ -451,17 +450,17 @@ class TestConfidence:
     def test_an_untested_table_gives_no_interval_and_no_answer(self) -> None:
         model = self.model(None, None)
         assert model.interval_ms(ARCHS["none"]) is None
-        assert compared(model, ARCHS["none"], ARCHS["pool"]) == "cannot tell"
+        assert compare(model, ARCHS["none"], ARCHS["pool"]) == "cannot tell"
 
     def test_compare(self) -> None:
         none, relu, pool = ARCHS.values()
         # log 1.1 = 0.0953 is 1.96 sqrt(2) times 0.0344.
         for error, answer in ((0.033, "faster"), (0.036, "cannot tell")):
             model = self.model(error, 0.1)
-            assert compared(model, none, relu) == answer
-            assert compared(model, relu, none) == {"faster": "slower"}.get(answer, answer)
-            assert compared(model, relu, pool) == "faster"
-            assert compared(model, pool, pool) == "cannot tell"
+            assert compare(model, none, relu) == answer
+            assert compare(model, relu, none) == {"faster": "slower"}.get(answer, answer)
+            assert compare(model, relu, pool) == "faster"
+            assert compare(model, pool, pool) == "cannot tell"
 
     def test_of_equal_networks_one_comparison_in_twenty_is_wrong(self) -> None:
         """Networks that both take a millisecond, predicted with errors of the stated size."""
@@ -471,5 +470,5 @@ class TestConfidence:
         for one, two in 1 + error * rng.standard_normal((400, 2)):
             table = paper_table([OpRow(RELU.key, two), OpRow(POOL.key, one)], (), Correction(0, 1, {}, error))
             terms = [Term(RELU, choice("d", "relu")), Term(POOL, choice("d", "none"))]
-            wrong += compared(LatencyModel(terms, table, [group], []), a, b) != "cannot tell"
+            wrong += compare(LatencyModel(terms, table, Problem("s", (group,))), a, b) != "cannot tell"
         assert 0.02 < wrong / 400 < 0.08

@@ -14,25 +14,29 @@ from hwnas.runtime.engines import ENGINES
 PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
-    {"__main__", "cli", "verbs", "doctor"},
-    {"recipes", "report", "run", "validate"},
-    {"search", "train", "export", "profile"},
+    {"__main__", "cli", "doctor"},
+    {"show"},
+    {"jobs"},
+    {"recipes", "run", "derived", "validate"},
+    {"search", "export", "profile", "complexity"},
+    {"learn"},
     {"spaces"},
     {"latency"},
-    {"ops", "arch", "gates", "data", "metrics", "draw", "checkpoint", "seeding", "steplog", "ui"},
+    {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog"},
+    {"problem"},
     {"runtime"},
-    {"resources", "files", "images", "lock", "optional", "errors", "__init__"},
+    {"resources", "files", "images", "lock", "records", "optional", "progress", "errors", "__init__"},
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.
-TORCH = {"ops", "gates", "checkpoint", "seeding", "latency", "spaces", "search", "train", "export", "validate"}
+TORCH = {"ops", "problem", "checkpoint", "seeding", "latency", "spaces", "learn", "search", "export", "validate"}
 AT_TOP = {
-    "torch": TORCH | {"profile", "verbs"},  # and TORCH_ENGINES
+    "torch": TORCH | {"profile", "jobs", "complexity"},  # and TORCH_ENGINES
     "onnx": {"ops"},
     "scipy": {"latency", "search"},
     "highspy": {"search"},
-    "safetensors": {"train", "export"},
-    "rich": {"ui"},
+    "safetensors": {"learn", "export"},
+    "rich": {"show"},
     "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this
 }
 
@@ -114,3 +118,32 @@ def test_only_torch_engines_import_torch_engines() -> None:
                 t for t in imported(path, typing_too=True) if any(t == m or t.startswith(f"{m}.") for m in modules)
             }
             assert not there, f"{name(path)} imports {sorted(there)}; name the engine and open it with `open_engine`"
+
+
+JOBS = sorted((PACKAGE / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
+def test_a_job_prints_nothing_and_keeps_to_what_other_jobs_offer(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert "print" not in called
+    for name in imported(path, typing_too=True):
+        assert not name.startswith(("hwnas.show", "rich")), f"{path.name} imports {name}: results are shown elsewhere"
+        assert not name.rpartition(".")[2].startswith("_") or name.startswith("hwnas.__"), f"{name} is private"
+
+
+def test_a_verb_calls_no_other_verb() -> None:
+    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    verbs = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    assert {"Profile", "Search", "Derive", "Train"} <= verbs.keys()
+    for name, verb in verbs.items():
+        for method in (n for n in verb.body if isinstance(n, ast.FunctionDef)):
+            used = {n.id for n in ast.walk(method) if isinstance(n, ast.Name)}
+            assert not used & verbs.keys(), f"{name} uses {used & verbs.keys()}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_long(path: Path) -> None:
+    longest = {"spaces/trellis.py": 700}.get(path.relative_to(PACKAGE).as_posix(), 500)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= longest

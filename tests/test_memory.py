@@ -11,10 +11,10 @@ import pytest
 
 from hwnas import recipes
 from hwnas.data import Synthetic
+from hwnas.jobs import searching
 from hwnas.search import memory
 from hwnas.search.memory import Forecast, forecast
-from hwnas.ui import console
-from hwnas.verbs import searching
+from hwnas.show.console import TERMINAL, console
 
 # In a process of its own: how high memory rises there, nothing else has raised before.
 FORETELL_AND_DO = """
@@ -85,6 +85,6 @@ def test_where_the_system_does_not_tell_nothing_is_foretold(tmp_path: Path, monk
 def test_what_is_said(found: Forecast | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "forecast", lambda *_: found)
     with console.capture() as captured:
-        searching._say_memory(RECIPE.space, RECIPE.search, DATA, [])
+        searching.report_memory(RECIPE.space, RECIPE.search, DATA, [], TERMINAL)
     assert said in captured.get()
     assert ("may end the search" in captured.get()) == (found is not None and not found.enough)

@@ -33,7 +33,7 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Entry, load_plan, write_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.work import measure_plan
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 from tests.contracts import ENDINGS, EngineContract
 from tests.fake_gpu import FakeGpu
 from tests.test_bundle import MEAN, STD, make, photo
@@ -265,7 +265,7 @@ class TestCalls:
 
 
 def test_a_plan_is_measured(engine: Any, tmp_path: Path) -> None:
-    space = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+    space = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
     make_plan(space, [space.scale], tmp_path, Calibration(fit=4, test=4, isolated=False))
     write_plan(tmp_path, load_plan(tmp_path).entries[::8])  # some of all kinds
     results = measure_plan(tmp_path, engine.name, stop=StopRule(min_visits=2, max_visits=3, min_s=0.0))

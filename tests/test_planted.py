@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.spaces import sample
-from hwnas.spaces.base import trace_space
+from hwnas.spaces import sample, trace_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

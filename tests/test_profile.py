@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.jobs.profiling import forecast_minutes
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms
 from hwnas.ops.trace import Trace
+from hwnas.problem import Architecture, Matrices
 from hwnas.profile import (
     Calibration,
     add_derived,
@@ -38,10 +39,9 @@ from hwnas.runtime.measuring.work import measure_plan
 from hwnas.search.derive import Solver
 from hwnas.search.widths import price as latency_models
 from hwnas.search.widths import random_latencies_ms
-from hwnas.spaces import ChainSpace, Scale, check, sample, trace_space
-from hwnas.verbs.profiling import forecast_minutes
+from hwnas.spaces import Scale, Space, check, darts_space, sample, trace_space
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))
 STOP = StopRule(min_visits=3, max_visits=12, min_s=0.0)
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -93,7 +93,7 @@ class TestNetworks:
 
     def test_a_space_of_few_networks_cannot_be_calibrated_on_many(self) -> None:
         ops = ("none", "skip_connect", "max_pool_3x3")
-        tiny = ChainSpace(Scale(4, 2, (32, 48)), 5, ops=ops, nodes=1, head_channels=8)
+        tiny = darts_space(Scale(4, 2, (32, 48)), 5, ops=ops, nodes=1, head_channels=8)
         with pytest.raises(HwnasError, match="too small to calibrate on that many networks; ask for fewer"):
             choose_networks(tiny, [trace_space(tiny)], Calibration(40, 40))
 
@@ -103,7 +103,7 @@ def rough_log_ms(scale: int, arch: Architecture) -> float:
     return math.log(sum(estimate_ms(c.cost.macs, c.cost.bytes) for c in calls))
 
 
-def _modelled(space: ChainSpace, arch: Architecture) -> float:
+def _modelled(space: Space, arch: Architecture) -> float:
     return modelled_ms(trace_entry("net", "n", trace_space(space, arch), None, None))
 
 
@@ -184,7 +184,9 @@ class TestPlan:
 
     def test_files_are_there_once_and_every_entry_was_told(self, tmp_path: Path) -> None:
         told = []
-        space = replace(SPACE, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
+        space = replace(
+            SPACE, encoder=replace(SPACE.encoder, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
+        )
         calibration = Calibration(2, 1, isolated=False)
         n = make_plan(space, [SPACE.scale], tmp_path, calibration, update=lambda *a, **k: told.append(a))
         entries = load_plan(tmp_path).entries
@@ -439,7 +441,7 @@ class TestDerived:
     ) -> None:
         solve, asked = Solver.solve, []
 
-        def record(self: Solver, probs: Mapping[str, np.ndarray], budget_ms: float | None = None) -> object:
+        def record(self: Solver, probs: Matrices, budget_ms: float | None = None) -> object:
             solution = solve(self, probs, budget_ms)
             asked.append((self.fastest().latency_ms, budget_ms, solution.latency_ms))
             return solution
@@ -450,7 +452,7 @@ class TestDerived:
         for fastest_ms, budget_ms, latency_ms in solved:
             assert fastest_ms <= latency_ms <= budget_ms * (1 + 1e-9)
         models = latency_models(SPACE, SCALES, table)
-        for i, typical_ms in enumerate(np.median(random_latencies_ms(SPACE, models, RANDOM, seed=0), axis=1)):
+        for i, typical_ms in enumerate(np.median(random_latencies_ms(SPACE.problem, models, RANDOM, seed=0), axis=1)):
             budgets = [budget_ms for _, budget_ms, _ in solved[i::2]]  # the scales take turns
             assert solved[i][0] < budgets[0] < budgets[-1] <= typical_ms
             assert budgets == sorted(budgets)
@@ -493,4 +495,4 @@ def test_a_model_of_a_partial_table_names_what_to_do(plan: Path, whole: LatencyT
     gone = f"context/{next(using(whole, 'sep_conv'))}"
     made = build_table(plan, rewritten(plan, tmp_path / "r", lambda r: None if r["key"] == gone else r))
     with pytest.raises(HwnasError, match="sep_conv.* was not reached .*; go on with the same hwnas profile command"):
-        LatencyModel([t for s in SCALES for t in trace_space(SPACE.at(s)).terms()], made, SPACE.groups, SPACE.rules())
+        LatencyModel([t for s in SCALES for t in trace_space(SPACE.at(s)).terms()], made, SPACE.problem)

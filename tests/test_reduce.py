@@ -13,9 +13,9 @@ from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.base import random_inputs
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.reduce import ops_in, smallest_failing
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 
 
 @pytest.fixture(scope="module")

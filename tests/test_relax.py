@@ -26,11 +26,11 @@ from hwnas.search.relax import (
     Temperature,
     gumbel,
 )
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 
 RELAXATIONS: tuple[Relaxation, ...] = (Softmax(), GumbelSoftmax(), SinglePath())
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, head_channels=8)
 CONFIG = SearchConfig(
     SPACE.scale, steps=10, warmup=0, batch=2, crop=(24, 32), w_lr=0.1, alpha_lr=0.02, evaluation="plain"
 )
@@ -212,7 +212,7 @@ class TestInTheSearch:
             row = next(
                 i for i, d in enumerate(SPACE.groups[kinds[cell] == "reduce"].decisions) if d.name.endswith("/" + edge)
             )
-            chosen = SPACE.ops[int(drawn[kinds[cell]][row].argmax())]
+            chosen = SPACE.groups[0].options[int(drawn[kinds[cell]][row].argmax())]
             moved = not torch.equal(p, before[k])
             seen.add(moved)
             assert moved <= (option == chosen), k
@@ -220,7 +220,10 @@ class TestInTheSearch:
 
     def test_another_relaxation_is_one_class(self, data: SegmentationData) -> None:
         """FairDARTS: sigmoids in the network, in the guards and in the derivation; its loss moves them apart."""
-        spread, small = [], replace(SPACE, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2)
+        spread, small = (
+            [],
+            darts_space(SPACE.scale, 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8),
+        )
         for strength in (0.0, 100.0):
             config = replace(CONFIG, steps=5, batch=1, alpha_lr=0.3, relaxation=FairDarts(strength))
             s = BilevelSearch(small, config, data)

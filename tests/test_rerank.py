@@ -16,20 +16,19 @@ from torch import nn
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, split_halves
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
+from hwnas.jobs import reranking
+from hwnas.learn.losses import task_loss
+from hwnas.learn.training import TrainConfig
 from hwnas.metrics import ConfusionMatrix, scores
 from hwnas.run import Run
 from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss
 from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate
-from hwnas.spaces import ChainSpace, Scale, sample
-from hwnas.train import TrainConfig
-from hwnas.verbs import reranking
+from hwnas.spaces import Scale, darts_space, sample
 from tests.verbs import RECIPE, done, hwnas, tree
 
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
 CONFIG = SearchConfig(Scale(4, 3, SIZE), steps=4, warmup=1, batch=2, crop=(32, 32), w_lr=0.1)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -146,7 +145,7 @@ class TestSupernet:
     def test_a_one_hot_mixture_is_judged_as_the_network(self, supernet: Supernet) -> None:
         arch = sample(SPACE, np.random.default_rng(1))
         alone = supernet.judge(arch)
-        mixed = supernet.judge(None, Literals(SPACE.groups).matrices(arch))
+        mixed = supernet.judge(None, SPACE.problem.one_hot(arch))
         assert mixed.losses == pytest.approx(alone.losses, rel=1e-3)
         assert supernet.judge(arch).losses.tolist() == alone.losses.tolist()
 
@@ -288,7 +287,7 @@ class TestVerb:
 
         monkeypatch.setattr(Supernet, "judge", third_is_best)
         said = done("derive", RECIPE, "--rerank", "supernet", "--fps", "3000", "--to", "third")
-        assert Run("third").derived().arch.id == best[2]
+        assert Run("third").derived().architecture.id == best[2]
         assert "a lower loss than the choice of utility, beyond doubt" in said.out
 
     @pytest.mark.slow
@@ -329,7 +328,9 @@ class TestVerb:
         assert other["predicted"] == made["predicted_ms"] < other["most"] == 1000 / 3600
         alone = done("derive", RECIPE, "--fps", "3600", "--to", "alone")
         assert alone.code == 0
-        assert Run("alone").derived().arch == Run("both").derived().arch  # the stricter of two equal tables
+        assert (
+            Run("alone").derived().architecture == Run("both").derived().architecture
+        )  # the stricter of two equal tables
         refused = hwnas("derive", RECIPE, *tables, "--fps", "2900", "--fps", "1e9", "--to", "none")
         assert re.search(r"1000000000\.0 fps by b\.json \(at best [\d.]+ fps by b\.json\) at once", refused.err)
         three = hwnas("derive", RECIPE, *tables, "--fps", "1", "--fps", "2", "--fps", "3")
@@ -342,7 +343,7 @@ class TestVerb:
         assert not [d for d, o in answers.items() if d.startswith("normal") and o == "skip_connect"]
         (params,) = made["constraints"]  # type: ignore[misc]
         run = Run("few")
-        net = run.space(run.derived()).build(run.derived().arch, form="deploy")
+        net = run.space(run.derived()).build(run.derived().architecture, form="deploy")
         assert params["predicted"] == sum(p.numel() for p in net.parameters()) <= 20000
         before = tree(finished.parent)
         again = ("derive", RECIPE, "--fps", "3000", "--to", "few")

@@ -7,20 +7,19 @@ import pytest
 import torch
 
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
 from hwnas.latency import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.ops.layers import ConvBN
 from hwnas.ops.trace import trace
 from hwnas.search.derive import Solver
 from hwnas.search.widths import count
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.contracts import random_probs
 from tests.test_derive import cells
 
 SPACES = {
-    "segmentation": ChainSpace(Scale(6, 5, (33, 47)), 5, head_channels=8),
-    "classification": ChainSpace(Scale(4, 6, (32, 32)), 10, stem="cifar", head="classification"),
+    "segmentation": darts_space(Scale(6, 5, (33, 47)), 5, head_channels=8),
+    "classification": darts_space(Scale(4, 6, (32, 32)), 10, stem="cifar", head="classification"),
 }
 
 
@@ -29,7 +28,7 @@ SPACES = {
 def test_the_price_of_a_network_is_the_count_of_the_one_that_is_built(name: str, merge: bool) -> None:
     space = SPACES[name]
     mixed = trace_space(space, merge=merge)
-    models = {r: LatencyModel(mixed.terms(), Counts.of(mixed, r), space.groups, space.rules()) for r in RESOURCES}
+    models = {r: LatencyModel(mixed.terms(), Counts.of(mixed, r), space.problem) for r in RESOURCES}
     rng = np.random.default_rng(0)
     for _ in range(6):
         arch = sample(space, rng)
@@ -37,7 +36,7 @@ def test_the_price_of_a_network_is_the_count_of_the_one_that_is_built(name: str,
             "macs": trace_space(space, arch, merge=merge).cost().macs,
             "params": sum(p.numel() for p in space.build(arch, form="deploy").parameters()),
         }
-        one_hot = {k: v.double() for k, v in Literals(space.groups).matrices(arch).items()}
+        one_hot = space.problem.one_hot(arch).double()
         for resource, model in models.items():
             assert model.predict_ms(arch) == built[resource] > 0
             assert float(model(one_hot)) == built[resource]
@@ -61,7 +60,7 @@ def test_the_expectation_is_the_mean_of_what_is_drawn_and_has_a_gradient(resourc
 def test_the_solver_sees_the_same_count(resource: str) -> None:
     space = cells(2, 4)
     (model,) = count(space, [space.scale], resource)
-    solver = Solver(space.groups, space.rules(), space.name, model)
+    solver = Solver(space.problem, model)
     rng = np.random.default_rng(1)
     for _ in range(3):
         arch = sample(space, rng)

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Decision, Group
 from hwnas.data import IGNORE_LABEL, SegmentationData, Synthetic
 from hwnas.errors import HwnasError
+from hwnas.learn.losses import task_loss
+from hwnas.problem import Decision, Group
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.functional import Functional
 from hwnas.search.gradient import Alphas, BilevelSearch, SearchConfig, search
 from hwnas.search.guards import Guards
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import FOR_WEIGHTS, GumbelSoftmax, SinglePath
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.spaces import Scale, darts_space
 from hwnas.steplog import StepLog
 
 SIZE = (32, 48)
-SPACE = ChainSpace(
+SPACE = darts_space(
     Scale(4, 3, SIZE), 11, ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8
 )
 CONFIG = SearchConfig(SPACE.scale, steps=14, warmup=3, batch=2, crop=(24, 32), w_lr=0.1, alpha_lr=0.02)
@@ -66,7 +66,7 @@ def assert_same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) ->
 
 class TestAlphas:
     def test_start_as_in_darts_and_the_same_every_time(self) -> None:
-        big = Group("g", tuple(Decision(str(i), SPACE.ops) for i in range(500)))
+        big = Group("g", tuple(Decision(str(i), SPACE.groups[0].options) for i in range(500)))
         one, other = Alphas([big], 5), Alphas([big], 5)
         assert torch.equal(one.logits["g"], other.logits["g"])
         assert not torch.equal(one.logits["g"], Alphas([big], 6).logits["g"])

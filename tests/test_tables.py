@@ -17,20 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.cli import main
+from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.jobs import pricing, tables
+from hwnas.jobs.pricing import find_network, price_network
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.latency.diff import NETWORK, RowDiff, by_kind, changes, diff_tables, order
 from hwnas.ops.trace import INPUT
+from hwnas.problem import Architecture
 from hwnas.recipes import Recipe, base
-from hwnas.run import Derived, Run
+from hwnas.run import Run
 from hwnas.runtime.engines import fake, open_engine
 from hwnas.runtime.measuring.device import provenance
-from hwnas.spaces import DARTS_V2, Scale, sample, trace_space
-from hwnas.verbs import pricing, tables
-from hwnas.verbs.pricing import find_network, price_network
+from hwnas.spaces import Scale, published, sample, trace_space
 from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done, hwnas, tree
 
@@ -173,7 +174,7 @@ def run(table: Path) -> Run:
     made.commit()
     LatencyTable.load(table).save(made.folder / "table.json")
     scale = recipes.get(RECIPE).scales()[0]
-    made.write_derived(Derived(arch(), scale, 1.0, 1.0), {"table": "elsewhere"})
+    made.write_derived(Derived(arch(), scale, 1.0, 1.0, table="elsewhere"))
     return made
 
 
@@ -414,7 +415,7 @@ class TestPrice:
             found = price_network(network, table)
             space = recipe.space.at(scale)
             built = trace_space(space, network.arch)
-            model = LatencyModel(built.terms(), table, space.groups, space.rules())
+            model = LatencyModel(built.terms(), table, space.problem)
             assert found.ms == pytest.approx(model.predict_ms(network.arch))
             assert found.interval_ms == pytest.approx(model.interval_ms(network.arch))
             assert found.ms == pytest.approx(found.base_ms + sum(i.total_ms for i in found.items))
@@ -476,7 +477,7 @@ class TestPrice:
 
     def test_of_a_published_genotype(self, table: Path) -> None:
         found = priced("DARTS_V2", "--recipe", RECIPE, "--channels", "4", "--table", table)
-        assert found["architecture"] == recipes.get(RECIPE).space.architecture(DARTS_V2).to_json()
+        assert found["architecture"] == published("DARTS_V2", recipes.get(RECIPE).space).to_json()
         assert found["scale"]["channels"] == 4
 
     def test_of_an_untested_table(self, here: Path) -> None:
@@ -548,7 +549,7 @@ class TestCompare:
         (("DARTS_V1", "--recipe", "darts-tny"), "unknown recipe 'darts-tny'"),
         (("nothing",), "there is no run 'nothing' here"),
         (("nothing.json",), "cannot read an architecture at nothing.json"),
-        (("run.json",), "run.json: an object with 'architecture'.* was expected"),
+        (("empty.json",), "empty.json: an object with 'architecture'.* was expected"),
         (("no-recipe.json",), "no-recipe.json does not say which recipe it is of"),
         (("own.json", "--recipe", "other"), "own.json is of the recipe darts-tiny, not other; leave out --recipe"),
         (("scale.json",), "scale.json: 'scale' needs whole channels, cells and size"),
@@ -564,7 +565,7 @@ class TestCompare:
 def test_what_cannot_be_priced(run: Run, args: tuple[str, ...], match: str) -> None:
     own = {"architecture": arch().to_json(), "recipe": RECIPE}
     files: dict[str, dict[str, Any]] = {
-        "run.json": {},
+        "empty.json": {},
         "no-recipe.json": {"architecture": arch().to_json()},
         "own.json": own,
         "scale.json": {**own, "scale": {"channels": 4}},

@@ -25,14 +25,14 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Entry, load_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.contracts import EngineContract
 from tests.fake_gpu import FakeGpu
 from tests.test_cuda import opened
 from tests.test_engines import CASES
 from tests.trt_double import RELEASES
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 QUICK = StopRule(min_visits=3, max_visits=6, min_s=0.0)
 
 

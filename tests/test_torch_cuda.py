@@ -25,7 +25,7 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Call, Entry, load_plan, write_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.work import measure_plan
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.contracts import ENDINGS, EngineContract
 from tests.fake_gpu import FakeGpu
 from tests.fake_torch_cuda import DEFAULT, RUN_US, TorchCuda
@@ -33,7 +33,7 @@ from tests.test_engines import CASES
 
 NAMES = ("torch-cuda", "torch-cuda-graph", "torch-cuda-compiled")
 GRAPHS = NAMES[1:]
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
 X = (1, 8, 13, 18)
 BACKENDS: Any = torch.backends
 FLOAT32 = (BACKENDS.cuda.matmul, BACKENDS.cudnn, BACKENDS.cudnn.conv)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from hwnas.data import IGNORE_LABEL, ClassList, Sample, SegmentationData, Synthetic
 from hwnas.errors import DataError, HwnasError
 from hwnas.images import normalise
-from hwnas.spaces import ChainSpace, Scale, sample
+from hwnas.learn.training import TrainConfig, Training, class_weights, evaluate, train
+from hwnas.spaces import Scale, darts_space, sample
 from hwnas.steplog import StepLog
-from hwnas.train import TrainConfig, Training, class_weights, evaluate, train
 
 SIZE = (32, 48)
-SPACE = ChainSpace(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
+SPACE = darts_space(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
 ARCH = sample(SPACE, np.random.default_rng(0))
 CONFIG = TrainConfig(steps=25, batch=2, crop=(24, 32), evaluate_every=10)
 SETTINGS = {"arch": ARCH.id}
@@ -228,7 +228,7 @@ class TestResume:
             def miou(self) -> float:
                 return next(scores)
 
-        monkeypatch.setattr("hwnas.train.evaluate", lambda network, images: Scored())
+        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images: Scored())
         best = train(t, val, tmp_path, SETTINGS, StepLog(tmp_path / "train.jsonl"))
         assert [m for m, _ in seen] == [0.2, 0.5, 0.5]
         assert best == 0.5

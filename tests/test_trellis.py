@@ -15,41 +15,42 @@ import pytest
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals, TopK
+from hwnas.jobs.pricing import Network, find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
+from hwnas.problem import Architecture, OnePath, Probabilities, TopK
+from hwnas.problem.rules.one_path import STEPS, Boundary, arrow, existing, path_group, path_of, sources
 from hwnas.runtime.engines.onnxruntime import open_onnx
-from hwnas.search.derive import Solver, strongest, worth
-from hwnas.spaces import Scale, SearchSpace, check, decisions, sample, trace_space
-from hwnas.spaces.trellis import (
-    PUBLISHED_CELL,
-    PUBLISHED_PATH,
-    STEPS,
-    Boundary,
-    DeployNet,
-    OnePath,
-    TrellisSpace,
-    Weighting,
-    arrow,
-    existing,
-    sources,
+from hwnas.search.derive import Solver, strongest
+from hwnas.spaces import (
+    Scale,
+    Space,
+    SpaceNet,
+    autodeeplab_space,
+    check,
+    decisions,
+    published,
+    sample,
+    trace_space,
+    trellis_architecture,
 )
-from hwnas.verbs.pricing import Network, find_network, price_network
+from hwnas.spaces.encoders.trellis import Trellis, Weighting
+from hwnas.spaces.encoders.trellis_nets import TrellisNet
+from hwnas.spaces.published import PUBLISHED_CELL, PUBLISHED_PATH
 
 from .contracts import SpaceContract, random_probs, roofline_table, take_weights
 
-SMALL = TrellisSpace(
+SMALL = autodeeplab_space(
     Scale(2, 4, (33, 49)),
     5,
     ops=("none", "skip_connect", "sep_conv_3x3", "atrous_conv_3x3", "max_pool_3x3"),
     nodes=2,
 )
 CELL = ((("sep_conv_3x3", 0), ("atrous_conv_3x3", 1)), (("skip_connect", 1), ("max_pool_3x3", 2)))
-TINY = TrellisSpace(Scale(2, 4, (33, 49)), 5, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=1)
-PAPER = TrellisSpace(Scale(20, 12, (1025, 2049)), 19)
+TINY = autodeeplab_space(Scale(2, 4, (33, 49)), 5, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=1)
+PAPER = autodeeplab_space(Scale(20, 12, (1025, 2049)), 19)
 
 
 def levels_of(layers: int) -> list[tuple[int, ...]]:
@@ -64,12 +65,12 @@ class TestContract(SpaceContract):
     """What holds for every space."""
 
     @pytest.fixture
-    def space(self) -> SearchSpace:
+    def space(self) -> Space:
         return SMALL
 
-    def frequencies(self, space: SearchSpace) -> dict[str, dict[str, float]]:
+    def frequencies(self, space: Space) -> dict[str, dict[str, float]]:
         """Every path is drawn equally often, and every set of edges, and every op on them."""
-        assert isinstance(space, TrellisSpace)
+        assert isinstance(space.encoder, Trellis)
         paths = [answers_of(p) for p in levels_of(space.scale.cells)]
         out = {
             d.name: {o: sum(p.get(d.name, "none") == o for p in paths) / len(paths) for o in d.options}
@@ -107,26 +108,27 @@ class TestGolden:
     def test_parameters_and_multiply_adds(
         self, filters: int, size: tuple[int, int], classes: int, parameters: int, macs: float | None
     ) -> None:
-        space = TrellisSpace(Scale(filters, 12, size), classes)
+        space = autodeeplab_space(Scale(filters, 12, size), classes)
         with torch.device("meta"):
-            net = space.build(space.published(), form="deploy").eval()
+            net = space.build(published("AUTO_DEEPLAB", space), form="deploy").eval()
         assert sum(p.numel() for p in net.parameters()) == parameters
         if macs is not None:
             assert trace(net, (1, 3, *size)).cost().macs == pytest.approx(macs, abs=5e5)
 
     def test_the_backbone_alone(self) -> None:
         with torch.device("meta"):
-            net = PAPER.build(PAPER.published(), form="deploy")
-        assert isinstance(net, DeployNet)
+            net = PAPER.build(published("AUTO_DEEPLAB", PAPER), form="deploy")
+        assert isinstance(net, SpaceNet)
         assert sum(p.numel() for part in (net.stem, net.cells) for p in part.parameters()) == 7_030_832
 
     def test_the_shapes_of_all_cells(self) -> None:
         """tensorflow/models, run at 321x321; issue 6393 there has the same pattern for F = 10."""
         with torch.device("meta"):
-            net = PAPER.build(PAPER.published(), form="deploy").eval()
+            net = PAPER.build(published("AUTO_DEEPLAB", PAPER), form="deploy").eval()
             image = torch.empty(1, 3, 321, 321)
-        assert isinstance(net, DeployNet)
-        states, low, _ = net.states(image)
+        assert isinstance(net, SpaceNet)
+        assert isinstance(net.encoder, TrellisNet)
+        states, low = net.encoder.states(image)
         sides = [81, 81, 81, 41, 21, 41, 21, 21, 11, 11, 21, 41]
         channels = [100, 100, 100, 200, 400, 200, 400, 400, 800, 800, 400, 200]
         assert [tuple(s.shape[1:]) for s in states] == [(c, n, n) for c, n in zip(channels, sides, strict=True)]
@@ -135,8 +137,8 @@ class TestGolden:
 
     def test_how_many_paths_and_cells_there_are(self) -> None:
         """Walks of 12 steps from stride 4: F25 of Fibonacci. The paper's 2.9e4 is F23, a layer less."""
-        assert OnePath(12).paths() == 75_025
-        assert OnePath(11).paths() == len(levels_of(11)) == 28_657
+        assert OnePath(12).n_paths == 75_025
+        assert OnePath(11).n_paths == len(levels_of(11)) == 28_657
         # The paper counts both inputs of a block on their own, any state and any of the 8 ops each.
         blocks = [r for r in PAPER.rules() if isinstance(r, TopK)]
         assert math.prod((len(r.decisions) * len(r.options)) ** 2 for r in blocks) == 556_627_761_561_600
@@ -154,16 +156,16 @@ class TestGolden:
         """NoamRosenberg/autodeeplab, decoding of seeded betas (12, 4, 3), and of betas that are all 0."""
         draw = np.random.RandomState(seed or 0)
         betas = draw.randn(12, 4, 3).astype(np.float32) if seed is not None else np.zeros((12, 4, 3))
-        space = replace(PAPER, boundary=boundary)
         found = OnePath(12, boundary).strongest(probs_of(betas))
-        assert list(space.path(Architecture.of("trellis", found))) == path
+        assert list(path_of(Architecture.of("trellis", found), 12) or ()) == path
 
 
-def probs_of(betas: np.ndarray) -> dict[str, dict[str, float]]:
+def probs_of(betas: np.ndarray) -> Probabilities:
     """Return the probabilities of steps, softmax over all three, of logits (layers, 4, 3)."""
     p = np.exp(betas.astype(np.float64))
     p /= p.sum(axis=2, keepdims=True)
-    return {arrow(k, v): dict(zip(STEPS, p[k, v].tolist(), strict=True)) for k in range(len(betas)) for v in sources(k)}
+    rows = [[0.0, *p[k, v]] for k in range(len(betas)) for v in sources(k)]
+    return Probabilities.of([path_group(len(betas))], {"path": np.array(rows)})
 
 
 class TestPaths:
@@ -174,7 +176,7 @@ class TestPaths:
     def test_viterbi_is_brute_force(self, boundary: Boundary, layers: int) -> None:
         rule, every = OnePath(layers, boundary), levels_of(layers)
         for seed in range(20):
-            worth = rule.worth(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
+            worth = rule.score(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
             best = max(every, key=lambda p: sum(worth[step] for step in answers_of(p).items()))
             found = rule.strongest(probs_of(np.random.RandomState(seed).randn(layers, 4, 3)))
             assert {d: o for d, o in found.items() if o != "none"} == answers_of(best)
@@ -185,7 +187,7 @@ class TestPaths:
         for boundary in get_args(Boundary):
             for seed in range(5):
                 probs = probs_of(np.random.RandomState(seed).randn(12, 4, 3))
-                worth = OnePath(12, boundary).worth(probs)
+                worth = OnePath(12, boundary).score(probs)
                 table = np.full((12, 4, 4), -np.inf)
                 for (place, step), value in worth.items():
                     k, v = next((k, v) for k in range(12) for v in sources(k) if arrow(k, v) == place)
@@ -198,15 +200,15 @@ class TestPaths:
     def test_worth_is_the_logarithm_of_the_normalised_betas(self) -> None:
         for boundary, share in (("existing", 1.0), ("two-thirds", 2 / 3)):
             betas = np.random.RandomState(0).randn(3, 4, 3)
-            worth = OnePath(3, boundary).worth(probs_of(betas))  # type: ignore[arg-type]
+            worth = OnePath(3, boundary).score(probs_of(betas))  # type: ignore[arg-type]
             a, b, c = np.exp(betas[2, 1])
             assert 3 ** (worth["path/2/8", "up"] - 1) == pytest.approx(a / (a + b + c))
             _, b, c = np.exp(betas[2, 0])
             assert 3 ** (worth["path/2/4", "down"] - 1) == pytest.approx(share * c / (b + c))
 
     def test_an_architecture_is_its_path_and_its_cell(self) -> None:
-        arch = PAPER.published()
-        assert PAPER.path(arch) == PUBLISHED_PATH
+        arch = published("AUTO_DEEPLAB", PAPER)
+        assert path_of(arch, 12) == PUBLISHED_PATH
         assert [d.name for d in decisions(PAPER) if arch.get(d.name) not in ("none", None)] == [
             *(f"cell/{j}-{i}" for i, block in enumerate(PUBLISHED_CELL, start=2) for j in sorted(j for _, j in block)),
             *answers_of(PUBLISHED_PATH),
@@ -215,10 +217,10 @@ class TestPaths:
     @pytest.mark.parametrize("path", [(0, 2, 1, 1), (0, -1, 0, 0), (1, 2, 3, 4), (0, 0, 0)])
     def test_what_is_no_path_is_refused(self, path: tuple[int, ...]) -> None:
         with pytest.raises(HwnasError):
-            SMALL.architecture(path, CELL)
+            trellis_architecture(SMALL, path, CELL)
 
     def test_two_paths_are_refused(self) -> None:
-        answers = dict(SMALL.architecture((0, 0, 0, 0), CELL).answers)
+        answers = dict(trellis_architecture(SMALL, (0, 0, 0, 0), CELL).answers)
         with pytest.raises(HwnasError, match="rule"):
             check(SMALL, Architecture.of(SMALL.name, answers | {arrow(1, 1): "same"}))
 
@@ -231,7 +233,7 @@ class TestGates:
         """ReLUs and resizes that two layers share are counted once, as an engine computes them."""
         mixed = trace_space(SMALL, merge=merge)
         for path in levels_of(SMALL.scale.cells):
-            arch = SMALL.architecture(path, CELL)
+            arch = trellis_architecture(SMALL, path, CELL)
             counted: Counter[str] = Counter()
             for c in mixed.calls:
                 counted[c.spec.key] += c.gate.count(arch)
@@ -240,16 +242,11 @@ class TestGates:
             assert min(counted.values()) >= 0
 
     def test_the_expected_latency_is_the_mean_over_paths_and_cells(self) -> None:
-        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.groups, SMALL.rules())
+        model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.problem)
         probs = random_probs(SMALL, 0)
         arch = sample(SMALL, np.random.default_rng(0))
-        one_hot = {k: v.double() for k, v in Literals(SMALL.groups).matrices(arch).items()}
-        mixed = {"cell": one_hot["cell"], "path": torch.from_numpy(probs["path"])}
-        by_option = {
-            d.name: dict(zip(d.options, row, strict=True))
-            for d, row in zip(SMALL.groups[1].decisions, probs["path"].tolist(), strict=True)
-        }
-        worth = OnePath(SMALL.scale.cells).worth(by_option)
+        mixed = {"cell": SMALL.problem.one_hot(arch).double()["cell"], "path": probs["path"]}
+        worth = OnePath(SMALL.scale.cells).score(probs)
         cell = {d: o for d, o in arch.answers if d.startswith("cell/")}
         total = expected = 0.0
         for path in levels_of(SMALL.scale.cells):
@@ -262,26 +259,25 @@ class TestGates:
         assert float(model(mixed)) == pytest.approx(expected, rel=1e-9)
 
     def test_path_and_cell_under_a_budget_are_those_of_brute_force(self) -> None:
-        model = LatencyModel(trace_space(TINY).terms(), roofline_table(TINY), TINY.groups, TINY.rules())
-        solver = Solver(TINY.groups, TINY.rules(), TINY.name, model)
+        model = LatencyModel(trace_space(TINY).terms(), roofline_table(TINY), TINY.problem)
+        solver = Solver(TINY.problem, model)
         every = [
-            TINY.architecture(path, (((a, 0), (b, 1)),))
+            trellis_architecture(TINY, path, (((a, 0), (b, 1)),))
             for path in levels_of(TINY.scale.cells)
-            for a in TINY.ops[1:]
-            for b in TINY.ops[1:]
+            for a in TINY.cells[0].ops[1:]
+            for b in TINY.cells[0].ops[1:]
         ]
         took = np.array([model.predict_ms(a) for a in every])
         assert solver.fastest().latency_ms == pytest.approx(took.min())
         for seed in range(6):
             probs = random_probs(TINY, seed)
-            literals = Literals(TINY.groups)
-            p = np.concatenate([probs[g.name].reshape(-1) for g in TINY.groups])
-            scores = np.array([worth(literals, TINY.rules(), p) @ literals.vector(a) for a in every])
+            of = TINY.problem.scores(probs)
+            scores = np.array([of @ TINY.problem.literals.vector(a) for a in every])
             for budget_ms in np.quantile(took, [0.1, 0.5, 0.9]):
                 best = np.where(took <= budget_ms, scores, -np.inf).argmax()
                 assert solver.solve(probs, float(budget_ms)).arch == every[best]
             assert solver.solve(probs).arch == every[scores.argmax()]
-            assert strongest(TINY.groups, TINY.rules(), TINY.name, probs) == every[scores.argmax()]
+            assert strongest(TINY.problem, probs) == every[scores.argmax()]
 
 
 class TestWeighting:
@@ -290,7 +286,7 @@ class TestWeighting:
     @staticmethod
     def first_over_last(weighting: Weighting) -> float:
         """Return the gradient of the first step as a share of that of the last, all open, over a few networks."""
-        space, found = replace(TINY, weighting=weighting), np.zeros(2)
+        space, found = replace(TINY, encoder=replace(TINY.encoder, weighting=weighting)), np.zeros(2)
         for seed in range(3):
             torch.manual_seed(seed)
             closed = {g.name: torch.tensor(g.closed) for g in space.groups}
@@ -311,11 +307,11 @@ class TestWeighting:
     def test_a_sampled_path_is_the_network_of_that_path(self, path: tuple[int, ...]) -> None:
         """Whatever is sampled at places that it does not pass, and nothing of that is computed."""
         torch.manual_seed(0)
-        space = replace(TINY, weighting="path")
-        arch = space.architecture(path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
+        space = replace(TINY, encoder=replace(TINY.encoder, weighting="path"))
+        arch = trellis_architecture(space, path, ((("skip_connect", 0), ("sep_conv_3x3", 1)),))
         net, fixed = space.build().train(), space.build(arch).train()
         take_weights(fixed, net)
-        probs = Literals(space.groups).matrices(arch)
+        probs = space.problem.one_hot(arch)
         for row, decision in zip(probs["path"], space.groups[1].decisions, strict=True):
             if arch.get(decision.name) == "none":
                 row.copy_(torch.tensor([float(o == "same") for o in decision.options]))
@@ -331,16 +327,16 @@ class TestPaperScale:
     """Twelve layers at 1024x2048."""
 
     def test_it_is_traced_priced_and_derived_in_seconds(self) -> None:
-        space = TrellisSpace(Scale(20, 12, (1024, 2048)), 19)
+        space = autodeeplab_space(Scale(20, 12, (1024, 2048)), 19)
         table = roofline_table(space)
         _SHAPES.clear()  # what the trace for the table has learned
         start_s = time.process_time()
-        model = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
         assert time.process_time() - start_s <= 10
-        arch = space.published()
-        built = LatencyModel(trace_space(space, arch).terms(), table, space.groups, space.rules())
+        arch = published("AUTO_DEEPLAB", space)
+        built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
         assert model.predict_ms(arch) == pytest.approx(built.predict_ms(arch), rel=1e-12)
-        solver = Solver(space.groups, space.rules(), space.name, model)
+        solver = Solver(space.problem, model)
         probs = random_probs(space, 0)
         found = solver.solve(probs, 0.8 * model.predict_ms(arch))
         check(space, found.arch)
@@ -353,7 +349,7 @@ class TestPrice:
         recipe = recipes.get("autodeeplab-tiny")
         space = recipe.space
         table = roofline_table(space)
-        mixed = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        mixed = LatencyModel(trace_space(space).terms(), table, space.problem)
         rng = np.random.default_rng(0)
         for arch in (sample(space, rng) for _ in range(5)):
             priced = price_network(Network("drawn", recipe, space.scale, arch), table)
@@ -367,10 +363,10 @@ class TestPrice:
 
     def test_the_published_network_goes_by_its_name(self) -> None:
         found = find_network("AUTO_DEEPLAB", "autodeeplab")
-        assert found.recipe.space.genotype(found.arch) == PAPER.genotype(PAPER.published())  # type: ignore[attr-defined]
+        assert found.recipe.space.genotype(found.arch) == PAPER.genotype(published("AUTO_DEEPLAB", PAPER))  # type: ignore[attr-defined]
         with pytest.raises(HwnasError, match="12 layers and 5 blocks in a cell, networks of this space 4 and 2"):
             find_network("AUTO_DEEPLAB", "autodeeplab-tiny")
-        with pytest.raises(HwnasError, match="darts-tiny has none; name another --recipe"):
+        with pytest.raises(HwnasError, match="the space 'chain' have none; name another --recipe"):
             find_network("AUTO_DEEPLAB", "darts-tiny")
 
 
@@ -380,7 +376,7 @@ def test_the_published_networks_are_exported(filters: int) -> None:
     """S, M and L at 513x513 compute in ONNX Runtime what they do here."""
     space = PAPER.at(Scale(filters, 12, (513, 513)))
     torch.manual_seed(0)
-    net = space.build(space.published(), form="deploy").eval()
+    net = space.build(published("AUTO_DEEPLAB", space), form="deploy").eval()
     image = torch.randn(1, 3, 513, 513)
     model = export_network(trace(net, tuple(image.shape)), "scores", {"who": "test"})
     with open_onnx(model.SerializeToString()) as runner, torch.no_grad():

@@ -20,18 +20,18 @@ from hwnas.ops.onnx_graph import IR_VERSION, OPSET, OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.trt_build import Builder, BuildOptions
-from hwnas.spaces import ChainSpace, Scale, sample, trace_space
+from hwnas.spaces import Scale, Space, darts_space, sample, trace_space
 from tests.conftest import run
 
 TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
 SPACES = {
-    "segmentation": ChainSpace(Scale(16, 6, (96, 128)), 11),
-    "cifar": ChainSpace(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
-    "imagenet": ChainSpace(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
+    "segmentation": darts_space(Scale(16, 6, (96, 128)), 11),
+    "cifar": darts_space(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
+    "imagenet": darts_space(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
 }
 
 
-def network(space: ChainSpace, seed: int = 0) -> ModelProto:
+def network(space: Space, seed: int = 0) -> ModelProto:
     return OpExporter().network(trace_space(space, sample(space, np.random.default_rng(seed))))
 
 
@@ -55,7 +55,7 @@ def test_derived_networks_build_for_each_gpu(
     model = network(SPACES[name])
     path, options = saved(to_half(model) if half else model, tmp_path / "m.onnx"), BuildOptions(targets=(target,))
     out, told = tmp_path / "e.engine", []
-    if SPACES[name].head == "classification" and not half and target == (7, 5):
+    if SPACES[name].task == "classification" and not half and target == (7, 5):
         with pytest.raises(BuildError, match=r"head\.linear#\d+/Gemm_0.* FP32 GEMM is not supported"):
             builder.build(path, out, options)  # what TensorRT-RTX cannot do for Turing
         return

@@ -22,7 +22,7 @@ from hwnas.runtime.measuring.plan import load_plan
 from tests.conftest import run
 from tests.test_verb_errors import refused
 from tests.test_verbs import VERDICT
-from tests.verbs import RECIPE, done, tree
+from tests.verbs import RECIPE, done, edit, tree
 
 QUICK = ("--visits", "3", "--max-visits", "12", "--spread", "0")  # the recipe's rule
 BRIEF = ("--visits", "3", "--max-visits", "3", "--spread", "0")  # for what takes real time
@@ -161,7 +161,6 @@ def test_results_that_are_not_finished_make_a_table_that_says_so(finished: Path)
 
 def test_results_for_a_run_on_another_engine_are_refused(finished: Path, tmp_path: Path) -> None:
     (finished / "table.json").unlink()
-    settings = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps(settings | {"engine": "onnxruntime"}))
+    edit(finished / "run.json", engine="onnxruntime")
     shutil.copy(finished / "results.jsonl", "carried.jsonl")
     refused("profile", RECIPE, "--results", "carried.jsonl", match="was made with engine 'onnxruntime', not 'fake'")

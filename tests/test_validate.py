@@ -28,10 +28,10 @@ from hwnas.runtime.measuring.measure import Samples, StopRule, summarise
 from hwnas.runtime.measuring.plan import Plan, load_plan
 from hwnas.runtime.measuring.results import Row
 from hwnas.runtime.measuring.work import measure_plan
-from hwnas.spaces import DARTS_V2, ChainSpace, Scale, trace_space
+from hwnas.spaces import DARTS_V2, Scale, darts_space, trace_space
 from tests.test_bundle import expected, make, photo
 
-SPACE = ChainSpace(Scale(4, 3, (24, 32)), 5, head_channels=8)
+SPACE = darts_space(Scale(4, 3, (24, 32)), 5, head_channels=8)
 ENGINE = {"name": "fake", "threads": 1, "precision": "fp32"}
 
 
@@ -61,7 +61,7 @@ def table(plan: Path) -> LatencyTable:
 
 @pytest.fixture
 def model(tmp_path: Path) -> tuple[Path, Trace]:
-    traced = trace_space(SPACE, SPACE.architecture(DARTS_V2))
+    traced = trace_space(SPACE, DARTS_V2.architecture(SPACE))
     path = tmp_path / "deploy" / "model.onnx"
     write_atomic(path, OpExporter().network(traced).SerializeToString())
     return path, traced
@@ -304,12 +304,12 @@ def test_what_an_engine_computes_is_scored_with_it(tmp_path: Path, engine: str, 
 
 @pytest.mark.parametrize(("kind", "left"), [("labels", []), ("logits", ["argmax"]), ("scores", ["resize", "argmax"])])
 def test_what_a_file_leaves_out_is_not_predicted(table: LatencyTable, kind: str, left: list[str]) -> None:
-    arch = SPACE.architecture(DARTS_V2)
+    arch = DARTS_V2.architecture(SPACE)
     whole = trace_space(SPACE, arch)
     part = ending(trace_space(SPACE, arch, labels=kind == "labels"), kind)
     assert [c.spec.kind for c in whole.calls[len(part.calls) :]] == left
-    both_ms = [LatencyModel(t.terms(), table, SPACE.groups, SPACE.rules()).predict_ms(arch) for t in (whole, part)]
-    assert validate.left_out_ms(SPACE, arch, part, table) == pytest.approx(both_ms[0] - both_ms[1], abs=1e-12)
+    both_ms = [LatencyModel(t.terms(), table, SPACE.problem).predict_ms(arch) for t in (whole, part)]
+    assert validate.left_out_ms(whole, part, table) == pytest.approx(both_ms[0] - both_ms[1], abs=1e-12)
 
 
 @pytest.mark.parametrize(("budget_ms", "met"), [(2.0, True), (1.999, False), (4.0, True)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import threading
@@ -15,7 +14,7 @@ from PIL import Image
 
 from hwnas.latency import LatencyTable
 from hwnas.run import Run
-from tests.verbs import RECIPE, camvid_folder, done, hwnas, tree
+from tests.verbs import RECIPE, camvid_folder, done, edit, hwnas, tree
 
 
 def refused(*args: str | Path, match: str, leaves: str = "") -> str:
@@ -260,8 +259,7 @@ def test_a_split_that_cannot_be_used(
     finished: Path, split: str, verb: str, spoil: Callable[[Path], None], match: str
 ) -> None:
     data = camvid_folder(Path("pictures"))
-    settings = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps(settings | {"data": str(data)}))
+    edit(finished / "run.json", data=str(data))
     shutil.rmtree(finished / "train")
     (finished / "report.json").unlink()
     spoil(data / split)

@@ -13,36 +13,47 @@ from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from hwnas.arch import Architecture
 from hwnas.data.synthetic import Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import export
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import Trace, trace
+from hwnas.problem import Architecture
 from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.work import measure_plan
-from hwnas.spaces import Scale, SearchSpace, check, sample, trace_space
-from hwnas.spaces.xception import ENTRY_65, ENTRY_71, Entry, XceptionNet, XceptionSpace
+from hwnas.spaces import Scale, Space, SpaceNet, Xception, check, sample, trace_space, xception_space
+from hwnas.spaces.encoders.xception import ENTRY_65, ENTRY_71, Entry, XceptionNet
 
 from .contracts import _stir, roofline_table
 
 CITYSCAPES, VOC = (1025, 2049), (513, 513)
-SMALL = XceptionSpace(Scale(2, 2, (65, 97)), 5, head_channels=8)
+SMALL = xception_space(Scale(2, 2, (65, 97)), 5, head_channels=8)
 
 
-def paper(entry: Entry, stride: int, size: tuple[int, int] = CITYSCAPES, classes: int = 19) -> XceptionSpace:
-    return XceptionSpace(Scale(32, 16, size), classes, entry, stride)
+def paper(entry: Entry, stride: int, size: tuple[int, int] = CITYSCAPES, classes: int = 19) -> Space:
+    return xception_space(Scale(32, 16, size), classes, entry, stride)
 
 
 @cache
-def traced(space: XceptionSpace) -> tuple[XceptionNet, Trace]:
+def traced(space: Space) -> tuple[SpaceNet, Trace]:
     with torch.device("meta"):
         net = space.build(form="deploy").eval()
-    assert isinstance(net, XceptionNet)
+    assert isinstance(net, SpaceNet)
     return net, trace(net, (1, 3, *space.scale.size))
+
+
+def encoder_of(space: Space) -> Xception:
+    """Return the encoder of a space."""
+    assert isinstance(space.encoder, Xception)
+    return space.encoder
+
+
+def only(space: Space) -> Architecture:
+    """Return the one architecture, which answers nothing."""
+    return Architecture.of(space.name, {})
 
 
 def count(layers: int, stride: int, size: tuple[int, int], classes: int) -> tuple[int, float]:
@@ -117,7 +128,7 @@ class TestGolden:
         parameters, macs = count(layers, stride, size, classes)
         assert sum(p.numel() for p in net.parameters()) == parameters
         assert found.cost().macs == macs
-        assert sum(block.stride > 1 for block in paper(entry, stride).blocks()) == {8: 2, 16: 3}[stride]
+        assert sum(block.stride > 1 for block in encoder_of(paper(entry, stride)).blocks()) == {8: 2, 16: 3}[stride]
 
     def test_what_auto_deeplab_is_compared_with(self) -> None:
         """Auto-DeepLab, Table 5: 43.48 M parameters and 1551.05 B multiply-adds, of DeepLabv3+ at 1025x2049.
@@ -170,7 +181,7 @@ class TestGolden:
     def test_how_many_layers_there_are(self) -> None:
         """Two of the stem and three of each block; 41 has half the middle flow."""
         for cells, entry, layers in ((16, ENTRY_65, 65), (16, ENTRY_71, 71), (8, ENTRY_65, 41)):
-            assert 2 + 3 * len(XceptionSpace(Scale(32, cells, VOC), 19, entry).blocks()) == layers
+            assert 2 + 3 * len(Xception(Scale(32, cells, VOC), entry).blocks()) == layers
 
 
 class TestShapes:
@@ -182,7 +193,8 @@ class TestShapes:
     def test_of_all_blocks(self, entry: Entry, size: int, sides: tuple[int, ...], stride: int) -> None:
         net, found = traced(paper(entry, stride, (size, size)))
         with torch.device("meta"):
-            states, low = net.states(torch.empty(1, 3, size, size))
+            assert isinstance(net.encoder, XceptionNet)
+            states, low = net.encoder.states(torch.empty(1, 3, size, size))
         of = {s: sides[i] if s <= stride else sides[(8, 16).index(stride) + 2] for i, s in enumerate((2, 4, 8, 16, 32))}
         expected = [
             (128, of[4]),
@@ -195,8 +207,8 @@ class TestShapes:
 
     def test_dilations_start_where_the_stride_is_reached(self) -> None:
         """stack_blocks_dense of tensorflow/models: the block that is not strided keeps its rate."""
-        assert [b.dilation for b in paper(ENTRY_65, 8).blocks()] == [1, 1, 1] + 16 * [2] + [2, 4]
-        assert [b.dilation for b in paper(ENTRY_65, 16).blocks()] == [1, 1, 1] + 16 * [1] + [1, 2]
+        assert [b.dilation for b in encoder_of(paper(ENTRY_65, 8)).blocks()] == [1, 1, 1] + 16 * [2] + [2, 4]
+        assert [b.dilation for b in encoder_of(paper(ENTRY_65, 16)).blocks()] == [1, 1, 1] + 16 * [1] + [1, 2]
         rates = {
             c.name: dict(c.spec.attrs)["dilation"]
             for c in traced(paper(ENTRY_65, 16))[1].calls
@@ -221,13 +233,13 @@ class TestShapes:
     @pytest.mark.parametrize("stride", [4, 12, 64])
     def test_other_strides_are_refused(self, stride: int) -> None:
         with pytest.raises(HwnasError, match=f"8, 16, 32 was expected, got {stride}"):
-            XceptionSpace(Scale(32, 16, VOC), 19, stride=stride)
+            xception_space(Scale(32, 16, VOC), 19, stride=stride)
 
 
 SPACES = {
     "65, odd": SMALL,
     "65, even": SMALL.at(Scale(2, 2, (64, 96))),
-    "71, stride 8": XceptionSpace(Scale(2, 1, (49, 66)), 5, ENTRY_71, 8, 8),
+    "71, stride 8": xception_space(Scale(2, 1, (49, 66)), 5, ENTRY_71, 8, 8),
 }
 
 
@@ -235,26 +247,26 @@ SPACES = {
 class TestSpace:
     """A space of one network: traced, priced, computed and exported as others are."""
 
-    def test_it_has_one_architecture(self, space: XceptionSpace) -> None:
-        used: SearchSpace = space
-        used.draw(Figure(), space.architecture(), {}, {"stem": 1.0, "blocks.0": 2.0})
+    def test_it_has_one_architecture(self, space: Space) -> None:
+        used: Space = space
+        used.draw(Figure(), only(space), {}, {"stem": 1.0, "blocks.0": 2.0})
         arch = sample(used, np.random.default_rng(0))
-        assert arch == space.architecture() == Architecture.from_json(arch.to_json())
+        assert arch == only(space) == Architecture.from_json(arch.to_json())
         check(used, arch)
         assert hash(used.at(space.scale)) == hash(space)
         assert used.at(space.scale) == space
         with pytest.raises(HwnasError):
             check(used, Architecture.of(space.name, {"normal/0-2": "none"}))
-        assert used.genotype(arch) == space.blocks()
-        assert used.dot(arch).count("->") == len(space.blocks())
+        assert used.genotype(arch) == encoder_of(space).blocks()
+        assert used.dot(arch).count("->") == len(encoder_of(space).blocks())
 
-    def test_its_price_is_the_sum_of_its_ops(self, space: XceptionSpace) -> None:
+    def test_its_price_is_the_sum_of_its_ops(self, space: Space) -> None:
         table, calls = roofline_table(space), trace_space(space).calls
-        model = LatencyModel(trace_space(space).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
         expected = sum(table[c.spec] for c in calls)
-        assert model.predict_ms(space.architecture()) == pytest.approx(expected, rel=1e-12)
+        assert model.predict_ms(only(space)) == pytest.approx(expected, rel=1e-12)
 
-    def test_the_trace_is_what_runs(self, space: XceptionSpace) -> None:
+    def test_the_trace_is_what_runs(self, space: Space) -> None:
         net = space.build(form="deploy").eval()
         found, ran = trace(net, (1, 3, *space.scale.size), merge=False), []
 
@@ -271,18 +283,18 @@ class TestSpace:
         assert [(c.spec.kind, c.out_shape) for c in found.calls] == ran
         assert tuple(out.shape) == (1, space.classes, *space.scale.size)
 
-    def test_multiply_adds_are_those_of_all_convolutions(self, space: XceptionSpace) -> None:
+    def test_multiply_adds_are_those_of_all_convolutions(self, space: Space) -> None:
         net, image = space.build(form="deploy").eval(), torch.randn(1, 3, *space.scale.size)
         analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         assert trace_space(space, labels=False).cost().macs == analysis.by_operator()["conv"]
 
-    def test_every_weight_gets_a_gradient(self, space: XceptionSpace) -> None:
+    def test_every_weight_gets_a_gradient(self, space: Space) -> None:
         net = space.build()
         out = net(torch.randn(2, 3, *space.scale.size), {})
         (out * torch.randn_like(out)).sum().backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
-    def test_onnx_equals_torch(self, space: XceptionSpace) -> None:
+    def test_onnx_equals_torch(self, space: Space) -> None:
         torch.manual_seed(0)
         net = space.build(form="deploy").eval()
         _stir(net)
@@ -301,18 +313,18 @@ def test_its_table_is_measured_and_prices_it(tmp_path: Path) -> None:
     make_plan(space, scales, tmp_path, Calibration(fit=1, test=1, derived=0, isolated=False))
     table = build_table(tmp_path, measure_plan(tmp_path, "fake", stop=StopRule(1, 1, 0.0)))
     for scale in scales:
-        model = LatencyModel(trace_space(space.at(scale)).terms(), table, space.groups, space.rules())
+        model = LatencyModel(trace_space(space.at(scale)).terms(), table, space.problem)
         net = next(n for n in table.nets if n.key.endswith(f"-c{scale.channels}"))
-        assert model.predict_ms(space.architecture()) == pytest.approx(net.latency_ms, rel=0.02)
-        assert float(model({})) == pytest.approx(model.predict_ms(space.architecture()), rel=1e-6)
+        assert model.predict_ms(only(space)) == pytest.approx(net.latency_ms, rel=0.02)
+        assert float(model({})) == pytest.approx(model.predict_ms(only(space)), rel=1e-6)
 
 
 def test_a_trained_network_is_exported(tmp_path: Path) -> None:
     """The way of `hwnas export`, parity checked in it."""
     data = Synthetic("val", SMALL.scale.size, length=1)
-    space = XceptionSpace(SMALL.scale, len(data.classes.names), head_channels=8)
+    space = xception_space(SMALL.scale, len(data.classes.names), head_channels=8)
     net = space.build()
     _stir(net)
     save_file(net.state_dict(), tmp_path / "weights.safetensors")
-    _, facts = export(space, space.architecture(), tmp_path / "weights.safetensors", data, tmp_path / "net.onnx")
+    _, facts = export(space, only(space), tmp_path / "weights.safetensors", data, tmp_path / "net.onnx")
     assert facts["shape"] == (1, *SMALL.scale.size)

@@ -28,6 +28,7 @@ from hwnas.data.base import (
     check_size,
     check_split,
 )
+from hwnas.data.registry import layout
 from hwnas.errors import DataError
 from hwnas.images import DAMAGE
 from hwnas.optional import require
@@ -75,6 +76,7 @@ class _Entry(NamedTuple):
     label: Path
 
 
+@layout("camvid", Path.is_dir)  # of any other folder it says best what is missing
 class CamVid:
     """One split of a CamVid-like folder, decoded when asked for and kept in memory up to a limit.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hwnas.data.augment import scaled_image
 from hwnas.data.base import ClassList, Sample, check_index, check_size, check_split
+from hwnas.data.registry import layout
 from hwnas.errors import DataError
 
 CIFAR10_CLASSES = ClassList(
@@ -58,6 +59,14 @@ _DAMAGE = (
 )
 
 
+def is_cifar10(path: Path) -> bool:
+    """Tell whether a path looks like CIFAR-10: an archive, or a folder with one of its files, whole or not."""
+    if path.is_file():
+        return path.name.endswith((".tar.gz", ".tgz"))
+    return any((folder / name).exists() for folder in (path, path / FOLDER) for name in (*TRAIN_FILES, TEST_FILE))
+
+
+@layout("cifar10", is_cifar10)
 class Cifar10:
     """One split of CIFAR-10, held in memory: the labels are single class numbers.
 
@@ -106,13 +115,6 @@ class Cifar10:
         i = check_index(index, len(self))
         image = self._images[i].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
         return Sample(scaled_image(image, self.size), self._labels[i, ...], f"{self.split}-{i:05d}")
-
-
-def is_cifar10(path: Path) -> bool:
-    """Tell whether a path looks like CIFAR-10: an archive, or a folder with one of its files, whole or not."""
-    if path.is_file():
-        return path.name.endswith((".tar.gz", ".tgz"))
-    return any((folder / name).exists() for folder in (path, path / FOLDER) for name in (*TRAIN_FILES, TEST_FILE))
 
 
 def _read(path: Path, names: tuple[str, ...]) -> list[tuple[bytes, str]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
-from hwnas.gates import Clause, Gate, Marginals, Rule
 from hwnas.latency.calibrate import Correction
 from hwnas.ops.registry import OpSpec
 from hwnas.ops.trace import Term
+from hwnas.problem import Architecture, Clause, Gate, Marginals, Matrices, Problem
 
 
 class Prices(Protocol):
@@ -33,14 +32,13 @@ class LatencyModel(nn.Module):
     it is the predicted latency of that architecture.
     """
 
-    def __init__(self, terms: Sequence[Term], table: Prices, groups: Sequence[Group], rules: Sequence[Rule]) -> None:
+    def __init__(self, terms: Sequence[Term], table: Prices, problem: Problem) -> None:
         """Price `terms`, a trace of the deploy form at the deployment scale.
 
         Args:
             terms: Of a mixed network, or of a built one.
             table: Has a row for every term.
-            groups: Of the space.
-            rules: Of the space.
+            problem: Whose decisions the gates are about.
 
         Raises:
             MissingOp: If the table lacks a row.
@@ -55,16 +53,16 @@ class LatencyModel(nn.Module):
         self.base_ms = table.correction.base_ms
         self.gates = tuple(per_gate)
         self.gate_ms = np.array(list(per_gate.values()))
-        self.marginals = Marginals(groups, rules, self.gates)
+        self.marginals = Marginals(problem, self.gates)
         self.relative_error = table.correction.relative_error
         self.interval = table.correction.interval
         self._weights = torch.from_numpy(self.gate_ms)
 
-    def forward(self, probs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, probs: Matrices) -> Tensor:
         """Return expected milliseconds.
 
         Args:
-            probs: ``{group: (n_decisions, n_options)}``, rows sum to 1.
+            probs: Of the problem, as `Probabilities` or by group; those of each decision sum to 1.
 
         Returns:
             (), in the dtype of `probs`.

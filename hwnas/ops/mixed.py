@@ -7,12 +7,11 @@ from functools import cache
 
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision
 from hwnas.errors import unknown
-from hwnas.gates import choice
 from hwnas.ops import layers
 from hwnas.ops.drop_path import DropPath
 from hwnas.ops.registry import Op, active_tracer
+from hwnas.problem import Architecture, Decision, choice
 
 NONE = "none"
 CandidateBuilder = Callable[[int, int, bool], nn.Module]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from hwnas.gates import ALWAYS, Gate
 from hwnas.ops.registry import Op, OpSpec, Shape, active_tracer
+from hwnas.problem import ALWAYS, Gate
 
 INPUT = "image"
 

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hwnas.arch import Architecture
 from hwnas.files import sha256
 from hwnas.latency.table import USES, LatencyTable, NetRow
 from hwnas.latency.validation import calibrate, level_of, report_derived
+from hwnas.problem import Architecture, NoTwins
 from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
+from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
 from hwnas.runtime.measuring.results import collect
-from hwnas.search.derive import NoTwins, Solver
+from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
-from hwnas.spaces.base import Scale, SearchSpace
-from hwnas.ui import Update, ignore
+from hwnas.spaces import Scale, Space
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks that tell which budgets make sense
@@ -35,7 +35,7 @@ Measure = Callable[[Path, Path], None]
 
 def add_derived(
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     plan: Path,
     folder: Path,
@@ -71,7 +71,7 @@ def add_derived(
 
 def _add(
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     plan: Path,
     folder: Path,
@@ -108,7 +108,7 @@ def _at(net: NetRow, level: float) -> NetRow:
     return replace(net, latency_ms=net.latency_ms / level, ci_ms=(low_ms / level, high_ms / level))
 
 
-def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, plan: Path) -> None:
+def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: Space, plan: Path) -> None:
     """Plan some networks of the table, from the fastest to the slowest."""
     networks = Assembly.load(plan, load_plan(plan).id).networks
     settled = [net for net in table.nets if net.status == "ok" and net.key in networks]
@@ -122,7 +122,7 @@ def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, p
 def _plan_derived(
     writer: PlanWriter,
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     n: int,
     use: str,
@@ -130,14 +130,15 @@ def _plan_derived(
 ) -> None:
     """Plan n derived networks, fewer if some come out the same."""
     rng = np.random.default_rng(USES.index(use))
+    problem = space.problem.with_rules(NoTwins(space.twins()))
     models = price(space, scales, table)
-    typical_ms = random_latencies_ms(space, models, RANDOM, seed=0)
+    typical_ms = random_latencies_ms(space.problem, models, RANDOM, seed=0)
     for i in range(n):
         index = i % len(scales)
-        solver = Solver(space.groups, space.rules(), space.name, models[index], [NoTwins(space.twins())])
+        solver = Solver(problem, models[index])
         sure = LOGITS[(i + i // len(scales)) % len(LOGITS)]
-        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in space.groups}
-        probs = {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
+        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in problem.groups}
+        probs = problem.probabilities(softmax(open_logits(logits, problem.groups)))
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None
         tightness = (i // len(scales) + 0.5) / math.ceil(n / len(scales))  # budgets from tight to generous

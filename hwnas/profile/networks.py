@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
-from hwnas.gates import Gate
 from hwnas.latency.calibrate import select
 from hwnas.ops.trace import Trace
-from hwnas.spaces.base import SearchSpace, sample
+from hwnas.problem import Architecture, Gate
+from hwnas.spaces import Space
 
 CANDIDATES = 600  # networks these are chosen from
 CONCENTRATION = 0.5  # of a Dirichlet: networks of mostly one or two ops are among them, as searches find them
@@ -40,7 +39,7 @@ class Calibration:
 
 
 def choose_networks(
-    space: SearchSpace, mixed: Sequence[Trace], calibration: Calibration
+    space: Space, mixed: Sequence[Trace], calibration: Calibration
 ) -> list[tuple[str, int, Architecture]]:
     """Return (use, index of the scale, architecture) of the networks to measure whole.
 
@@ -55,8 +54,9 @@ def choose_networks(
     per_gate = [_estimates(t, kinds) for t in mixed]
     drawn: dict[tuple[int, str], tuple[int, Architecture]] = {}
     features = []
+    problem = space.problem
     for _ in range(CANDIDATES):
-        index, arch = int(rng.integers(len(mixed))), sample(space, rng, CONCENTRATION)
+        index, arch = int(rng.integers(len(mixed))), problem.draw(rng, CONCENTRATION)
         if (index, arch.id) in drawn:
             continue
         drawn[index, arch.id] = (index, arch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.spaces import Scale
-from hwnas.spaces.trellis import TrellisSpace
-from hwnas.train import TrainConfig
+from hwnas.spaces import Scale, autodeeplab_space
 
 CAMVID_CLASSES = 11
 # Of the 2,975 training images of Cityscapes weights see one half and alphas the other, two at a time (section 5.1).
@@ -27,7 +26,7 @@ def autodeeplab() -> Recipe:
     return Recipe(
         name="autodeeplab",
         title="Auto-DeepLab as in the paper, a folder in CamVid's layout, 1024x2048: for large GPUs",
-        space=TrellisSpace(Scale(20, 12, size), CAMVID_CLASSES),
+        space=autodeeplab_space(Scale(20, 12, size), CAMVID_CLASSES),
         widths=(20, 32, 48),
         search=SearchConfig(
             scale=Scale(8, 12, (512, 1024)),
@@ -52,7 +51,7 @@ def autodeeplab_quick() -> Recipe:
     return Recipe(
         name="autodeeplab-quick",
         title="Auto-DeepLab with 6 layers and 3 blocks, synthetic streets, 192x256: minutes on a laptop",
-        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
+        space=autodeeplab_space(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         search=SearchConfig(
             scale=Scale(4, 6, size), steps=150, warmup=30, batch=4, crop=(97, 129), w_lr=0.1, alpha_lr=0.02
@@ -68,7 +67,7 @@ def autodeeplab_camvid() -> Recipe:
     return Recipe(
         name="autodeeplab-camvid",
         title="Auto-DeepLab with 6 layers and 3 blocks, a folder in CamVid's layout, 360x480",
-        space=TrellisSpace(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
+        space=autodeeplab_space(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         search=SearchConfig(
             scale=Scale(4, 6, size), steps=200, warmup=40, batch=4, crop=(121, 161), w_lr=0.1, alpha_lr=0.02
@@ -85,7 +84,7 @@ def autodeeplab_tiny() -> Recipe:
     return Recipe(
         name="autodeeplab-tiny",
         title="Auto-DeepLab, synthetic streets, 65x97: for trying things out",
-        space=TrellisSpace(Scale(4, 4, size), CAMVID_CLASSES, nodes=2, head_channels=16),
+        space=autodeeplab_space(Scale(4, 4, size), CAMVID_CLASSES, nodes=2, head_channels=16),
         widths=(4, 8),
         search=SearchConfig(scale=Scale(2, 4, size), steps=6, warmup=2, batch=2, crop=(33, 49), w_lr=0.1, alpha_lr=0.5),
         train=TrainConfig(steps=6, batch=2, crop=(33, 49), evaluate_every=3),

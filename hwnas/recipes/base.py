@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hwnas.errors import unknown
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
+from hwnas.records import stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.spaces import Scale, SearchSpace
-from hwnas.train import TrainConfig
+from hwnas.spaces import Scale, Space
 
 
+@stored("recipe")
 @dataclass(frozen=True)
 class Recipe:
     """A run as data; variants by ``dataclasses.replace``.
@@ -39,7 +41,7 @@ class Recipe:
 
     name: str
     title: str
-    space: SearchSpace
+    space: Space
     widths: tuple[int, ...]
     search: SearchConfig
     train: TrainConfig
@@ -66,12 +68,6 @@ def recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
     """Register a function that returns a recipe, under its name with ``-`` for ``_``."""
     _RECIPES[make.__name__.replace("_", "-")] = make
     return make
-
-
-def add(made: Recipe) -> Recipe:
-    """Make a recipe known by its name, as the verbs need it; return it."""
-    _RECIPES[made.name] = lambda: made
-    return made
 
 
 def names() -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
-from hwnas.spaces import ChainSpace, Scale
-from hwnas.train import TrainConfig
+from hwnas.spaces import Scale, Space, darts_space
 
 SIZE = (32, 32)
 CLASSES = 10
@@ -18,8 +16,8 @@ NEEDS = "the folder cifar-10-batches-py or cifar-10-python.tar.gz"
 TRAIN_IMAGES = 45_000  # 50,000 less those held out as val
 
 
-def _space(channels: int, cells: int) -> ChainSpace:
-    return ChainSpace(Scale(channels, cells, SIZE), CLASSES, "cifar", "classification")
+def _space(channels: int, cells: int, nodes: int = 4) -> Space:
+    return darts_space(Scale(channels, cells, SIZE), CLASSES, "cifar", "classification", nodes=nodes)
 
 
 @recipe
@@ -91,7 +89,7 @@ def darts_cifar10_tiny() -> Recipe:
     return Recipe(
         name="darts-cifar10-tiny",
         title="DARTS cells that classify, synthetic shapes, 32x32: seconds, for trying things out",
-        space=replace(_space(4, 3), nodes=2),
+        space=_space(4, 3, nodes=2),
         widths=(4, 8),
         search=SearchConfig(
             scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.5, cutout=8

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes.base import Recipe, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.spaces import ChainSpace, Scale
-from hwnas.train import TrainConfig
+from hwnas.spaces import Scale, darts_space
 
 CAMVID_CLASSES = 11
 
@@ -19,7 +19,7 @@ def darts_quick() -> Recipe:
     return Recipe(
         name="darts-quick",
         title="DARTS cells, synthetic streets, 192x256: minutes on a laptop",
-        space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
+        space=darts_space(Scale(16, 6, size), CAMVID_CLASSES),
         # Cells are the finer step: with one depth there are budgets between the widths that no network comes near.
         # 24 channels are no way to that, see docs/architecture.md: ONNX Runtime computes 16 at once.
         widths=(16, 32),
@@ -40,7 +40,7 @@ def darts_camvid() -> Recipe:
     return Recipe(
         name="darts-camvid",
         title="DARTS cells, a folder in CamVid's layout, 360x480",
-        space=ChainSpace(Scale(16, 8, size), CAMVID_CLASSES),
+        space=darts_space(Scale(16, 8, size), CAMVID_CLASSES),
         widths=(16, 32),
         depths=(6, 8, 10, 12),
         depth_utility=0.3,
@@ -59,7 +59,7 @@ def darts_tiny() -> Recipe:
     return Recipe(
         name="darts-tiny",
         title="DARTS cells, synthetic streets, 48x64: seconds, for trying things out",
-        space=ChainSpace(Scale(8, 3, size), CAMVID_CLASSES),
+        space=darts_space(Scale(8, 3, size), CAMVID_CLASSES),
         widths=(4, 8),
         search=SearchConfig(scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.5),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
@@ -75,7 +75,7 @@ def darts_gpu() -> Recipe:
     return Recipe(
         name="darts-gpu",
         title="DARTS cells, synthetic streets, 1024x2048: for tables of GPUs",
-        space=ChainSpace(Scale(16, 6, size), CAMVID_CLASSES),
+        space=darts_space(Scale(16, 6, size), CAMVID_CLASSES),
         # TensorRT computes 8 channels of float16 at once, and tensor cores like 16 and more.
         widths=(16, 32, 64),
         search=SearchConfig(

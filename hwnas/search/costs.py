@@ -9,13 +9,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
-from hwnas.gates import Literals
 from hwnas.latency.model import LatencyModel
+from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.search.multiplier import Multiplier
 
-Probs = Mapping[str, Tensor]  # {group: (decisions, options)}
 Form = Literal["linear", "log", "two-sided", "product"]
 
 # Of the task loss, the share of the budget that is used, and the weight.
@@ -30,7 +28,7 @@ _FORMS: dict[Form, Callable[[Tensor, Tensor, float], Tensor]] = {
 class Resource(Protocol):
     """What a network takes of something: a `LatencyModel`, of whatever its table lists."""
 
-    def __call__(self, probs: Probs, /) -> Tensor:
+    def __call__(self, probs: Matrices, /) -> Tensor:
         """Return the expectation (), differentiable; under one-hot probabilities what that network takes."""
 
 
@@ -92,21 +90,21 @@ class Cost:
         self.bounds = tuple(bounds)
         self._expected = [_expectation(b, config.expectation) for b in bounds]
 
-    def expected(self, probs: Probs) -> list[Tensor]:
+    def expected(self, probs: Matrices) -> list[Tensor]:
         """Return the expectation of each resource, in its unit."""
         return [e(probs) for e in self._expected]
 
-    def used(self, probs: Probs) -> Tensor:
+    def used(self, probs: Matrices) -> Tensor:
         """Return the largest share of a budget that is used in expectation, ()."""
         return torch.stack([e / b.budget for e, b in zip(self.expected(probs), self.bounds, strict=True)]).max()
 
-    def total(self, task: Tensor, probs: Probs, weight: float) -> Tensor:
+    def total(self, task: Tensor, probs: Matrices, weight: float) -> Tensor:
         """Return the objective for a task loss () and a weight: that of the settings, or what was learned so far."""
         return _FORMS[self.config.form](task, self.used(probs), weight)
 
-    def of(self, arch: Architecture, groups: Sequence[Group]) -> dict[str, float]:
+    def of(self, arch: Architecture, problem: Problem) -> dict[str, float]:
         """Return what one architecture takes of each resource, by its name."""
-        one_hot = Literals(groups).matrices(arch)
+        one_hot = problem.one_hot(arch)
         return {b.name: float(b.resource(one_hot)) for b in self.bounds}
 
     def violation(self, taken: Mapping[str, float]) -> float:
@@ -132,9 +130,9 @@ class Mixture:
 
     model: LatencyModel
 
-    def __call__(self, probs: Probs, /) -> Tensor:
+    def __call__(self, probs: Matrices, /) -> Tensor:
         """Return it, in the unit of the model."""
         gates = self.model.marginals
-        q = torch.cat([probs[g.name].reshape(-1) for g in gates.literals.groups])
+        q = gates.problem.probabilities(probs).vector
         out: Tensor = self.model.base_ms + gates.gate_probs(q) @ torch.from_numpy(self.model.gate_ms).to(q)
         return out

@@ -3,143 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.arch import Architecture, Group
-from hwnas.errors import BudgetError, HwnasError, unknown
-from hwnas.gates import Answers, Literals, Rule
-from hwnas.gates import Literal as GateLiteral
-from hwnas.gates import Row as GateRow
+from hwnas.errors import BudgetError, HwnasError
 from hwnas.latency.model import LatencyModel
-from hwnas.search.program import Program, Row
-from hwnas.ui import Update, ignore
+from hwnas.problem import Architecture, Matrices, Problem
+from hwnas.problem.linear import Bounded
+from hwnas.progress import Update, ignore
+from hwnas.search.program import Program
 
 # HiGHS meets rows to 1e-7; a solution this close above the budget is checked in full precision and cut off.
 TOLERANCE = 1e-6
 TIE = 1e-7  # scores this close, relative to the largest probability, count as equal
 
 
-@dataclass(frozen=True)
-class AtMost:
-    """At most `most` of the decisions take one option: two skips in the normal cell (P-DARTS 3.3, DARTS+).
-
-    Attributes:
-        decisions: Names of the decisions that are counted.
-        option: The option.
-        most: How many of them may take it.
-    """
-
-    decisions: tuple[str, ...]
-    option: str
-    most: int
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], group: str, option: str, most: int) -> AtMost:
-        """Return the limit on an option within a group of a space.
-
-        Raises:
-            HwnasError: If there is no such group or option, or `most` is negative.
-        """
-        by_name = {g.name: g for g in groups}
-        if group not in by_name:
-            raise unknown("group of decisions", group, by_name)
-        if option not in by_name[group].options:
-            raise unknown(f"option of {group}", option, by_name[group].options)
-        if most < 0:
-            raise HwnasError(f"at most how many {option} a cell may have is 0 or more, got {most}")
-        return cls(tuple(d.name for d in by_name[group].decisions), option, most)
-
-    def __str__(self) -> str:
-        """Return it as messages have it."""
-        return f"{self.most} {self.option} at most"
-
-    def rows(self) -> list[GateRow]:
-        """Return the limit as one linear constraint on 0/1 literals."""
-        return [GateRow({(d, self.option): 1.0 for d in self.decisions}, 0.0, float(self.most))]
-
-    def holds(self, arch: Architecture) -> bool:
-        """Tell whether an architecture keeps it."""
-        return sum(arch.get(d) == self.option for d in self.decisions) <= self.most
-
-
-@dataclass(frozen=True)
-class NoTwins:
-    """No two nodes compute the same: a second one adds nothing, and engines leave it out.
-
-    A score counts it for all that, and a prediction that knows networks decision by decision prices it.
-
-    Attributes:
-        twins: Answers that together make two nodes compute the same, see `SearchSpace.twins`.
-    """
-
-    twins: tuple[Answers, ...]
-
-    def __str__(self) -> str:
-        """Return it as messages have it."""
-        return "no two nodes that compute the same"
-
-    def rows(self) -> list[GateRow]:
-        """Return the limit as linear constraints on 0/1 literals."""
-        return [GateRow(dict.fromkeys(answers, 1.0), 0.0, len(answers) - 1.0) for answers in self.twins]
-
-    def holds(self, arch: Architecture) -> bool:
-        """Tell whether an architecture keeps it."""
-        given = set(arch.answers)
-        return not any(given.issuperset(answers) for answers in self.twins)
-
-
-Limit = AtMost | NoTwins
-
-
-def strongest(
-    groups: Sequence[Group],
-    rules: Sequence[Rule],
-    space: str,
-    probs: Mapping[str, np.ndarray],
-    limits: Sequence[Limit] = (),
-) -> Architecture:
+def strongest(problem: Problem, probs: Matrices) -> Architecture:
     """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
 
     Ties keep the edge, and the op, that comes first. Decisions outside of every rule take their most probable option.
-
-    Args:
-        groups: Of the space.
-        rules: Of the space.
-        space: Its name.
-        probs: ``{group: (decisions, options)}`` after the softmax, which `none` took part in.
-        limits: What the network may not have too much of. If the rule's network does, the one of the largest sum of
-            probabilities that does not is returned, which is what the rule's is without limits.
+    If that breaks a rule that only excludes architectures, the one of the largest score that obeys all is returned,
+    which is what the paper's rule gives without such rules.
 
     Raises:
-        BudgetError: If no architecture keeps the limits.
+        BudgetError: If no architecture obeys all rules.
     """
-    every = [(d, probs[g.name][i]) for g in groups for i, d in enumerate(g.decisions)]
-    answers = {d.name: d.options[int(row.argmax())] for d, row in every}
-    by_option = {d.name: dict(zip(d.options, map(float, row), strict=True)) for d, row in every}
-    for rule in rules:
-        answers |= rule.strongest(by_option)
-    arch = Architecture.of(space, answers)
-    if all(limit.holds(arch) for limit in limits):
-        return arch
-    return Solver(groups, rules, space, limits=limits).solve(probs).arch
-
-
-def worth(literals: Literals, rules: Sequence[Rule], p: np.ndarray) -> np.ndarray:
-    """Return what each literal adds to the score of an architecture, from their probabilities, both (n_literals,).
-
-    That is what its rule says; 0 for what is dropped. Decisions outside of every rule count their probability.
-    """
-    probs: dict[str, dict[str, float]] = {}
-    for (d, option), value in zip(literals.names, p, strict=True):
-        probs.setdefault(d, {})[option] = float(value)
-    by_rule: dict[GateLiteral, float] = {}
-    for rule in rules:
-        by_rule |= dict.fromkeys(((d, rule.none) for d in rule.decisions), 0.0)
-        by_rule |= rule.worth(probs)
-    return np.array([by_rule.get(literal, value) for literal, value in zip(literals.names, p, strict=True)])
+    arch = problem.strongest(problem.probabilities(probs))
+    return arch if problem.broken(arch) is None else Solver(problem).solve(probs).arch
 
 
 @dataclass(frozen=True)
@@ -173,37 +65,25 @@ class Solver:
     one rule are worth the same; sums of values that all differ are not expected to be equal.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        rules: Sequence[Rule],
-        space: str,
-        latency: LatencyModel | Sequence[LatencyModel] | None = None,
-        limits: Sequence[Limit] = (),
-    ) -> None:
-        """Set up the constraints of a space and of the latency models' gates.
+    def __init__(self, problem: Problem, latency: LatencyModel | Sequence[LatencyModel] | None = None) -> None:
+        """Set up the constraints of a problem and of the latency models' gates.
 
         Args:
-            groups: Of the space.
-            rules: Of the space.
-            space: Its name.
+            problem: What is decided, with all rules that an architecture must obey.
             latency: Prices the gates at one scale; several if each is to have a budget (latency on two devices, or a
                 count of something: `hwnas.latency.resources`); None if there will be no budget.
-            limits: What an architecture may not have too much of.
         """
         self.models = () if latency is None else (latency,) if isinstance(latency, LatencyModel) else tuple(latency)
-        self.limits = tuple(limits)
-        self.program = Program(groups, [*rules, *limits], space, self.models)
-        self.literals = self.program.literals
-        self._every_rule = tuple(rules)
-        self._rules = {d: r for r in rules for d in r.decisions}
-        self._rivals = self._by_rule(groups)
+        self.problem = problem
+        self.program = Program(problem, self.models)
+        self.literals = problem.literals
+        self._rivals = self._by_rule()
 
-    def solve(self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None) -> Solution:
+    def solve(self, probs: Matrices, budget_ms: float | Sequence[float] | None = None) -> Solution:
         """Return the architecture of the highest score that meets the budget.
 
         Args:
-            probs: ``{group: (decisions, options)}`` after the softmax. A dropped edge scores 0.
+            probs: After the softmax, which `none` took part in. A dropped edge scores 0.
             budget_ms: Upper bound of the predicted latency, or one for each model; None for none.
 
         Raises:
@@ -211,9 +91,7 @@ class Solver:
         """
         return self.best(probs, budget_ms)[0]
 
-    def best(
-        self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None = None, k: int = 1
-    ) -> list[Solution]:
+    def best(self, probs: Matrices, budget_ms: float | Sequence[float] | None = None, k: int = 1) -> list[Solution]:
         """Return the k architectures of the highest scores that meet the budget, best first.
 
         After each the next is found with a cut that all found so far violate, so the list is exact.
@@ -232,19 +110,15 @@ class Solver:
             raise self._refusal(budgets)
         return found
 
-    def beats(
-        self, probs: Mapping[str, np.ndarray], budget_ms: float | Sequence[float] | None, least: float
-    ) -> Solution | None:
+    def beats(self, probs: Matrices, budget_ms: float | Sequence[float] | None, least: float) -> Solution | None:
         """Return what `solve` does if its score is at least `least`, else None: that is found out sooner."""
         found = self._search(probs, self._budgets(budget_ms), 1, least)
         return found[0] if found else None
 
-    def _search(
-        self, probs: Mapping[str, np.ndarray], budgets: Sequence[float], k: int, least: float = -math.inf
-    ) -> list[Solution]:
+    def _search(self, probs: Matrices, budgets: Sequence[float], k: int, least: float = -math.inf) -> list[Solution]:
         """Return up to k architectures that meet the budgets and score `least`, best first."""
-        p, score = self._flat(probs)
-        limits, found, cuts = list(budgets), list[Solution](), list[Row]()
+        p, score = self._scores(probs)
+        limits, found, cuts = list(budgets), list[Solution](), list[Bounded]()
         if least > -math.inf:
             unit = self._unit(score)
             cuts.append(({i: float(x) / unit for i, x in enumerate(score) if x}, least / unit - TIE, np.inf))
@@ -266,7 +140,7 @@ class Solver:
 
     def cost_of_change(
         self,
-        probs: Mapping[str, np.ndarray],
+        probs: Matrices,
         arch: Architecture,
         budget_ms: float | Sequence[float] | None = None,
         update: Update = ignore,
@@ -283,7 +157,7 @@ class Solver:
             By decision, in units of probability; infinite where no other answer meets the budget. Others may change
             along with it: an edge that is dropped makes room for another.
         """
-        _, score = self._flat(probs)
+        _, score = self._scores(probs)
         reached, rows = float(score @ self.literals.vector(arch)), self._budget_rows(self._budgets(budget_ms))
         out: dict[str, float] = {}
         for done, (decision, option) in enumerate(arch.answers, start=1):
@@ -336,12 +210,13 @@ class Solver:
         assert result is not None, "a valid architecture meets its space's constraints"
         return float(cost @ result) + self.program.prices[model][1]
 
-    def _flat(self, probs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the probability of each literal, and what it is worth."""
-        p = np.concatenate([np.asarray(probs[g.name], dtype=np.float64).reshape(-1) for g in self.literals.groups])
+    def _scores(self, probs: Matrices) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probability of each literal, and what it adds to the score."""
+        given = self.problem.probabilities(probs)
+        p = given.numpy()
         if not np.isfinite(p).all() or (p < 0).any():
             raise HwnasError("probabilities must be finite and not negative; the search that made them went wrong")
-        return p, worth(self.literals, self._every_rule, p)
+        return p, self.problem.scores(given)
 
     def _budgets(self, budget_ms: float | Sequence[float] | None) -> tuple[float, ...]:
         if budget_ms is None:
@@ -350,7 +225,7 @@ class Solver:
         assert len(budgets) == len(self.models), "each budget needs a latency model, and each model a budget"
         return budgets
 
-    def _budget_rows(self, limits_ms: Sequence[float]) -> list[Row]:
+    def _budget_rows(self, limits_ms: Sequence[float]) -> list[Bounded]:
         """Return the budgets as rows; relative to each, so that the solver's tolerance is relative too."""
         return [
             ({i: c / limit for i, c in row.items()}, -np.inf, 1.0 - constant / limit)
@@ -360,8 +235,8 @@ class Solver:
     def _refusal(self, budgets: Sequence[float]) -> BudgetError:
         """Return the error for budgets that nothing meets."""
         if not budgets:
-            said = ", ".join(str(x) for x in self.limits) or "what is asked for"
-            return BudgetError(f"no architecture of the space has {said}; allow more of it")
+            asked = ", ".join(str(r) for r in self.problem.rules if not r.decisions) or "what is asked for"
+            return BudgetError(f"no architecture of the space has {asked}; allow more of it")
         if len(budgets) > 1:
             factor = self.nearest(budgets)
             asked = ", ".join(f"{b:.4g}" for b in budgets)
@@ -393,25 +268,24 @@ class Solver:
         """Return the largest probability, which scores are relative to in the program."""
         return max(float(np.abs(score).max()), 1e-300)
 
-    def _other_than(self, arch: Architecture) -> Row:
+    def _other_than(self, arch: Architecture) -> Bounded:
         """Return the cut that this architecture alone violates: not all of its answers at once."""
         row = {self.literals.index[answer]: 1.0 for answer in arch.answers}
         return row, -np.inf, len(row) - 1.0
 
-    def _is_drop(self, decision: str, option: str) -> bool:
-        return decision in self._rules and option == self._rules[decision].none
-
-    def _by_rule(self, groups: Sequence[Group]) -> list[list[int]]:
+    def _by_rule(self) -> list[list[int]]:
         """Return the literals that can be kept, by their rule, else by their decision: who may be kept for another."""
-        out: dict[object, list[int]] = {}
-        for d in (d for g in groups for d in g.decisions):
+        problem, out = self.problem, dict[object, list[int]]()
+        for d in (d for d in problem.decisions if d.name not in problem.answers):
+            rule = problem.rule_of.get(d.name)
             for o in d.options:
-                if not self._is_drop(d.name, o) and o not in d.closed:
-                    of = self._rules[d.name].decisions if d.name in self._rules else d.name
-                    out.setdefault(of, []).append(self.literals.index[d.name, o])
+                if not problem.is_dropped(d.name, o) and o not in d.closed:
+                    out.setdefault(d.name if rule is None else rule.decisions, []).append(
+                        self.literals.index[d.name, o]
+                    )
         return list(out.values())
 
-    def _best(self, score: np.ndarray, p: np.ndarray, rows: list[Row]) -> Architecture | None:
+    def _best(self, score: np.ndarray, p: np.ndarray, rows: list[Bounded]) -> Architecture | None:
         """Maximise the score, then break ties by the paper's order of literals within each rule."""
         cost = self._score_cost(score)
         first = self.program.architecture(cost, rows)

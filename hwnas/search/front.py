@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.errors import HwnasError
+from hwnas.progress import Update, ignore
 from hwnas.search.derive import TIE, reachable_fps
 from hwnas.search.widths import Candidate, Contest
-from hwnas.ui import Update, ignore
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import checkpoint
-from hwnas.arch import Architecture, Group
 from hwnas.data.augment import BatchSource, batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
+from hwnas.learn.losses import Batch, task_loss, tensors
+from hwnas.problem import Architecture, Group, Probabilities
+from hwnas.progress import Update, ignore
 from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound, Cost
@@ -24,13 +26,11 @@ from hwnas.search.derive import strongest
 from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.objective import Batch, task_loss, tensors
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
 from hwnas.seeding import seeded
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 from hwnas.spaces.cell import set_evaluation
 from hwnas.steplog import StepLog
-from hwnas.ui import Update, ignore
 
 __all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
 
@@ -71,7 +71,7 @@ class BilevelSearch:
     """
 
     def __init__(
-        self, space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
+        self, space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 
@@ -81,16 +81,16 @@ class BilevelSearch:
             data: The training set.
             bounds: What the objective holds networks to.
         """
-        self.config, self.space = config, space
+        self.config, self.space, self.problem = config, space, space.problem
         self.cost = Cost(config.cost, bounds) if bounds else None
-        config.guards.check(space.groups)
+        config.guards.check(self.problem.groups)
         with seeded(config.seed):
             net = space.at(config.scale).build(form="search")
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_evaluation(self.net, config.evaluation)
         self.net.train()
         self._weights = dict(self.net.named_parameters())  # by name: collecting them takes longer than a cell
-        self.alphas = Alphas(space.groups, config.seed)
+        self.alphas = Alphas(self.problem.groups, config.seed)
         self._functional = Functional(self.net)
         for_weights, for_alphas = split_halves(len(data), config.seed)
         if config.level == "single":
@@ -160,7 +160,7 @@ class BilevelSearch:
         """Return the task loss of the supernet, with its own weights if none are given."""
         c = self.config
         images, labels = batch
-        mixture = c.guards.assist(c.relaxation.weights(logits, at), self.space.groups, at.progress)
+        mixture = c.guards.assist(c.relaxation.weights(logits, at), self.problem.groups, at.progress)
         options = {"sampled": True} if c.relaxation.sampled else {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
             if weights is None:
@@ -188,7 +188,7 @@ class BilevelSearch:
         value = torch.tensor(task.loss, requires_grad=True)
         total: Tensor = value
         if self.cost is not None:
-            total = self.cost.total(value, relaxation.probs(logits), self.weight)
+            total = self.cost.total(value, self._probs(logits), self.weight)
         total = total + relaxation.own_loss(logits)
         # A product scales the gradient of the task loss: the first of these by how much.
         scale, *more = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
@@ -213,14 +213,14 @@ class BilevelSearch:
     @torch.no_grad()
     def _look(self, moving: bool) -> dict[str, Any]:
         """Look at what would be derived now: the multiplier and the guards go by it."""
-        c, space = self.config, self.space
-        probs = c.relaxation.probs(self.alphas())
+        c = self.config
+        probs = self._probs(self.alphas())
         metrics: dict[str, Any] = decidedness(probs)
-        arch = strongest(space.groups, space.rules(), space.name, {k: p.numpy() for k, p in probs.items()})
+        arch = strongest(self.problem, probs)
         if self.cost is not None:
             expected = zip(self.cost.bounds, self.cost.expected(probs), strict=True)
             metrics |= {f"expected_{b.name}": float(e) for b, e in expected}
-            taken = self.cost.of(arch, space.groups)
+            taken = self.cost.of(arch, self.problem)
             metrics |= {f"derived_{name}": amount for name, amount in taken.items()}
             metrics["lambda"] = self.weight
             if moving and isinstance(c.cost.weight, Multiplier):
@@ -236,7 +236,11 @@ class BilevelSearch:
         if (self.step + 1) % guards.check_every == 0:
             self._unchanged = self._unchanged + 1 if arch.id == self._last_checked else 1
             self._last_checked = arch.id
-            self.stopped = guards.reason(arch, self._unchanged, self.space.groups)
+            self.stopped = guards.reason(arch, self._unchanged, self.problem.groups)
+
+    def _probs(self, logits: Values) -> Probabilities:
+        """Return the probabilities that costs, guards and the derivation read."""
+        return self.problem.probabilities(self.config.relaxation.probs(logits))
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Group
 
 SKIP = "skip_connect"
 

@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture
 from hwnas.data.augment import batch_source
 from hwnas.data.base import IGNORE_LABEL, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
 from hwnas.images import normalise
+from hwnas.learn.losses import Batch, tensors
+from hwnas.learn.training import TrainConfig, Training, train
 from hwnas.metrics import confusion, scores
+from hwnas.problem import Architecture
+from hwnas.progress import Update, ignore
 from hwnas.search.config import SearchConfig
-from hwnas.search.objective import Batch, tensors
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 from hwnas.steplog import StepLog
-from hwnas.train import TrainConfig, Training, train
-from hwnas.ui import Update, ignore
 
 IMAGES = 64  # a network is judged on at most so many
 RECALIBRATION = 8  # batches that BatchNorm takes its statistics from
@@ -125,7 +125,7 @@ class Supernet:
     """The weights of a finished search, and images that its weights did not learn on."""
 
     def __init__(
-        self, space: SearchSpace, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
+        self, space: Space, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
     ) -> None:
         """Take the weights, and draw the batches that all networks are judged on.
 
@@ -161,7 +161,7 @@ class Supernet:
 
         Args:
             arch: Complete; None for the mixture.
-            probs: ``{group: (decisions, options)}`` of the mixture.
+            probs: Of the mixture.
         """
         net = self.space.build(arch, form="search")
         try:
@@ -179,7 +179,7 @@ class Supernet:
 
 
 def judge_trained(
-    space: SearchSpace,
+    space: Space,
     arch: Architecture,
     config: TrainConfig,
     data: tuple[SegmentationData, SegmentationData],

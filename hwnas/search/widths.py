@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from hwnas.arch import Architecture
 from hwnas.errors import BudgetError
-from hwnas.gates import Literals
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import Trace
+from hwnas.problem import Architecture, Matrices, Probabilities, Problem
+from hwnas.progress import Update, ignore
 from hwnas.search.costs import Bound
-from hwnas.search.derive import Limit, Solution, Solver, reachable_fps, strongest, worth
-from hwnas.spaces.base import Scale, SearchSpace, sample, trace_space
-from hwnas.ui import Update, ignore
+from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
+from hwnas.spaces import Scale, Space, trace_space
 
 # How far below the budget the prediction of a derived network stays: half a standard error of the table, but
 # never more than a tenth: a table worse than that should be measured again, not paid for in width.
@@ -28,25 +27,25 @@ MOST = 0.1
 
 
 @lru_cache(maxsize=32)
-def _traced(space: SearchSpace, merge: bool) -> Trace:
+def _traced(space: Space, merge: bool) -> Trace:
     return trace_space(space, merge=merge)  # most of a second, and the same for every table and resource
 
 
-def _traces(space: SearchSpace, scales: Sequence[Scale], merge: bool) -> list[Trace]:
-    return [_traced(space.at(s), merge) for s in scales]  # type: ignore[arg-type] # spaces are hashable
+def _traces(space: Space, scales: Sequence[Scale], merge: bool) -> list[Trace]:
+    return [_traced(space.at(s), merge) for s in scales]
 
 
-def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
+def price(space: Space, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
     """Return the latency model of the deploy form at each scale.
 
     Raises:
         MissingOp: If the table lacks an op.
     """
     traces = _traces(space, scales, bool(table.where["merges"]))
-    return [LatencyModel(t.terms(), table, space.groups, space.rules()) for t in traces]
+    return [LatencyModel(t.terms(), table, space.problem) for t in traces]
 
 
-def count(space: SearchSpace, scales: Sequence[Scale], resource: str) -> list[LatencyModel]:
+def count(space: Space, scales: Sequence[Scale], resource: str) -> list[LatencyModel]:
     """Return models that predict a count in place of milliseconds, one for each scale.
 
     Args:
@@ -55,13 +54,13 @@ def count(space: SearchSpace, scales: Sequence[Scale], resource: str) -> list[La
         resource: One of `hwnas.latency.resources.RESOURCES`.
     """
     traces = _traces(space, scales, merge=True)  # what is merged has neither parameters nor multiply-adds
-    return [LatencyModel(t.terms(), Counts.of(t, resource), space.groups, space.rules()) for t in traces]
+    return [LatencyModel(t.terms(), Counts.of(t, resource), space.problem) for t in traces]
 
 
-def random_latencies_ms(space: SearchSpace, models: Sequence[LatencyModel], n: int, seed: int) -> np.ndarray:
+def random_latencies_ms(problem: Problem, models: Sequence[LatencyModel], n: int, seed: int) -> np.ndarray:
     """Return the predicted latencies of random architectures, (len(models), n)."""
     rng = np.random.default_rng(seed)
-    return np.array([[m.predict_ms(sample(space, rng)) for _ in range(n)] for m in models])
+    return np.array([[m.predict_ms(problem.draw(rng)) for _ in range(n)] for m in models])
 
 
 def safety(model: LatencyModel) -> float:
@@ -84,7 +83,7 @@ class Constraint:
     most: float
 
     @classmethod
-    def on_table(cls, space: SearchSpace, scales: Sequence[Scale], table: LatencyTable, most_ms: float) -> Constraint:
+    def on_table(cls, space: Space, scales: Sequence[Scale], table: LatencyTable, most_ms: float) -> Constraint:
         """Hold networks to a latency on the device of another table."""
         return cls(str(table.path or table.name), price(space, scales, table), most_ms)
 
@@ -138,20 +137,28 @@ class Contest:
 
     def __init__(
         self,
-        space: SearchSpace,
+        problem: Problem,
         scales: Sequence[Scale],
         models: Sequence[LatencyModel],
-        probs: Mapping[str, np.ndarray],
+        probs: Matrices,
         width_utility: float,
         depth_utility: float = 0.0,
-        limits: Sequence[Limit] = (),
         constraints: Sequence[Constraint] = (),
     ) -> None:
-        """Set up a solver for each scale; see `derive`."""
-        self.space = space
-        self.scales, self.models, self.constraints, self.probs = tuple(scales), tuple(models), tuple(constraints), probs
-        groups, rules = space.groups, space.rules()
-        self._limits = tuple(limits)
+        """Set up a solver for each scale.
+
+        Args:
+            problem: What is decided, with all rules that a network must obey.
+            scales: Deployment scales, narrowest and shallowest first.
+            models: Their prices.
+            probs: After the softmax.
+            width_utility: What doubling the channels is worth, as a share of the paper's score.
+            depth_utility: What doubling the cells is worth.
+            constraints: What else a network may not exceed.
+        """
+        self.problem = problem
+        self.scales, self.models, self.constraints = tuple(scales), tuple(models), tuple(constraints)
+        self.probs = problem.probabilities(probs)
         channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
         self.bonus = [
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
@@ -159,7 +166,7 @@ class Contest:
         ]
         self._setback = 1.0 + max(self.bonus)
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
-        self.solvers = [Solver(groups, rules, space.name, every, limits) for every in per_scale]
+        self.solvers = [Solver(problem, every) for every in per_scale]
         self._margins = [[safety(m) for m in every] for every in per_scale]
         # By scale: the least budget that was solved for, what it gave, and the largest that nothing meets; and a budget
         # with a utility that was found to be out of reach there.
@@ -169,8 +176,7 @@ class Contest:
 
     @cached_property
     def _best_score(self) -> float:
-        rule = strongest(self.space.groups, self.space.rules(), self.space.name, self.probs, self._limits)
-        return self._sum(rule)
+        return self._sum(strongest(self.problem, self.probs))
 
     def budgets(self, scale: int, budget_ms: float) -> list[float]:
         """Return what may be predicted at a scale, by table or resource: budget and constraints, less the safety."""
@@ -303,10 +309,8 @@ class Contest:
         return score * self._best_score
 
     def _sum(self, arch: Architecture) -> float:
-        """Return what an architecture is worth, see `hwnas.search.derive.worth`."""
-        literals = Literals(self.space.groups)
-        p = np.concatenate([np.asarray(self.probs[g.name], np.float64).reshape(-1) for g in literals.groups])
-        return float(worth(literals, self.space.rules(), p) @ literals.vector(arch))
+        """Return the score of an architecture, see `Problem.scores`."""
+        return float(self.problem.scores(self.probs) @ self.problem.literals.vector(arch))
 
     def _candidate(self, scale: int, solution: Solution) -> Candidate:
         assert solution.latency_ms is not None
@@ -317,45 +321,16 @@ class Contest:
         return Candidate(at, solution.arch, solution.latency_ms, score, utility, interval, solution.others)
 
 
-def derive(
-    space: SearchSpace,
-    scales: Sequence[Scale],
-    models: Sequence[LatencyModel],
-    probs: Mapping[str, np.ndarray],
-    budget_ms: float,
-    width_utility: float,
-    *,
-    depth_utility: float = 0.0,
-    candidates: int = 1,
-    limits: Sequence[Limit] = (),
-    constraints: Sequence[Constraint] = (),
-) -> tuple[Candidate, list[Candidate]]:
-    """Derive the best architectures of each scale under a budget, and choose among them.
+def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Candidate, list[Candidate]]:
+    """Choose among the best of all scales by utility.
 
     Args:
-        space: The space.
-        scales: Deployment scales, narrowest and shallowest first.
-        models: Their prices.
-        probs: ``{group: (decisions, options)}`` after the softmax.
+        contest: The solvers of all scales.
         budget_ms: What the network may take.
-        width_utility: What doubling the channels is worth, as a share of the paper's score.
-        depth_utility: What doubling the cells is worth.
         candidates: How many of each scale, the best ones; only the first of each competes.
-        limits: What the network may not have too much of.
-        constraints: What else it may not exceed.
 
     Returns:
         The chosen candidate and all of them, by scale and best first.
-
-    Raises:
-        BudgetError: If no scale meets the budget; names the fastest reachable fps.
-    """
-    contest = Contest(space, scales, models, probs, width_utility, depth_utility, limits, constraints)
-    return choose(contest, budget_ms, candidates)
-
-
-def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Candidate, list[Candidate]]:
-    """Choose among the best of all scales by utility; see `derive`.
 
     Raises:
         BudgetError: If no scale meets the budget; names the fastest reachable fps.
@@ -367,10 +342,11 @@ def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Can
     return chosen, [c for every in per_scale for c in every]
 
 
-def margins(space: SearchSpace, probs: Mapping[str, np.ndarray]) -> dict[str, float]:
+def margins(probs: Probabilities) -> dict[str, float]:
     """Return for each decision the best probability less the second best: how sure the search is of it."""
     out: dict[str, float] = {}
-    for g in space.groups:
-        top = np.sort(probs[g.name], axis=1)[:, ::-1]
+    matrices = probs.matrices()
+    for g in probs.literals.groups:
+        top = np.sort(matrices[g.name], axis=1)[:, ::-1]
         out |= {d.name: float(m) for d, m in zip(g.decisions, top[:, 0] - top[:, 1], strict=True)}
     return out

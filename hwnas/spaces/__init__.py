@@ -1,21 +1,57 @@
-"""Search spaces."""
+"""Search spaces: pairs of an encoder and a head."""
 
-from hwnas.spaces.base import Form, Scale, SearchSpace, check, decisions, sample, trace_space
-from hwnas.spaces.chain import DARTS_OPS, ChainSpace
-from hwnas.spaces.genotype import DARTS_V1, DARTS_V2, Genotype, derived_genotype
+from hwnas.spaces.cell import Cell, CellSpec
+from hwnas.spaces.encoders import Chain, Trellis, Xception, encoder, registered_encoders
+from hwnas.spaces.encoders.chain import DARTS_OPS
+from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
+from hwnas.spaces.factories import autodeeplab_space, darts_space, xception_space
+from hwnas.spaces.genotype import Genotype, derived_genotype
+from hwnas.spaces.heads import ASPPHead, Classifier, Context, Decoder, head, registered_heads
+from hwnas.spaces.net import SpaceNet
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
+from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
+from hwnas.spaces.space import Space, check, decisions, sample, trace_space
 
 __all__ = [
     "DARTS_OPS",
     "DARTS_V1",
     "DARTS_V2",
-    "ChainSpace",
+    "TRELLIS_OPS",
+    "ASPPHead",
+    "Cell",
+    "CellSpec",
+    "Chain",
+    "Classifier",
+    "Context",
+    "Decoder",
+    "Encoder",
+    "EncoderNet",
+    "Feature",
     "Form",
     "Genotype",
+    "Head",
+    "HeadNet",
+    "Map",
+    "Maps",
     "Scale",
-    "SearchSpace",
+    "Space",
+    "SpaceNet",
+    "Trellis",
+    "TrellisGenotype",
+    "Xception",
+    "autodeeplab_space",
     "check",
+    "darts_space",
     "decisions",
     "derived_genotype",
+    "encoder",
+    "head",
+    "published",
+    "published_names",
+    "registered_encoders",
+    "registered_heads",
     "sample",
     "trace_space",
+    "trellis_architecture",
+    "xception_space",
 ]

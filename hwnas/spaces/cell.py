@@ -1,69 +1,108 @@
-"""The DARTS cell: a small graph whose edges are decisions."""
+"""The cell: a small graph whose edges are decisions (DARTS 2.1), with any number of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Decision, Group
-from hwnas.gates import ALWAYS, Answers, Gate, TopK, at_least
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, has_weights
 from hwnas.ops.registry import active_tracer
+from hwnas.problem import ALWAYS, Answers, Architecture, Decision, Gate, Group, Rule, TopK, at_least
 
-INPUTS = 2  # c_{k-2} and c_{k-1}
-
-
-def cell_edges(nodes: int) -> list[tuple[int, int]]:
-    """Return the edges (from state, to state) in the order of alpha rows: node 2 first, then by predecessor."""
-    return [(j, i) for i in range(INPUTS, INPUTS + nodes) for j in range(i)]
+Edge = tuple[int, int]  # from a state, to a state; inputs are the first states, then come the nodes
+Block = tuple[tuple[str, int], ...]  # of a node: ops, and the states they read
+FUSED_INPUTS = 2  # of cells that `hwnas.ops.fused` computes as one
 
 
-def edge_name(group: str, edge: tuple[int, int]) -> str:
-    """Return the name of an edge's decision, ``"normal/0-2"``."""
-    return f"{group}/{edge[0]}-{edge[1]}"
+@dataclass(frozen=True)
+class CellSpec:
+    """A cell as data: its decisions, the rules on them, and what of it can be the same.
 
-
-def cell_group(name: str, nodes: int, options: tuple[str, ...]) -> Group:
-    """Return the decisions of a cell: an op, or `none`, for each edge (DARTS 2.1)."""
-    return Group(name, tuple(Decision(edge_name(name, e), options) for e in cell_edges(nodes)))
-
-
-def cell_rules(group: Group, nodes: int, keep: int) -> list[TopK]:
-    """Return the rule of each node: `keep` of its incoming edges survive (DARTS 2.3)."""
-    edges = cell_edges(nodes)
-    return [
-        TopK(tuple(edge_name(group.name, e) for e in edges if e[1] == i), group.options, keep, NONE)
-        for i in range(INPUTS, INPUTS + nodes)
-    ]
-
-
-def cell_twins(group: Group, nodes: int, keep: int, stride: int = 1) -> tuple[Answers, ...]:
-    """Return which answers make two nodes of a cell compute the same: ops without weights, of the same states.
-
-    Args:
-        group: The decisions of the cell.
+    Attributes:
+        name: Of the group of its decisions.
+        ops: Options of every edge; `none` is a dropped edge.
         nodes: Number of nodes.
-        keep: Incoming edges of a node.
+        keep: Incoming edges that survive at each node: all of them, where a node has fewer.
+        inputs: Number of inputs.
         stride: Of the edges from the inputs.
     """
-    found = []
-    for i, j in combinations(range(INPUTS, INPUTS + nodes), 2):
-        for states in combinations(range(i), keep):
-            options = [
-                [o for o in group.options if o != NONE and not has_weights(o, stride if s < INPUTS else 1)]
-                for s in states
-            ]
-            for ops in product(*options):
-                pairs = [(edge_name(group.name, (s, n)), o) for n in (i, j) for s, o in zip(states, ops, strict=True)]
-                found.append(tuple(pairs))
-    return tuple(found)
+
+    name: str
+    ops: tuple[str, ...]
+    nodes: int
+    keep: int
+    inputs: int = 2
+    stride: int = 1
+
+    @property
+    def states(self) -> range:
+        """The states that are nodes."""
+        return range(self.inputs, self.inputs + self.nodes)
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """The edges in the order of the rows of alpha: the first node first, then by where they come from."""
+        return tuple((j, i) for i in self.states for j in range(i))
+
+    def edge_name(self, edge: Edge) -> str:
+        """Return the name of an edge's decision, ``"normal/0-2"``."""
+        return f"{self.name}/{edge[0]}-{edge[1]}"
+
+    @cached_property
+    def group(self) -> Group:
+        """The decisions: an op, or `none`, for each edge (DARTS 2.1)."""
+        return Group(self.name, tuple(Decision(self.edge_name(e), self.ops) for e in self.edges))
+
+    def kept_at(self, node: int) -> int:
+        """Return how many incoming edges of a node survive."""
+        return min(self.keep, node)
+
+    def rules(self) -> list[Rule]:
+        """Return the rule of each node: `keep` of its incoming edges survive (DARTS 2.3)."""
+        return [
+            TopK(tuple(self.edge_name((j, i)) for j in range(i)), self.ops, self.kept_at(i), NONE) for i in self.states
+        ]
+
+    def twins(self) -> tuple[Answers, ...]:
+        """Return which answers make two nodes compute the same: ops without weights, of the same states."""
+        out = []
+        for i, j in combinations(self.states, 2):
+            if self.kept_at(i) != self.kept_at(j):
+                continue
+            for states in combinations(range(i), self.kept_at(i)):
+                options = [
+                    [o for o in self.ops if o != NONE and not has_weights(o, self.stride if s < self.inputs else 1)]
+                    for s in states
+                ]
+                for ops in product(*options):
+                    pairs = [(self.edge_name((s, n)), o) for n in (i, j) for s, o in zip(states, ops, strict=True)]
+                    out.append(tuple(pairs))
+        return tuple(out)
+
+    def kept(self, arch: Architecture) -> list[tuple[int, int, str]]:
+        """Return the edges that an architecture keeps, in their order, each with its op."""
+        ops = ((edge, arch.get(self.edge_name(edge))) for edge in self.edges)
+        return [(j, i, op) for (j, i), op in ops if op is not None and op != NONE]
+
+    def blocks(self, arch: Architecture) -> tuple[Block, ...]:
+        """Return the kept edges of each node, as pairs (op, state) in the order of the states."""
+        kept = self.kept(arch)
+        return tuple(tuple((op, j) for j, i, op in kept if i == node) for node in self.states)
+
+    def dot(self, arch: Architecture) -> list[str]:
+        """Return the lines of a drawing for Graphviz: a cluster with an arrow per kept edge."""
+        lines = [f'  subgraph "cluster_{self.name}" {{', f'    label="{self.name}";']
+        lines += [f'    "{self.name} {j}" -> "{self.name} {i}" [label="{op}"];' for j, i, op in self.kept(arch)]
+        return [*lines, "  }"]
 
 
 Evaluation = Literal["plain", "fast", "lean"]
@@ -75,110 +114,105 @@ def set_evaluation(network: nn.Module, evaluation: Evaluation) -> None:
     Args:
         network: A supernet.
         evaluation: ``"plain"``: each candidate on its own, differentiable as often as one likes. ``"fast"``: see
-            `hwnas.ops.fused`. ``"lean"``: the same, but the backward pass computes each cell anew: less memory.
+            `hwnas.ops.fused`. ``"lean"``: the same, but the backward pass computes each cell anew: less memory. Cells
+            whose number of inputs is not two are always computed plainly.
     """
     for module in network.modules():
         if isinstance(module, Cell):
             module.evaluation = evaluation
 
 
-class Cell(nn.Module):
-    """One cell: two preprocessed inputs, nodes that sum their incoming edges, the nodes concatenated.
+def preprocessing(c_in: int, c_out: int, search: bool, halve: bool = False) -> nn.Module:
+    """Return what brings an input to the channels of a cell's ops, and to half its size if `halve` (DARTS)."""
+    reduce: nn.Module = layers.ConvBN(c_in, c_out, affine=not search)
+    if halve:  # the convolution above is drawn all the same: initial weights follow from a seed and this order
+        reduce = layers.FactorizedReduce(c_in, c_out, affine=not search)
+    return nn.Sequential(layers.ReLU(), reduce)
 
-    In a reduction cell the edges from the two inputs have stride 2.
-    """
+
+class Cell(nn.Module):
+    """One cell: preprocessed inputs, nodes that sum their incoming edges, the nodes concatenated."""
 
     def __init__(
-        self,
-        group: Group,
-        arch: Architecture,
-        nodes: int,
-        keep: int,
-        channels: tuple[int, int, int],
-        reduction: tuple[bool, bool],
-        search: bool,
+        self, spec: CellSpec, arch: Architecture, preprocess: Sequence[nn.Module], channels: int, search: bool
     ) -> None:
         """Build the cell.
 
         Args:
-            group: Its decisions.
-            arch: Answers to some or all of them.
-            nodes: Number of nodes.
-            keep: Incoming edges that survive at each node.
-            channels: Of c_{k-2}, of c_{k-1}, and of each node.
-            reduction: Whether the previous cell was a reduction cell, and whether this one is.
+            spec: What it is.
+            arch: Answers to some or all of its decisions.
+            preprocess: What brings each input to `channels`.
+            channels: Of each node.
             search: Whether for a supernet.
         """
         super().__init__()
-        before, last, c = channels
-        self.keep = keep
-        self.states = range(INPUTS, INPUTS + nodes)
-        reduce: nn.Module = layers.ConvBN(before, c, affine=not search)
-        if reduction[0]:
-            reduce = layers.FactorizedReduce(before, c, affine=not search)
-        self.preprocess0 = nn.Sequential(layers.ReLU(), reduce)
-        self.preprocess1 = nn.Sequential(layers.ReLU(), layers.ConvBN(last, c, affine=not search))
+        assert len(preprocess) == spec.inputs, f"{spec.inputs} inputs, preprocessing for {len(preprocess)}"
+        self.spec = spec
+        for n, module in enumerate(preprocess):
+            self.add_module(f"preprocess{n}", module)
         self.edges = nn.ModuleDict()
         self.rows: dict[str, int] = {}
-        for row, (edge, decision) in enumerate(zip(cell_edges(nodes), group.decisions, strict=True)):
+        for row, (edge, decision) in enumerate(zip(spec.edges, spec.group.decisions, strict=True)):
             if arch.get(decision.name) != NONE:  # a dropped edge is not built
-                stride = 2 if reduction[1] and edge[0] < INPUTS else 1
+                stride = spec.stride if edge[0] < spec.inputs else 1
                 key = f"{edge[0]}-{edge[1]}"
-                self.edges[key] = MixedOp(decision, arch, c, stride, search)
+                self.edges[key] = MixedOp(decision, arch, channels, stride, search)
                 self.rows[key] = row
         self.adds = nn.ModuleList(layers.Add(after_conv=merged) for merged in (False, True))
         self.concat = layers.Concat()
         self.open = all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
-        self.stride = 2 if reduction[1] else 1
-        self.options = group.options
         self.evaluation: Evaluation = "plain"
         self._layout: Layout | None = None
 
     def fused(self) -> Layout:
         """Return how the open edges are computed together; made when it is first used."""
         if self._layout is None:
+            inputs, states = self.spec.inputs, self.spec.states
             fans = []
-            for j in range(INPUTS + len(self.states) - 1):
-                out = [i for i in self.states if i > j]
+            for j in range(inputs + len(states) - 1):
+                out = [i for i in states if i > j]
                 edges = [self.edges[f"{j}-{i}"].ops for i in out]
                 rows = [self.rows[f"{j}-{i}"] for i in out]
-                fans.append(Fan(rows, out[0] - INPUTS, self.options, edges))  # type: ignore[arg-type]
-            self._layout = Layout(fans, len(self.states), self.stride)
+                fans.append(Fan(rows, out[0] - inputs, self.spec.ops, edges))  # type: ignore[arg-type]
+            self._layout = Layout(fans, len(states), self.spec.stride)
         self._layout.lean = self.evaluation == "lean"
         return self._layout
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the cell.
 
         Args:
-            s0: Output of cell k-2.
-            s1: Output of cell k-1.
+            inputs: Of one size.
             weights: (n_edges, n_options), or None if every edge is answered.
             sampled: Whether options of weight 0 are not to be computed.
 
         Returns:
-            (N, nodes * C, H, W).
+            (N, nodes * channels, ceil(H/stride), ceil(W/stride)).
         """
-        return self.join(self.preprocess0(s0), self.preprocess1(s1), weights, sampled)
+        states = [self.get_submodule(f"preprocess{n}")(x) for n, x in enumerate(inputs)]
+        return self.join(states, weights, sampled)
 
-    def join(self, s0: Tensor | None, s1: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
-        return self.join_each(s0, [s1], weights, sampled)[0]
+        *others, last = inputs
+        assert last is not None, "the last input is always there"
+        return self.join_each(others, [last], weights, sampled)[0]
 
     def join_each(
-        self, s0: Tensor | None, s1: Sequence[Tensor], weights: Tensor | None, sampled: bool = False
+        self, others: Sequence[Tensor | None], last: Sequence[Tensor], weights: Tensor | None, sampled: bool = False
     ) -> Sequence[Tensor]:
-        """Compute the cell for each of several second inputs, all with the same weights; see `join`."""
+        """Compute the cell for each of several last inputs, all with the same others and weights; see `join`."""
         together = self.open and self.training and self.evaluation != "plain" and not sampled
-        if together and weights is not None and active_tracer.get() is None:
-            groups = len(s1)
-            every = s1[0] if groups == 1 else torch.cat(list(s1))
-            return fused_cell(s0, every, weights, self.fused(), groups).chunk(groups)
-        return [self._one_by_one([s0, s], weights, sampled) for s in s1]
+        tracing = active_tracer.get() is not None
+        if together and weights is not None and not tracing and self.spec.inputs == FUSED_INPUTS:
+            groups = len(last)
+            every = last[0] if groups == 1 else torch.cat(list(last))
+            return fused_cell(others[0], every, weights, self.fused(), groups).chunk(groups)
+        return [self._one_by_one([*others, x], weights, sampled) for x in last]
 
     def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> Tensor:
-        """Compute every candidate on its own, from both inputs."""
-        for i in self.states:
+        """Compute every candidate on its own, from all inputs."""
+        for i in self.spec.states:
             terms: list[Tensor] = []
             edges: list[MixedOp] = []
             for j in range(i):
@@ -189,16 +223,22 @@ class Cell(nn.Module):
                     assert isinstance(edge, MixedOp)
                     edges.append(edge)
                     terms.append(edge(state, None if weights is None else weights[self.rows[key]], sampled))
-            states.append(self._sum(terms, edges))
-        out: Tensor = self.concat(*(s for s in states[INPUTS:] if s is not None))
+            states.append(self._sum(terms, edges) if terms else self._zero(states))
+        out: Tensor = self.concat(*(s for s in states[self.spec.inputs :] if s is not None))
         return out
+
+    def _zero(self, states: Sequence[Tensor | None]) -> Tensor:
+        """Return what a node is of which all inputs add nothing: in the first layers of a trellis."""
+        last = states[self.spec.inputs - 1]
+        assert last is not None
+        return torch.zeros_like(last[:, :, :: self.spec.stride, :: self.spec.stride])
 
     def _sum(self, terms: Sequence[Tensor], edges: Sequence[MixedOp]) -> Tensor:
         tracer = active_tracer.get()
         if tracer is None:
             return sum(terms[1:], terms[0])
         total = terms[0]
-        for n, t in enumerate(terms[1 : self.keep], start=1):  # whichever edges survive, there are that many
+        for n, t in enumerate(terms[1 : self.spec.keep], start=1):  # whichever edges survive, there are that many
             before = total
             for merged, gate in _summed(n, edges).items():
                 if gate is not None:  # the last stands for both

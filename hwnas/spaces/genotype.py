@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.arch import Architecture, Group
 from hwnas.errors import HwnasError
 from hwnas.ops.mixed import NONE
-from hwnas.spaces.cell import INPUTS, cell_edges, edge_name
+from hwnas.problem import Architecture
+from hwnas.spaces.cell import CellSpec
+
+if TYPE_CHECKING:
+    from hwnas.spaces.space import Space
 
 Edges = tuple[tuple[str, int], ...]
 
@@ -57,65 +60,72 @@ class Genotype:
             ) from e
         return cls(edges["normal"], concat["normal"], edges["reduce"], concat["reduce"])
 
-    def architecture(self, space: str, nodes: int, keep: int) -> Architecture:
-        """Return the same as answers to the decisions of a space of shared cells.
+    def architecture(self, space: Space) -> Architecture:
+        """Return the same as answers to the decisions of a space of normal and reduction cells.
 
         Raises:
-            HwnasError: If it has another number of nodes or edges, or concatenates other states.
+            HwnasError: If the space has no such cells, or cells of another number of nodes or edges; or if the genotype
+                concatenates other states, or names an op that the space has not.
         """
+        specs = {spec.name: spec for spec in space.cells}
         answers: dict[str, str] = {}
-        states = tuple(range(INPUTS, INPUTS + nodes))
         for kind, edges, concat in (
             ("normal", self.normal, self.normal_concat),
             ("reduce", self.reduce, self.reduce_concat),
         ):
-            if len(edges) != nodes * keep or tuple(sorted(concat)) != states:
-                raise HwnasError(
-                    f"the {kind} cell needs {nodes * keep} edges and the states {states} concatenated; "
-                    f"got {len(edges)} edges and {concat}"
-                )
-            answers |= {edge_name(kind, e): NONE for e in cell_edges(nodes)}
-            for n, (op, j) in enumerate(edges):
-                name = edge_name(kind, (j, n // keep + INPUTS))
-                if answers.get(name) != NONE:
-                    raise HwnasError(f"edge {name} of the genotype does not exist or occurs twice")
-                answers[name] = op
-        return Architecture.of(space, answers)
+            if kind not in specs:
+                raise HwnasError(f"a genotype is made of DARTS cells, and the space {space.name!r} has none")
+            answers |= _answers(specs[kind], edges, concat)
+        arch = Architecture.of(space.name, answers)
+        space.problem.check(arch)
+        return arch
 
 
-def genotype(arch: Architecture, nodes: int) -> Genotype:
-    """Write a complete architecture of shared cells as a genotype; edges in the order of their predecessors."""
-    cells = {
-        kind: tuple(
-            (op, j) for j, i in cell_edges(nodes) if (op := arch.get(edge_name(kind, (j, i)))) not in (NONE, None)
+def _answers(spec: CellSpec, edges: Edges, concat: Sequence[int]) -> dict[str, str]:
+    count, states = spec.nodes * spec.keep, tuple(spec.states)
+    if len(edges) != count or tuple(sorted(concat)) != states:
+        raise HwnasError(
+            f"the {spec.name} cell needs {count} edges and the states {states} concatenated; "
+            f"got {len(edges)} edges and {concat}"
         )
-        for kind in ("normal", "reduce")
-    }
-    concat = tuple(range(INPUTS, INPUTS + nodes))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+    answers = {spec.edge_name(e): NONE for e in spec.edges}
+    for n, (op, j) in enumerate(edges):
+        name = spec.edge_name((j, n // spec.keep + spec.inputs))
+        if answers.get(name) != NONE:
+            raise HwnasError(f"edge {name} of the genotype does not exist or occurs twice")
+        answers[name] = op
+    return answers
 
 
-def derived_genotype(groups: Sequence[Group], probs: Mapping[str, np.ndarray], nodes: int, keep: int) -> Genotype:
+def genotype(arch: Architecture, cells: Sequence[CellSpec]) -> Genotype:
+    """Write a complete architecture of normal and reduction cells as a genotype.
+
+    Edges are in the order of their nodes, those of a node in the order of where they come from.
+    """
+    normal, reduce = cells
+    edges = [tuple((op, j) for j, _, op in spec.kept(arch)) for spec in cells]
+    return Genotype(edges[0], tuple(normal.states), edges[1], tuple(reduce.states))
+
+
+def derived_genotype(cells: Sequence[CellSpec], probs: Mapping[str, np.ndarray]) -> Genotype:
     """Derive by the paper's rule and keep the public code's order: edges of a node by strength, strongest first.
 
     Args:
-        groups: "normal" and "reduce".
+        cells: Normal and reduction cells.
         probs: ``{group: (edges, options)}`` after the softmax.
-        nodes: Nodes of a cell.
-        keep: Edges a node keeps.
     """
-    cells: dict[str, Edges] = {}
-    for g in groups:
-        ops = [i for i, o in enumerate(g.options) if o != NONE]
-        best = probs[g.name][:, ops]  # (edges, ops without none)
+    found: list[Edges] = []
+    for spec in cells:
+        ops = [i for i, o in enumerate(spec.ops) if o != NONE]
+        best = probs[spec.name][:, ops]  # (edges, ops without none)
         out: list[tuple[str, int]] = []
-        for node in range(INPUTS, INPUTS + nodes):
-            rows = [r for r, (_, i) in enumerate(cell_edges(nodes)) if i == node]
-            ranked = sorted(rows, key=lambda r: -best[r].max())[:keep]  # stable: the earlier edge on ties
-            out += [(g.options[ops[int(best[r].argmax())]], cell_edges(nodes)[r][0]) for r in ranked]
-        cells[g.name] = tuple(out)
-    concat = tuple(range(INPUTS, INPUTS + nodes))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+        for node in spec.states:
+            rows = [r for r, (_, i) in enumerate(spec.edges) if i == node]
+            ranked = sorted(rows, key=lambda r: -best[r].max())[: spec.keep]  # stable: the earlier edge on ties
+            out += [(spec.ops[ops[int(best[r].argmax())]], spec.edges[r][0]) for r in ranked]
+        found.append(tuple(out))
+    normal, reduce = cells
+    return Genotype(found[0], tuple(normal.states), found[1], tuple(reduce.states))
 
 
 def _literal(node: ast.expr) -> list[Any]:
@@ -123,18 +133,3 @@ def _literal(node: ast.expr) -> list[Any]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
         return list(range(*(int(ast.literal_eval(a)) for a in node.args)))
     return list(ast.literal_eval(node))
-
-
-# Public DARTS code, cnn/genotypes.py, quark0/darts at f276dd3.
-DARTS_V1 = Genotype.parse(
-    "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1), "
-    "('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=[2, 3, 4, 5], "
-    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0), "
-    "('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])"
-)
-DARTS_V2 = Genotype.parse(
-    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
-    "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
-    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
-    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
-)

@@ -1,27 +1,25 @@
-"""Drawing of cells with matplotlib; what a space draws of an architecture is its own `draw`."""
+"""Drawing of cells with matplotlib; what else a space draws is up to its encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from hwnas.arch import Architecture, Group
 from hwnas.ops.mixed import NONE
-from hwnas.spaces.cell import INPUTS, cell_edges
-
-Edge = tuple[int, int, str]  # from a state, to a state, by an op
-
-
-def kept_edges(group: Group, nodes: int, arch: Architecture) -> list[Edge]:
-    """Return the kept edges of a cell."""
-    pairs = zip(cell_edges(nodes), group.decisions, strict=True)
-    return [(j, i, op) for (j, i), d in pairs if (op := arch.get(d.name)) not in (NONE, None)]
+from hwnas.problem import Architecture
+from hwnas.spaces.cell import CellSpec
 
 
-def draw_cell(axes: Any, title: str, nodes: int, edges: Sequence[Edge], options: Sequence[str]) -> None:
+def set_size(figure: Any, width: float, height: float) -> None:
+    """Set the size of a figure in inches; a part of one is as large as it is."""
+    if hasattr(figure, "set_size_inches"):
+        figure.set_size_inches(width, height)
+
+
+def draw_cell(axes: Any, spec: CellSpec, arch: Architecture) -> None:
     """Draw a cell: states in a row, inputs first, an arc for each kept edge, coloured by its op."""
-    colours = {op: f"C{k}" for k, op in enumerate(o for o in options if o != NONE)}
-    states = [f"in {j}" for j in range(INPUTS)] + [str(i) for i in range(nodes)]
+    edges = spec.kept(arch)
+    colours = {op: f"C{k}" for k, op in enumerate(o for o in spec.ops if o != NONE)}
+    states = [f"in {j}" for j in range(spec.inputs)] + [str(i) for i in range(spec.nodes)]
     sides = {1: 0, -1: 0}
     for j, i, op in edges:
         side = 1 if sides[1] <= sides[-1] else -1  # above and below in turns, so that arcs do not cover each other
@@ -37,5 +35,5 @@ def draw_cell(axes: Any, title: str, nodes: int, edges: Sequence[Edge], options:
     if edges:
         axes.legend(fontsize=7, loc="upper left", frameon=False)
     reach = max((i - j for j, i, _ in edges), default=1)
-    axes.set(title=title, xlim=(-0.6, len(states) - 0.4), ylim=(-0.35 * reach - 0.3, 0.35 * reach + 0.3))
+    axes.set(title=spec.name, xlim=(-0.6, len(states) - 0.4), ylim=(-0.35 * reach - 0.3, 0.35 * reach + 0.3))
     axes.axis("off")

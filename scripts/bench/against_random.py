@@ -37,14 +37,18 @@ import torch
 from scipy.stats import spearmanr
 
 from hwnas import recipes
-from hwnas.arch import Architecture
+from hwnas.derived import Gap
 from hwnas.errors import HwnasError
-from hwnas.files import read_json, write_atomic
+from hwnas.files import write_atomic
+from hwnas.jobs import Run, SearchSettings, export, open_contest, profile, search, validate
+from hwnas.jobs.inputs import read_all
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
+from hwnas.learn.training import Training, evaluate, train
+from hwnas.problem import Architecture
 from hwnas.profile import Calibration, PlanWriter
 from hwnas.recipes import Recipe
-from hwnas.run import Run
+from hwnas.records import encode
 from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.runtime.measuring.measure import Measurement, StopRule
@@ -52,17 +56,9 @@ from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.search.widths import price, safety
-from hwnas.spaces import ChainSpace, Scale
-from hwnas.spaces.base import SearchSpace, sample
-from hwnas.spaces.genotype import DARTS_V2
+from hwnas.show.console import TERMINAL, bar, table
+from hwnas.spaces import DARTS_V2, Chain, Scale, Space, sample
 from hwnas.steplog import StepLog
-from hwnas.train import Training, evaluate, train
-from hwnas.ui import bar, table
-from hwnas.verbs.common import read_split
-from hwnas.verbs.deriving import Wishes, open_contest
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.searching import run_search
-from hwnas.verbs.shipping import run_export, run_validate
 
 SIZE = (120, 160)  # (height, width)
 CROP = (96, 128)
@@ -175,11 +171,11 @@ def worth(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def small(space: str, search_steps: int, train_steps: int, batch: int) -> Recipe:
-    """Return a darts-camvid or autodeeplab-camvid that fits one core for an hour, known to the verbs."""
+    """Return a darts-camvid or autodeeplab-camvid that fits one core for an hour."""
     of, cells, searched = SPACES[space]
     base = recipes.get(of)
     name = "camvid-against-random"
-    made = replace(
+    return replace(
         base,
         name=name,
         title=f"{of} at 120x160, {cells} cells, 8 or 16 channels",
@@ -198,21 +194,19 @@ def small(space: str, search_steps: int, train_steps: int, batch: int) -> Recipe
         train=replace(base.train, steps=train_steps, batch=batch, crop=CROP, evaluate_every=max(1, train_steps // 4)),
         calibration=Calibration(isolated=False),
     )
-    return recipes.add(made)
 
 
 def open_search(made: Recipe, seed: int, data: str, path: Path, budget_ms: float) -> Run:
     """Search with a seed, unless that is done."""
     run = Run(f"seed{seed}")
-    run.ask(recipe=made.name, seed=seed, data=data)
+    run.ask(recipe=made, seed=seed, data=data)
     if not (run.folder / "arch.json").exists():
-        with run.locked():
-            run_search(run, [path], [1000 / budget_ms], foreign=False)
+        search(run, SearchSettings((path,), (1000 / budget_ms,)), TERMINAL)
     return run
 
 
 def draw(
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     models: Sequence[LatencyModel],
     target: Network,
@@ -256,12 +250,12 @@ def draw(
     return list(found.values())[:n]
 
 
-def published(space: SearchSpace) -> Architecture | None:
+def published(space: Space) -> Architecture | None:
     """Return a known network of a space; None if none is known that is of its size."""
-    return space.architecture(DARTS_V2) if isinstance(space, ChainSpace) else None
+    return DARTS_V2.architecture(space) if isinstance(space.encoder, Chain) else None
 
 
-def typical_ms(space: SearchSpace, model: LatencyModel) -> float:
+def typical_ms(space: Space, model: LatencyModel) -> float:
     """Return what a random network of a space is predicted to take, in the median."""
     rng = np.random.default_rng(0)
     return float(np.median([model.predict_ms(sample(space, rng)) for _ in range(TYPICAL)]))
@@ -274,7 +268,7 @@ def darts(arch: Architecture, scales: Sequence[Scale], models: Sequence[LatencyM
     return max(fitting, key=lambda d: d.scale.channels) if fitting else every[0]
 
 
-def measure(networks: Sequence[Network], space: SearchSpace, latency: LatencyTable, folder: Path) -> dict[str, float]:
+def measure(networks: Sequence[Network], space: Space, latency: LatencyTable, folder: Path) -> dict[str, float]:
     """Measure networks in one interleaved run, and return the milliseconds of each by its name.
 
     Raises:
@@ -317,7 +311,7 @@ class Trainer:
     def __init__(self, made: Recipe, run: Run, journal: Journal) -> None:
         """Read all three splits."""
         self._made, self._journal = made, journal
-        self._train, self._val, self._test = (read_split(run, s) for s in ("train", "val", "test"))
+        self._train, self._val, self._test = (read_all(run.data(s), TERMINAL) for s in ("train", "val", "test"))
         self._known = {(r["seed"], r["key"]): r for r in journal.records}
 
     def train(self, network: Network, seed: int, title: str) -> tuple[float, float]:
@@ -358,29 +352,28 @@ def prove(run: Run, weights: Path) -> dict[str, Any]:
     own = run.folder / "train" / "model.safetensors"
     if not own.exists():
         write_atomic(own, weights.read_bytes())
-    with run.locked():
-        run_export(run, "labels")
-        run_validate(run, None, foreign=False, again=False)
-    report = read_json(run.folder / "report.json", "a report")
+    export(run, report=TERMINAL)
+    result = validate(run, report=TERMINAL)
+    result.require_accepted()
     keys = ("predicted_ms", "measured_ms", "error", "budget_ms", "met", "doubtful", "test_miou", "torch_miou")
-    return {k: report[k] for k in keys}
+    return {k: getattr(result.report, k) for k in keys}
 
 
 def told(run: Run) -> dict[str, Any]:
     """Return how sure a search was of its network."""
-    arch = read_json(run.folder / "arch.json", "a derived architecture")
+    derived = run.derived()
     steps = StepLog(run.folder / "search.jsonl").read()
-    sure = np.array(list(arch["margins"].values()))
+    sure = np.array(list(derived.margins.values()))
     last = {k: steps[-1][k] for k in ("entropy", "lambda", "expected_ms", "derived_ms")}
     return {
         **last,
-        "genotype": arch["genotype"],
+        "genotype": derived.genotype,
         "margin_mean": float(sure.mean()),
         "margin_median": float(np.median(sure)),
         "decisions": len(sure),
-        "coin_tosses": len(arch["coin_tosses"]),
-        "flips": len(arch["flips"]),
-        "discretisation": arch["discretisation_gap"],
+        "coin_tosses": len(derived.coin_tosses),
+        "flips": len(derived.flips),
+        "discretisation": encode(derived.discretisation_gap, Gap),
         "search_s": round(sum(s["seconds"] for s in steps), 1),
     }
 
@@ -408,11 +401,10 @@ def compare_all(
     found = []
     with Journal(Path("trainings.jsonl"), {"plan": "trainings", "where": settings}) as journal:
         run = Run("profiled")
-        run.ask(recipe=made.name)
+        run.ask(recipe=made)
         path = (run.folder / "table.json").resolve()
         if not path.exists():  # else what is doubtful would be measured again, and searches have used it
-            with run.locked():
-                profile(run, None, None, None)
+            profile(run, report=TERMINAL)
         latency = LatencyTable.load(path)
         for seed in args.seeds:
             if late() and not any(r["seed"] == seed for r in journal.records):
@@ -429,7 +421,7 @@ def train_again(made: Recipe, searched: int, n: int, journal: Journal, late: Cal
     """Train the searched network of a seed with n further seeds, and return the test mIoU of each."""
     run = Run(f"seed{searched}")
     derived, trainer, out = run.derived(), Trainer(made, run, journal), []
-    network = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
+    network = Network("searched", derived.architecture, derived.scale, derived.predicted_ms)
     for seed in range(AGAIN, AGAIN + n):
         if late() and not trainer.done(network, seed):
             break
@@ -459,7 +451,7 @@ def compare(
     budget_ms = 1000 / args.fps if args.fps else SLACK * known_ms * safety(models[-1])
     run = open_search(made, seed, args.data, path, budget_ms)
     derived = run.derived()
-    ours = Network("searched", derived.arch, derived.scale, derived.predicted_ms)
+    ours = Network("searched", derived.architecture, derived.scale, derived.predicted_ms)
     ahead = [ours] if known is None else [ours, darts(known, scales, models, ours.predicted_ms)]
     folder = Path("measured")
     drawn = draw(space, scales, models, ours, args.measured, np.random.default_rng([seed, 1]))
@@ -472,7 +464,7 @@ def compare(
         more = draw(space, *same, ours, args.measured, np.random.default_rng([seed, 2]), "as_wide", drawn)
         took = measure([ours, *more], space, latency, folder / f"seed{seed}-as-wide")
         chosen += [(n, took) for n in nearest(ours, more, took, missing)]
-    contest = open_contest(run, latency, Wishes())
+    contest = open_contest(run, latency)
     trainer, found = Trainer(made, run, journal), []
     for i, (n, took) in enumerate(chosen):
         if late() and not trainer.done(n, seed):

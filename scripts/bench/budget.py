@@ -26,28 +26,26 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hwnas import recipes
+from hwnas.derived import Landing
 from hwnas.errors import BudgetError, HwnasError
+from hwnas.jobs import Run, SearchSettings, open_contest, profile, search
+from hwnas.jobs.landing import Bench, land_on_budget, name_of
 from hwnas.latency import LatencyTable
 from hwnas.recipes import Recipe
-from hwnas.run import Run
 from hwnas.runtime.measuring.device import device_name
 from hwnas.search.front import pareto_front
 from hwnas.search.landing import SLOW, Latency
 from hwnas.search.widths import Candidate, Contest
-from hwnas.spaces.genotype import DARTS_V2
-from hwnas.ui import bar, table
+from hwnas.show.console import TERMINAL, bar, table
+from hwnas.spaces import DARTS_V2
 from hwnas.validate import references
-from hwnas.verbs.deriving import Wishes, open_contest
-from hwnas.verbs.landing import Bench, land_on_budget, name_of
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.searching import run_search
 
 TOLERANCE = 0.05
 OPEN = 0.04
@@ -65,7 +63,7 @@ class Outcome:
     open_last: Latency
     closed: Candidate
     closed_last: Latency
-    landing: dict[str, Any]
+    landing: Landing
     darts: tuple[int, float, float] | None  # channels, predicted ms, share of the score
 
     def above(self, last: Latency) -> float:
@@ -79,25 +77,23 @@ class Outcome:
     @property
     def no_step(self) -> bool:
         """Whether the loop proved that no network of a higher utility lies between."""
-        return bool(self.landing["why"] == "no step")
+        return self.landing.why == "no step"
 
 
 def bench_recipe(base: str, steps: int, widths: Sequence[int] | None) -> Recipe:
-    """Return a recipe with a short search, known to the verbs."""
+    """Return a recipe with a short search."""
     made = recipes.get(base)
     name = f"{base}-budget"
     search = replace(made.search, steps=steps, warmup=min(made.search.warmup, steps // 5))
-    made = replace(made, name=name, search=search, widths=tuple(widths or made.widths))
-    return recipes.add(made)
+    return replace(made, name=name, search=search, widths=tuple(widths or made.widths))
 
 
 def open_source(made: Recipe, seed: int, path: Path, budget_ms: float | None) -> Run:
     """Search with a seed, unless that is done."""
     run = Run(f"seed{seed}")
-    run.ask(recipe=made.name, seed=seed)
+    run.ask(recipe=made, seed=seed)
     if not (run.folder / "arch.json").exists():
-        with run.locked():
-            run_search(run, [path], [] if budget_ms is None else [1000 / budget_ms], foreign=False)
+        search(run, SearchSettings((path,), () if budget_ms is None else (1000 / budget_ms,)), TERMINAL)
     return run
 
 
@@ -110,7 +106,7 @@ def budgets(contest: Contest, percentiles: Sequence[float]) -> list[float]:
 
 def darts(made: Recipe, contest: Contest, budget_ms: float) -> tuple[int, float, float] | None:
     """Return channels, predicted latency and share of the score of DARTS_V2 at the widest width within a budget."""
-    arch = made.space.architecture(DARTS_V2)
+    arch = DARTS_V2.architecture(made.space)
     fitting = [
         (s.channels, ms)
         for s, model in zip(contest.scales, contest.models, strict=True)
@@ -137,7 +133,7 @@ def outcomes(
     for seed in args.seeds:
         if late():
             break
-        contest = open_contest(open_source(made, seed, path, None), latency, Wishes())
+        contest = open_contest(open_source(made, seed, path, None), latency)
         for percentile, budget_ms in zip(args.percentiles, budgets(contest, args.percentiles), strict=True):
             if late():
                 break
@@ -146,7 +142,7 @@ def outcomes(
             first = contest.winner(budget_ms)
             if first is None:
                 raise contest.refusal(budget_ms)
-            closed, more = land_on_budget(contest, latency, beside, Path("landings") / name, budget_ms)
+            closed, _, landing = land_on_budget(contest, space, latency, beside, Path("landings") / name, budget_ms)
             with Bench(Path("last") / name, latency, space, beside) as bench:
                 last = measure_last(bench, first)
                 again = last if closed == first else measure_last(bench, closed)
@@ -158,7 +154,7 @@ def outcomes(
                 last,
                 closed,
                 again,
-                more["landing"],
+                landing,
                 darts(made, contest, budget_ms),
             )
             print(f"open {outcome.above(last):+.1%}, closed {outcome.above(again):+.1%}", flush=True)
@@ -168,7 +164,7 @@ def outcomes(
 
 def front(made: Recipe, latency: LatencyTable, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Time a front of the first search, and measure its networks."""
-    contest = open_contest(open_source(made, args.seeds[0], path, None), latency, Wishes())
+    contest = open_contest(open_source(made, args.seeds[0], path, None), latency)
     start_s = time.perf_counter()
     points = pareto_front(contest, args.points)
     seconds = time.perf_counter() - start_s
@@ -193,8 +189,8 @@ def show(found: Sequence[Outcome]) -> None:
     """Print a line for each budget."""
     rows = []
     for o in found:
-        up = o.landing["next_up"]
-        step = "" if not o.no_step else "none" if up is None else f"{up['predicted_ms']:.4g}"
+        up = o.landing.next_up
+        step = "" if not o.no_step else "none" if up is None else f"{up.predicted_ms:.4g}"
         slow = f"{o.closed_last.slowdown or 1.0:.3f}"
         other = "none fits" if o.darts is None else f"{o.darts[0]} ch, {o.darts[1]:.4g} ms, {o.darts[2]:.2f}"
         rows.append(
@@ -205,8 +201,8 @@ def show(found: Sequence[Outcome]) -> None:
                 f"{o.above_at_speed(o.open_last):+.1%}",
                 f"{o.above(o.closed_last):+.1%}",
                 slow,
-                str(len(o.landing["rounds"])),
-                o.landing["why"],
+                str(len(o.landing.rounds)),
+                o.landing.why,
                 step,
                 f"{o.closed.scale.channels} ch, {o.closed.latency_ms:.4g} ms, {o.closed.score:.2f}",
                 other,
@@ -238,7 +234,7 @@ def figures(found: Sequence[Outcome]) -> dict[str, Any]:
         "open_median": float(np.median(first)),
         "open_median_at_table_speed": float(np.median(predicted)),
         "closed_median": float(np.median(last)),
-        "rounds_mean": float(np.mean([len(o.landing["rounds"]) for o in found])),
+        "rounds_mean": float(np.mean([len(o.landing.rounds) for o in found])),
         "machine": [min(speeds), max(speeds)],
         "details": [
             {
@@ -254,9 +250,9 @@ def figures(found: Sequence[Outcome]) -> dict[str, Any]:
                 "closed_predicted_ms": o.closed.latency_ms,
                 "closed_channels": o.closed.scale.channels,
                 "closed_score": o.closed.score,
-                "rounds": len(o.landing["rounds"]),
-                "why": o.landing["why"],
-                "next_up": o.landing["next_up"],
+                "rounds": len(o.landing.rounds),
+                "why": o.landing.why,
+                "next_up": None if o.landing.next_up is None else asdict(o.landing.next_up),
                 "darts_v2": o.darts,
             }
             for o in found
@@ -285,9 +281,8 @@ def main() -> None:
         with contextlib.chdir(args.folder):
             if path is None:
                 run = Run("profiled")
-                run.ask(recipe=made.name)
-                with run.locked():
-                    profile(run, None, None, None)
+                run.ask(recipe=made)
+                profile(run, report=TERMINAL)
                 path = (run.folder / "table.json").resolve()
             latency = LatencyTable.load(path)
             found = outcomes(made, latency, path, args, lambda: time.monotonic() - start_s > 60 * args.minutes)

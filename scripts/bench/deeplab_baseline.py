@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.arch import Architecture
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
+from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
 from hwnas.runtime.engines import capabilities
 from hwnas.runtime.measuring.device import device_name
@@ -27,10 +27,9 @@ from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import Plan, write_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.spaces import Scale, SearchSpace, trace_space
-from hwnas.spaces.trellis import TrellisSpace
-from hwnas.spaces.xception import ENTRY_65, ENTRY_71, PUBLISHED, XceptionSpace
-from hwnas.ui import bar, table
+from hwnas.show.console import bar, table
+from hwnas.spaces import Scale, Space, autodeeplab_space, published, trace_space, xception_space
+from hwnas.spaces.encoders.xception import ENTRY_65, ENTRY_71, PUBLISHED
 
 CLASSES = 19  # of Cityscapes
 LAYERS = 12
@@ -39,21 +38,21 @@ BASELINES = {"65/16": (ENTRY_65, 16), "65/8": (ENTRY_65, 8), "71/16": (ENTRY_71,
 TIMEOUT_S = 600.0  # without a measurement: one visit to a large network takes half a minute
 
 
-def networks(args: argparse.Namespace) -> dict[str, tuple[SearchSpace, Architecture]]:
+def networks(args: argparse.Namespace) -> dict[str, tuple[Space, Architecture]]:
     """Return the networks to compare by name, Auto-DeepLab first."""
     size = (args.size[0], args.size[1])
-    out: dict[str, tuple[SearchSpace, Architecture]] = {}
+    out: dict[str, tuple[Space, Architecture]] = {}
     for filters in args.filters:
-        trellis = TrellisSpace(Scale(filters, LAYERS, size), CLASSES)
-        out[f"Auto-DeepLab F={filters}"] = (trellis, trellis.published())
+        trellis = autodeeplab_space(Scale(filters, LAYERS, size), CLASSES)
+        out[f"Auto-DeepLab F={filters}"] = (trellis, published("AUTO_DEEPLAB", trellis))
     for name in args.baselines:
         entry, stride = BASELINES[name]
-        xception = XceptionSpace(Scale(*PUBLISHED, size), CLASSES, entry, stride)
-        out[f"DeepLabv3+ Xception-{name}"] = (xception, xception.architecture())
+        xception = xception_space(Scale(*PUBLISHED, size), CLASSES, entry, stride)
+        out[f"DeepLabv3+ Xception-{name}"] = (xception, Architecture.of(xception.name, {}))
     return out
 
 
-def make_plan(folder: Path, chosen: Mapping[str, tuple[SearchSpace, Architecture]], merges: bool) -> Plan:
+def make_plan(folder: Path, chosen: Mapping[str, tuple[Space, Architecture]], merges: bool) -> Plan:
     """Write the networks into a folder, to be measured."""
     entries = []
     with bar("export", len(chosen)) as update:
@@ -67,7 +66,7 @@ def make_plan(folder: Path, chosen: Mapping[str, tuple[SearchSpace, Architecture
     return write_plan(folder, entries)
 
 
-def on_paper(space: SearchSpace, arch: Architecture) -> dict[str, float]:
+def on_paper(space: Space, arch: Architecture) -> dict[str, float]:
     """Return what can be counted: parameters and multiply-adds."""
     calls = trace_space(space, arch).calls
     return {

@@ -22,12 +22,13 @@ import torch
 
 from hwnas import recipes
 from hwnas.latency import LatencyTable, OpRow
+from hwnas.problem import NoTwins
 from hwnas.profile.networks import estimate_ms
-from hwnas.search.derive import NoTwins, Solver
+from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
-from hwnas.spaces import SearchSpace, trace_space
-from hwnas.ui import bar, table
+from hwnas.show.console import bar, table
+from hwnas.spaces import Space, trace_space
 
 SPACES = {"darts": "darts-gpu", "autodeeplab": "autodeeplab"}  # and the recipe whose space it is, at its scale
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
@@ -43,20 +44,20 @@ def timed(do: Callable[[], Any]) -> tuple[Any, float]:
     return out, time.process_time() - start_s
 
 
-def probabilities(space: SearchSpace, sure: float, seed: int) -> dict[str, np.ndarray]:
+def probabilities(space: Space, sure: float, seed: int) -> dict[str, np.ndarray]:
     """Return what a search might have found: ``{group: (decisions, options)}``."""
     rng = np.random.default_rng(seed)
     logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in space.groups}
     return {name: p.numpy() for name, p in softmax(open_logits(logits, space.groups)).items()}
 
 
-def measure(space: SearchSpace, seeds: int) -> dict[str, Any]:
+def measure(space: Space, seeds: int) -> dict[str, Any]:
     """Return the seconds of each part: to trace, to price, to set up, and of each derivation."""
     trace, trace_s = timed(lambda: trace_space(space))
     rows = {c.spec.key: OpRow(c.spec.key, estimate_ms(c.cost.macs, c.cost.bytes)) for c in trace.calls}
     (model,), price_s = timed(lambda: price(space, [space.scale], LatencyTable(WHERE, rows)))
-    solver, setup_s = timed(lambda: Solver(space.groups, space.rules(), space.name, model, [NoTwins(space.twins())]))
-    ms = random_latencies_ms(space, [model], RANDOM, seed=0)
+    solver, setup_s = timed(lambda: Solver(space.problem.with_rules(NoTwins(space.twins())), model))
+    ms = random_latencies_ms(space.problem, [model], RANDOM, seed=0)
     asked = [(s, seed, q) for s in SURE for seed in range(seeds) for q in BUDGETS]
     derived = []
     with bar("derive", len(asked)) as update:

@@ -26,18 +26,18 @@ import numpy as np
 import torch
 
 from hwnas import recipes
-from hwnas.arch import Architecture
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
+from hwnas.problem import Architecture
 from hwnas.profile import trace_entry
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import PLAN_FILE, Plan, load_plan, write_plan
 from hwnas.runtime.measuring.results import Row, collect
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.spaces import DARTS_V2, ChainSpace, sample, trace_space
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
+from hwnas.spaces import DARTS_V2, Space, sample, trace_space
 
 SCOPES = ("net", "copies", "application")  # and their roles in a plan
 CLASSES = 19  # of Cityscapes
@@ -55,7 +55,7 @@ class Network(NamedTuple):
     """
 
     name: str
-    space: ChainSpace
+    space: Space
     arch: Architecture
 
 
@@ -63,7 +63,7 @@ def networks(recipe: recipes.Recipe, size: tuple[int, int] | None, classes: int,
     """Return the networks to measure, the published ones first, then n random ones of random widths."""
     space, rng = replace(recipe.space, classes=classes), np.random.default_rng(seed)
     scales = [replace(s, size=size or s.size) for s in recipe.scales()]
-    published = space.architecture(DARTS_V2)
+    published = DARTS_V2.architecture(space)
     out = [Network(f"DARTS_V2-c{s.channels}", space.at(s), published) for s in scales[:PUBLISHED_AT]]
     for _ in range(n):
         at, arch = space.at(scales[int(rng.integers(len(scales)))]), sample(space, rng)

@@ -36,7 +36,7 @@ from hwnas.runtime.cuda.timing import Prepared
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.gpu import Gpu
 from hwnas.runtime.measuring.measure import Measurement, Samples, StopRule, summarise, visit
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
 
 SIZES = {(1024, 2048): 19, (720, 960): 11}  # Cityscapes and CamVid, with their number of classes
 CLASSES = 19  # of any other size

@@ -20,7 +20,7 @@ from hwnas.errors import HwnasError
 from hwnas.files import read_json
 from hwnas.latency import LatencyTable
 from hwnas.runtime.measuring.device import device_name
-from hwnas.ui import table
+from hwnas.show.console import table
 
 # What a verb leaves behind, also unfinished: where one of these is there, its seconds are not those of all its work.
 LEAVES = {

@@ -30,7 +30,7 @@ from hwnas.runtime.measuring.journal import read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
 
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
 FIT = 12

@@ -26,7 +26,7 @@ from hwnas.runtime.measuring.device import HUGE_PAGES, malloc_tunables
 from hwnas.runtime.measuring.measure import halves_apart, level, visit
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.work import pin_to_cpus
-from hwnas.ui import table
+from hwnas.show.console import table
 
 NETS, LOADS, BETWEEN = 6, 6, 4
 

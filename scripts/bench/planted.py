@@ -33,7 +33,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,24 +42,23 @@ import torch
 from planted_trellis import WHERE
 from torch import Tensor, nn
 
-from hwnas.arch import Architecture, Group
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
-from hwnas.gates import TopK
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
+from hwnas.learn.losses import task_loss
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec
+from hwnas.problem import Architecture
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import SinglePath, Temperature
-from hwnas.search.widths import derive, price
+from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
-from hwnas.spaces import Scale, check, trace_space
-from hwnas.spaces.base import Form
-from hwnas.spaces.cell import Cell, cell_group, cell_rules
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
+from hwnas.spaces import Classifier, Form, Scale, Space, trace_space
+from hwnas.spaces.cell import Cell, CellSpec, preprocessing
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 LAGS = {"lag 1": 1, "lag 4": 4, "lag 6": 6}
@@ -193,62 +192,67 @@ class Window(Op):
 
 
 @dataclass(frozen=True)
-class PlantedSpace:
-    """Cells side by side, each of one node that keeps one of two edges; a linear classifier of their means."""
+class Planted(Encoder):
+    """Cells side by side, each of one node that keeps one of two edges; their results are the channels of a feature."""
 
     scale: Scale
-    name: str = "planted"
+    name = "planted"
 
     @property
-    def groups(self) -> tuple[Group, ...]:
+    def cells(self) -> tuple[CellSpec, ...]:
         """One matrix for each cell."""
-        return tuple(cell_group(f"cell{i}", 1, OPS) for i in range(self.scale.cells))
+        return tuple(CellSpec(f"cell{i}", OPS, nodes=1, keep=1) for i in range(self.scale.cells))
 
-    def rules(self) -> list[TopK]:
-        """Each cell keeps one edge."""
-        return [rule for g in self.groups for rule in cell_rules(g, 1, 1)]
+    def features(self, arch: Architecture, form: Form) -> Features:
+        """Return the one feature."""
+        return ((Feature(self.scale.cells * self.scale.channels, 1, activated=True),),)
 
-    def at(self, scale: Scale) -> PlantedSpace:
-        """Return the same decisions at another scale."""
-        return replace(self, scale=scale)
+    def build(self, arch: Architecture, form: Form) -> PlantedNet:
+        """Build a network; see `Encoder.build`."""
+        return PlantedNet(self, arch, form == "search")
 
-    def build(self, arch: Architecture | None = None, form: Form = "search", labels: bool = False) -> PlantedNet:
-        """Build a network; see `SearchSpace.build`."""
-        arch = arch or Architecture.of(self.name, {})
-        check(self, arch, partial=True)
-        return PlantedNet(self, arch, form == "search", labels)
+    def genotype(self, arch: Architecture) -> dict[str, Any]:
+        """Return the kept edge of each cell."""
+        return {spec.name: spec.blocks(arch) for spec in self.cells}
+
+    def dot(self, arch: Architecture) -> list[str]:
+        """Return a drawing of the cells."""
+        return [line for spec in self.cells for line in spec.dot(arch)]
+
+    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
+        """Draw nothing."""
 
 
-class PlantedNet(nn.Module):
-    """The network of a `PlantedSpace`."""
+class PlantedNet(EncoderNet):
+    """The network of `Planted`."""
 
-    def __init__(self, space: PlantedSpace, arch: Architecture, search: bool, labels: bool) -> None:
-        """Build it; use `PlantedSpace.build`."""
+    def __init__(self, planted: Planted, arch: Architecture, search: bool) -> None:
+        """Build it; use `Planted.build`."""
         super().__init__()
-        n, c = space.scale.cells, space.scale.channels
+        n, c = planted.scale.cells, planted.scale.channels
         places = [window_of(i) for i in range(2 * n)]
         self.windows = nn.ModuleList(Window(plane, strip * STRIP + MARGIN) for plane, strip in places)
-        self.cells = nn.ModuleList(Cell(g, arch, 1, 1, (1, 1, c), (False, False), search) for g in space.groups)
-        self.names = [g.name for g in space.groups]
-        self.concat, self.relu, self.pool = layers.Concat(), layers.ReLU(), layers.GlobalPool()
+        self.cells = nn.ModuleList(
+            Cell(spec, arch, [preprocessing(1, c, search) for _ in range(2)], c, search) for spec in planted.cells
+        )
+        self.names = [spec.name for spec in planted.cells]
+        self.concat, self.relu = layers.Concat(), layers.ReLU()
         self.bn = layers.BatchNorm(n * c)  # the mean of a mixture is small as long as no op has most of the weight
-        self.linear = layers.Linear(n * c, 2**n)
-        self.argmax: nn.Module = layers.ArgMax() if labels else nn.Identity()
 
-    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Tensor:
-        """Return scores (N, 2 ** cells) of images (N, 3, H, W)."""
+    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Maps:
+        """Return the feature (N, cells * channels, ROWS, W) of images (N, 3, H, W)."""
         seen = [w(image) for w in self.windows]
         out = [
-            cell(seen[2 * i], seen[2 * i + 1], None if probs is None else probs[name], sampled)
+            cell(seen[2 * i : 2 * i + 2], None if probs is None else probs[name], sampled)
             for i, (name, cell) in enumerate(zip(self.names, self.cells, strict=True))
         ]
-        scores: Tensor = self.argmax(self.linear(self.pool(self.relu(self.bn(self.concat(*out))))))
-        return scores
+        joined = self.relu(self.bn(self.concat(*out)))
+        return Maps(((Map(joined),),), joined)
 
 
-def space_of(cells: int) -> PlantedSpace:
-    """Return the space with so many cells."""
-    return PlantedSpace(Scale(4, cells, size_of(cells)))
+def space_of(cells: int) -> Space:
+    """Return the space with so many cells: a linear classifier of their means."""
+    return Space(Planted(Scale(4, cells, size_of(cells))), Classifier(), 2**cells)
 
 
 def cost_ms(spec: OpSpec) -> float:
@@ -256,7 +260,7 @@ def cost_ms(spec: OpSpec) -> float:
     return PRICES_MS.get((spec.kind, int(dict(spec.attrs).get("kernel", 0))), FIXED_MS if spec.attrs else 0.0)
 
 
-def priced(space: PlantedSpace) -> LatencyModel:
+def priced(space: Space) -> LatencyModel:
     """Return the latency model of the table that is written by hand."""
     rows = [OpRow(c.spec.key, cost_ms(c.spec)) for c in trace_space(space).calls]
     (model,) = price(space, [space.scale], LatencyTable(WHERE, {r.key: r for r in rows}))
@@ -268,7 +272,7 @@ def planted(plant: Plant) -> Architecture:
     return Architecture.of("planted", plant.answers([USEFUL[cue][0] for cue in plant.cues]))
 
 
-def config_of(space: PlantedSpace, way: str, seed: int, weight: float) -> SearchConfig:
+def config_of(space: Space, way: str, seed: int, weight: float) -> SearchConfig:
     """Return the settings of a search."""
     cost = {"mixture": CostConfig(expectation="mixture"), "fixed": CostConfig(weight=weight)}.get(way, CostConfig())
     return SearchConfig(
@@ -301,9 +305,10 @@ def find(way: str, seed: int, weight: float = 0.1) -> dict[str, Any]:
     while not search.finished:
         metrics = search.advance()
     logits = search.alphas()
-    probs = {k: p.detach().numpy() for k, p in search.config.relaxation.probs(logits).items()}
-    rule = strongest(space.groups, space.rules(), space.name, probs)
-    arch = rule if way == "free" else derive(space, [space.scale], [model], probs, budget_ms, 0.0)[0].arch
+    probs = space.problem.probabilities(search.config.relaxation.probs(logits))
+    rule = strongest(space.problem, probs)
+    contest = Contest(space.problem, [space.scale], [model], probs, 0.0)
+    arch = rule if way == "free" else choose(contest, budget_ms)[0].arch
     assert arch is not None
     right, right_by_rule = (plant.right(a, cheapest=way != "free") for a in (arch, rule))
     assert all(right) == (arch == target) or way == "free"

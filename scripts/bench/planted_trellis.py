@@ -15,7 +15,7 @@ first. Lags of 4 are two steps of 2, as one atrous convolution makes: one on eac
 
 Four ways to search are compared: under the budget with the learned multiplier, without a budget, under the budget with
 the cost of the plain mixture, and ("step") with the supernet's cells weighted as in equation 6 of the paper, where the
-others weight them by paths: see `TrellisSpace.weighting`.
+others weight them by paths: see `Trellis.weighting`.
 
 Found is sharp: under a budget that has no room for anything dearer, the derived network is the planted one. Without a
 budget many networks solve a task, so what counts there is measured: the derived network, trained alone, does.
@@ -32,20 +32,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.arch import Architecture
 from hwnas.data.augment import BatchSource
 from hwnas.data.base import IGNORE_LABEL, ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
+from hwnas.learn.losses import task_loss, tensors
 from hwnas.ops.registry import OpSpec
+from hwnas.problem import Architecture
+from hwnas.problem.rules.one_path import Path
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.objective import task_loss, tensors
 from hwnas.search.relax import GumbelSoftmax, Temperature
-from hwnas.search.widths import derive, price
+from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
-from hwnas.spaces import Scale, trace_space
-from hwnas.spaces.trellis import Path, TrellisSpace
+from hwnas.spaces import Scale, Space, TrellisGenotype, autodeeplab_space, trace_space, trellis_architecture
 
 OPS = ("none", "avg_pool_3x3", "skip_connect", "atrous_conv_3x3", "sep_conv_3x3")
 FILTERS, LAYERS, SIZE = 4, 3, (16, 96)  # 13 paths, 16 cells: 208 networks
@@ -82,7 +82,7 @@ class Kind:
     path: Path
     cell: tuple[str, str]
 
-    def architecture(self, space: TrellisSpace) -> Architecture:
+    def architecture(self, space: Space) -> Architecture:
         """Return the network."""
         return network(space, self.path, self.cell)
 
@@ -165,16 +165,16 @@ class Boards:
         return Sample(np.repeat(255 * pixels[:, :, None], 3, axis=2), label, str(index))
 
 
-def space_of(way: str = "budget") -> TrellisSpace:
+def space_of(way: str = "budget") -> Space:
     """Return the space; in the way "step" cells are weighted as in the paper."""
     weighting: Any = "step" if way == "step" else "path"
     scale = Scale(FILTERS, LAYERS, SIZE)
-    return TrellisSpace(scale, 2, OPS, nodes=1, keep=2, head_channels=4, weighting=weighting)
+    return autodeeplab_space(scale, 2, OPS, nodes=1, keep=2, head_channels=4, weighting=weighting)
 
 
-def network(space: TrellisSpace, path: Path, cell: tuple[str, str]) -> Architecture:
+def network(space: Space, path: Path, cell: tuple[str, str]) -> Architecture:
     """Return the network of a path, and of a cell of one block that keeps both its edges."""
-    return space.architecture(path, (((cell[0], 0), (cell[1], 1)),))
+    return trellis_architecture(space, path, (((cell[0], 0), (cell[1], 1)),))
 
 
 def cost_ms(spec: OpSpec) -> float:
@@ -185,7 +185,7 @@ def cost_ms(spec: OpSpec) -> float:
     return 0.0 if int(dict(spec.attrs).get("dilation", 1)) > 2 else OP_MS.get(spec.kind, 0.0)
 
 
-def priced(space: TrellisSpace) -> LatencyModel:
+def priced(space: Space) -> LatencyModel:
     """Return the latency model of the table that is written by hand."""
     rows = [OpRow(c.spec.key, cost_ms(c.spec)) for c in trace_space(space).calls]
     (model,) = price(space, [space.scale], LatencyTable(WHERE, {r.key: r for r in rows}))
@@ -221,9 +221,10 @@ def find(way: str, seed: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     while not search.finished:
         metrics = search.advance()
-    probs = {k: p.detach().numpy() for k, p in config.relaxation.probs(search.alphas()).items()}
-    rule = strongest(space.groups, space.rules(), space.name, probs)
-    arch = rule if way == "free" else derive(space, [space.scale], [model], probs, budget_ms, 0.0)[0].arch
+    probs = space.problem.probabilities(config.relaxation.probs(search.alphas()))
+    rule = strongest(space.problem, probs)
+    contest = Contest(space.problem, [space.scale], [model], probs, 0.0)
+    arch = rule if way == "free" else choose(contest, budget_ms)[0].arch
     assert arch is not None
     seconds = time.process_time() - start_s
     right, right_by_rule = (parts(space, kind, a) for a in (arch, rule))
@@ -247,15 +248,22 @@ def find(way: str, seed: int) -> dict[str, Any]:
     }
 
 
-def parts(space: TrellisSpace, kind: Kind, arch: Architecture) -> dict[str, bool]:
+def genotype(space: Space, arch: Architecture) -> TrellisGenotype:
+    """Return the strides and the blocks of a network."""
+    found = space.genotype(arch)
+    assert isinstance(found, TrellisGenotype)
+    return found
+
+
+def parts(space: Space, kind: Kind, arch: Architecture) -> dict[str, bool]:
     """Tell what of a network is as planted."""
-    own, planted = space.genotype(arch), space.genotype(kind.architecture(space))
+    own, planted = genotype(space, arch), genotype(space, kind.architecture(space))
     return {"path": own.strides == planted.strides, "cell": own.blocks == planted.blocks}
 
 
-def said(space: TrellisSpace, arch: Architecture) -> str:
+def said(space: Space, arch: Architecture) -> str:
     """Return a network for people: its strides, and the ops of its edges."""
-    network = space.genotype(arch)
+    network = genotype(space, arch)
     return "-".join(map(str, network.strides)) + " " + " ".join(op for op, _ in network.blocks[0])
 
 

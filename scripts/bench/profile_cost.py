@@ -23,7 +23,7 @@ from hwnas.runtime.engines import capabilities, open_engine
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
 
 WARM_UP, RUNS = 10, 100
 

@@ -25,26 +25,24 @@ import torch
 
 from hwnas import recipes
 from hwnas.errors import HwnasError
-from hwnas.files import read_json
+from hwnas.jobs import Derived, Run, export, profile, train, validate
+from hwnas.jobs.validation import Report
 from hwnas.latency import LatencyTable
+from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.recipes import Recipe
-from hwnas.run import Derived, Run
 from hwnas.runtime.deploy.bundle import Bundle
 from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.widths import price
-from hwnas.spaces.trellis import TrellisSpace
-from hwnas.train import TrainConfig
-from hwnas.ui import table
-from hwnas.verbs.profiling import profile
-from hwnas.verbs.shipping import run_export, run_train, run_validate
+from hwnas.show.console import table
+from hwnas.spaces import published
 
 ROOM = 1.05  # of the budget over the prediction: what predictions are held to
 
 
 def paper(filters: int, size: tuple[int, int], networks: int, visits: int) -> Recipe:
-    """Return `autodeeplab` at one width and size, measured in few visits, known to the verbs.
+    """Return `autodeeplab` at one width and size, measured in few visits.
 
     Args:
         filters: F of the networks: 20, 32 and 48 are S, M and L.
@@ -54,45 +52,42 @@ def paper(filters: int, size: tuple[int, int], networks: int, visits: int) -> Re
     """
     base = recipes.get("autodeeplab")
     fit = networks * 3 // 5
-    return recipes.add(
-        replace(
-            base,
-            name=f"autodeeplab-{filters}-{size[0]}x{size[1]}",
-            space=base.space.at(replace(base.space.scale, channels=filters, size=size)),
-            widths=(filters,),
-            train=TrainConfig(steps=1, batch=2, crop=(129, 129)),
-            data="synthetic",
-            calibration=Calibration(fit=fit, test=networks - fit, refit=0, derived=0, isolated=False),
-            stop=StopRule(min_visits=visits, max_visits=2 * visits, min_s=0.0),
-        )
+    return replace(
+        base,
+        name=f"autodeeplab-{filters}-{size[0]}x{size[1]}",
+        space=base.space.at(replace(base.space.scale, channels=filters, size=size)),
+        widths=(filters,),
+        train=TrainConfig(steps=1, batch=2, crop=(129, 129)),
+        data="synthetic",
+        calibration=Calibration(fit=fit, test=networks - fit, refit=0, derived=0, isolated=False),
+        stop=StopRule(min_visits=visits, max_visits=2 * visits, min_s=0.0),
     )
 
 
-def job(made: Recipe) -> Run:
+def job(made: Recipe) -> tuple[Run, Report]:
     """Do whatever of the job is not done yet: profile, hand over the published network, train, export, validate."""
     run = Run(made.name)
-    run.ask(recipe=made.name)
-    with run.locked():
-        latency = profile(run, None, None, None)
-        if not (run.folder / "arch.json").exists():
-            space, (scale,) = made.space, made.scales()
-            assert isinstance(space, TrellisSpace)
-            (model,) = price(space, [scale], latency)
-            predicted_ms = model.predict_ms(space.published())
-            run.write_derived(Derived(space.published(), scale, ROOM * predicted_ms, predicted_ms), {})
-        run_train(run)
-        run_export(run, "labels")
-        run_validate(run, None, foreign=False, again=False)
-    return run
+    run.ask(recipe=made)
+    latency = profile(run).table
+    if not (run.folder / "arch.json").exists():
+        space, (scale,) = made.space, made.scales()
+        (model,) = price(space, [scale], latency)
+        arch = published("AUTO_DEEPLAB", space)
+        predicted_ms = model.predict_ms(arch)
+        run.write_derived(Derived(arch, scale, ROOM * predicted_ms, predicted_ms))
+    train(run)
+    export(run)
+    result = validate(run)
+    result.require_accepted()
+    return run, result.report
 
 
-def figures(run: Run) -> dict[str, Any]:
+def figures(run: Run, report: Report) -> dict[str, Any]:
     """Return what a finished run says of its network and of its table."""
-    report = read_json(run.folder / "report.json", "a report")
     latency = LatencyTable.load(run.folder / "table.json")
     keys = ("predicted_ms", "measured_ms", "error", "doubtful", "slowdown", "p50_ms", "threads")
     return {
-        **{k: report[k] for k in keys},
+        **{k: getattr(report, k) for k in keys},
         "table": latency.report.get("predictors"),
         "rows": len(latency.rows),
         "not_ok": sum(r.status != "ok" for r in latency.rows.values()),
@@ -117,7 +112,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.chdir(args.folder):
-            found = figures(job(paper(args.filters, (args.size[0], args.size[1]), args.networks, args.visits)))
+            found = figures(*job(paper(args.filters, (args.size[0], args.size[1]), args.networks, args.visits)))
     except HwnasError as e:
         sys.exit(f"published: {e}")
     table(

@@ -21,21 +21,21 @@ from hwnas.errors import BuildError
 from hwnas.ops.onnx_graph import OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.trt_build import Builder, BuildOptions
-from hwnas.spaces import DARTS_V2, ChainSpace, Scale, sample, trace_space
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
+from hwnas.spaces import DARTS_V2, Scale, darts_space, sample, trace_space
 
 TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
 PUBLISHED = {"cifar", "imagenet"}  # built as DARTS_V2, the others as a random network
 SPACES = {
     "small": {
-        "segmentation": ChainSpace(Scale(16, 6, (192, 256)), 11),
-        "cifar": ChainSpace(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
-        "imagenet": ChainSpace(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
+        "segmentation": darts_space(Scale(16, 6, (192, 256)), 11),
+        "cifar": darts_space(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
+        "imagenet": darts_space(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
     },
     "paper": {  # of DARTS: 20 cells of 36 channels, 14 cells of 48; for segmentation the size of Cityscapes
-        "segmentation": ChainSpace(Scale(32, 8, (1024, 2048)), 19),
-        "cifar": ChainSpace(Scale(36, 20, (32, 32)), 10, "cifar", "classification"),
-        "imagenet": ChainSpace(Scale(48, 14, (224, 224)), 1000, "imagenet", "classification"),
+        "segmentation": darts_space(Scale(32, 8, (1024, 2048)), 19),
+        "cifar": darts_space(Scale(36, 20, (32, 32)), 10, "cifar", "classification"),
+        "imagenet": darts_space(Scale(48, 14, (224, 224)), 1000, "imagenet", "classification"),
     },
 }
 
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Builder() as builder, bar("build", total) as update:
         for name, space in spaces.items():
             arch = (
-                space.architecture(DARTS_V2) if name in PUBLISHED else sample(space, np.random.default_rng(args.seed))
+                DARTS_V2.architecture(space) if name in PUBLISHED else sample(space, np.random.default_rng(args.seed))
             )
             model = OpExporter().network(trace_space(space, arch))
             for precision in ("fp32", "fp16"):

@@ -32,17 +32,16 @@ from torch import nn
 from hwnas import recipes
 from hwnas.data import open_dataset
 from hwnas.latency import LatencyTable
+from hwnas.learn.losses import task_loss
 from hwnas.resources import profiles_dir
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
-from hwnas.search.objective import task_loss
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import count, price
-from hwnas.spaces import ChainSpace, Scale
+from hwnas.show.console import console, table
+from hwnas.spaces import Scale, Space, Trellis, autodeeplab_space, darts_space
 from hwnas.spaces.cell import set_evaluation
-from hwnas.spaces.trellis import TrellisSpace
-from hwnas.ui import console, table
 
 MODES = ("textbook", "fast", "lean", "fast-bf16")
 # What a step asks for in units of a forward pass: forward, gradients of maps and gradients of weights are one each. The
@@ -54,13 +53,13 @@ PASSES = {1: 5, 2: 14}
 class Case:
     """A supernet and a batch."""
 
-    space: ChainSpace | TrellisSpace
+    space: Space
     batch: int
 
     def batches(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """Return a batch for weights and one for alphas; what is in them does not matter for time."""
         rng, size = np.random.default_rng(0), self.space.scale.size
-        shape = (self.batch, *(size if self.space.head == "segmentation" else ()))
+        shape = (self.batch, *(size if self.space.task == "segmentation" else ()))
         return tuple(
             (
                 rng.standard_normal((self.batch, 3, *size), dtype=np.float32),
@@ -70,15 +69,15 @@ class Case:
         )
 
 
-CIFAR = ChainSpace(Scale(16, 8, (32, 32)), 10, stem="cifar", head="classification")
+CIFAR = darts_space(Scale(16, 8, (32, 32)), 10, stem="cifar", head="classification")
 CASES = {
     "darts-b4": Case(CIFAR, 4),
     "darts-b16": Case(CIFAR, 16),
-    "segmentation-192x384-b2": Case(ChainSpace(Scale(16, 8, (192, 384)), 11), 2),
-    "autodeeplab-64": Case(TrellisSpace(Scale(8, 12, (64, 64)), 19), 1),
-    "autodeeplab-128": Case(TrellisSpace(Scale(8, 12, (128, 128)), 19), 1),
-    "tiny": Case(ChainSpace(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"), 2),
-    "tiny-trellis": Case(TrellisSpace(Scale(2, 4, (32, 32)), 5, nodes=2), 2),
+    "segmentation-192x384-b2": Case(darts_space(Scale(16, 8, (192, 384)), 11), 2),
+    "autodeeplab-64": Case(autodeeplab_space(Scale(8, 12, (64, 64)), 19), 1),
+    "autodeeplab-128": Case(autodeeplab_space(Scale(8, 12, (128, 128)), 19), 1),
+    "tiny": Case(darts_space(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"), 2),
+    "tiny-trellis": Case(autodeeplab_space(Scale(2, 4, (32, 32)), 5, nodes=2), 2),
 }
 USUAL = {
     "darts": ("darts-b4", "darts-b16", "segmentation-192x384-b2"),
@@ -91,7 +90,7 @@ def bounds(case: Case) -> list[Bound]:
 
     There is no table for other spaces: they count multiply-adds, by a model with as many prices.
     """
-    if isinstance(case.space, TrellisSpace):
+    if isinstance(case.space.encoder, Trellis):
         (model,) = count(case.space, [case.space.scale], "macs")
         return [Bound("macs", model, 1e6)]
     recipe = recipes.get("darts-quick")
@@ -112,7 +111,7 @@ def ours(case: Case, order: int, mode: str, bound: bool = True) -> Callable[[], 
         evaluation=mode.removesuffix("-bf16"),  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
     )
-    kind = "synthetic-shapes" if case.space.head == "classification" else "synthetic"
+    kind = "synthetic-shapes" if case.space.task == "classification" else "synthetic"
     search = BilevelSearch(case.space, config, open_dataset(kind, "train", scale.size), bounds(case) if bound else ())
     search.weight_batches = lambda step: weights  # type: ignore[assignment, misc]
     search.alpha_batches = lambda step: alphas  # type: ignore[assignment, misc]
@@ -121,9 +120,9 @@ def ours(case: Case, order: int, mode: str, bound: bool = True) -> Callable[[], 
 
 def book_of(case: Case, net: nn.Module, alphas: dict[str, torch.Tensor]) -> Supernet | TrellisSupernet:
     """Return the textbook's form of a supernet, with the same weights."""
-    if isinstance(case.space, TrellisSpace):
+    if isinstance(case.space.encoder, Trellis):
         return TrellisSupernet(net, case.space, alphas)
-    return Supernet(net, case.space.ops, case.space.scale.channels, alphas)
+    return Supernet(net, case.space.encoder.ops, case.space.scale.channels, alphas)
 
 
 def textbooks(case: Case, order: int) -> Callable[[], Any]:

@@ -112,16 +112,17 @@ class Cell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """The same network as `net`, a supernet of `hwnas.spaces.ChainSpace` with four nodes, with the same weights."""
+    """The same network as `net`, a supernet of `hwnas.spaces.Chain` with four nodes, with the same weights."""
 
     def __init__(self, net: nn.Module, options: Sequence[str], channels: int, alphas: dict[str, Tensor]) -> None:
         super().__init__()
-        self.kinds, self.low = net.kinds, net.low
+        # Kinds of the cells, and which states are features.
+        self.kinds, self.features = [k.name for k in net.encoder.kinds], net.encoder.taken
         self.stem0, self.stem1, self.head = (copy.deepcopy(m) for m in (net.stem0, net.stem1, net.head))
         c, cells, after = channels, [], False
         before = net.cells[0].preprocess0[1].conv.in_channels  # type: ignore[index, union-attr]
         last = net.cells[0].preprocess1[1].conv.in_channels  # type: ignore[index, union-attr]
-        for kind in net.kinds:  # type: ignore[union-attr]
+        for kind in self.kinds:
             reduction = kind == "reduce"
             c *= 2 if reduction else 1
             cells.append(Cell(options, before, last, c, reduction, after))
@@ -141,12 +142,10 @@ class Supernet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Compute it."""
         s0 = self.stem0(image)
-        s1 = low = self.stem1(s0)
-        for k, (kind, cell) in enumerate(zip(self.kinds, self.cells, strict=True)):  # type: ignore[arg-type]
-            if k == self.low:
-                low = s1
-            s0, s1 = s1, cell(s0, s1, F.softmax(self.alphas[kind], dim=-1))
-        return self.head(image, low, s1)
+        states = [s0, self.stem1(s0)]
+        for kind, cell in zip(self.kinds, self.cells, strict=True):
+            states.append(cell(*states[-2:], F.softmax(self.alphas[kind], dim=-1)))
+        return self.head(image, [states[i] for i in self.features])
 
 
 class Search:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from textbook import MixedOp
 from torch import Tensor, nn
 
-from hwnas.spaces.trellis import LEVELS, STEPS, UP, TrellisSpace, existing, level_sizes, sources
+from hwnas.problem.rules.one_path import LEVELS, STEPS, UP, existing, sources
+from hwnas.spaces import Space
+from hwnas.spaces.encoders.trellis_wiring import level_sizes
 
 OPTIONS = (None, *STEPS)  # columns of the logits of a path; the first is that of places that no path passes
 
@@ -20,12 +22,13 @@ OPTIONS = (None, *STEPS)  # columns of the logits of a path; the first is that o
 class Cell(nn.Module):
     """Five blocks, twenty edges; inputs are brought to its size and channels by what the compared network has there."""
 
-    def __init__(self, space: TrellisSpace, c: int, before: nn.Module | None, steps: nn.ModuleDict) -> None:
+    def __init__(self, space: Space, c: int, before: nn.Module | None, steps: nn.ModuleDict) -> None:
         super().__init__()
-        self.nodes = space.nodes
+        (spec,) = space.cells
+        self.nodes = spec.nodes
         self.before = copy.deepcopy(before)
         self.steps = copy.deepcopy(steps)
-        self.edges = nn.ModuleList(MixedOp(space.ops, c, 1) for i in range(space.nodes) for _ in range(2 + i))
+        self.edges = nn.ModuleList(MixedOp(spec.ops, c, 1) for i in range(spec.nodes) for _ in range(2 + i))
 
     def forward(self, s0: Tensor | None, h1: Tensor, step: str, weights: Tensor) -> Tensor:
         """Compute it for one step."""
@@ -44,7 +47,7 @@ class Cell(nn.Module):
 class TrellisSupernet(nn.Module):
     """The same network as `net`, a supernet of `space`, with the same weights."""
 
-    def __init__(self, net: nn.Module, space: TrellisSpace, alphas: dict[str, Tensor]) -> None:
+    def __init__(self, net: nn.Module, space: Space, alphas: dict[str, Tensor]) -> None:
         super().__init__()
         self.layers, filters = space.scale.cells, space.scale.channels
         self.stem, self.heads = copy.deepcopy(net.stem), copy.deepcopy(net.heads)
@@ -90,4 +93,4 @@ class TrellisSupernet(nn.Module):
                     term = beta * cell(inputs[to], h1, step, alphas)
                     made[to] = made[to] + term if to in made else term
             older, old = old, made
-        return sum(self.heads[level](old[level], image) for level in range(LEVELS))
+        return sum(self.heads[level](image, [old[0], F.relu(old[level])]) for level in range(LEVELS))

@@ -20,8 +20,8 @@ from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines import capabilities
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.spaces import ChainSpace, Scale
-from hwnas.ui import bar, console, table
+from hwnas.show.console import bar, console, table
+from hwnas.spaces import Scale, darts_space
 
 CLASSES = 11
 
@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> LatencyTable:
         calibration = Calibration(fit=2, test=args.nets * len(scales) - 2)
         with bar("plan", None) as update:
             make_plan(
-                ChainSpace(scales[0], CLASSES), scales, folder, calibration, capabilities(args.engine).merges, update
+                darts_space(scales[0], CLASSES), scales, folder, calibration, capabilities(args.engine).merges, update
             )
         with bar("measure", None) as update:
             results = supervise(

@@ -1,0 +1,221 @@
+"""From a recipe to a latency table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hwnas.errors import HwnasError
+from hwnas.latency.table import UNMEASURED, LatencyTable
+from hwnas.profile import add_derived, build_table, make_plan
+from hwnas.profile.derived import ANCHORS
+from hwnas.profile.networks import estimate_ms
+from hwnas.progress import SILENT, Reporter
+from hwnas.recipes import Recipe
+from hwnas.run import Run
+from hwnas.runtime.engines import using_engine
+from hwnas.runtime.engines.base import Capabilities
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule, visit_s
+from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.supervise import supervise
+
+SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them
+DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a plan for another box is for.
+
+    Attributes:
+        engine: Without one the plan is for engines that merge identical ops, as all do that optimise graphs.
+        precision: Of the files.
+    """
+
+    engine: str | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """How a table is measured.
+
+    Attributes:
+        engine: None for the one the run was made with, else ONNX Runtime.
+        threads: None for those the run was made with, else one.
+        precision: None for that the run was made with, else float32.
+        results: Measured elsewhere; None to measure here.
+        minutes: Bound on the time to measure.
+    """
+
+    engine: str | None = None
+    threads: int | None = None
+    precision: str | None = None
+    results: Path | None = None
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """The table of a run.
+
+    Attributes:
+        table: It.
+        complete: Whether it was there already, and nothing of it was to be measured again.
+    """
+
+    table: LatencyTable
+    complete: bool = False
+
+
+def plan(recipe: Recipe, folder: Path, settings: PlanSettings = PlanSettings(), report: Reporter = SILENT) -> Plan:
+    """Write what a recipe needs measured into a folder to carry to another box.
+
+    Raises:
+        HwnasError: If the folder has something in it already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise HwnasError(f"{folder} is not empty; name a new folder")
+    precision = settings.precision or "fp32"
+    merges = True
+    if settings.engine is not None:
+        with using_engine(settings.engine, precision=precision) as opened:
+            merges = opened.capabilities.merges
+    return _write_plan(recipe, folder, merges, precision, report)
+
+
+def _write_plan(recipe: Recipe, folder: Path, merges: bool, precision: str, report: Reporter) -> Plan:
+    """Write a plan unless a whole one is there already; return it."""
+    if not (folder / "plan.json").exists():
+        torch.set_num_threads(1)  # many small tensors: threads would only wait for each other
+        with report.bar("plan: export ops and networks", None) as update:
+            make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update, precision)
+    return load_plan(folder)
+
+
+def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Reporter = SILENT) -> ProfileResult:
+    """Measure the latency table of a run's recipe on this machine, or build it from results measured elsewhere.
+
+    A table that is there is complete, unless some of it is doubtful or was left out: that is measured again, until the
+    run has been searched with it.
+    """
+    run.ask(engine=settings.engine, threads=settings.threads, precision=settings.precision)
+    with run.locked():
+        path, recipe, results = run.folder / "table.json", run.recipe, settings.results
+        stop = recipe.stop
+        if path.exists():
+            there = LatencyTable.load(path)
+            used = (run.folder / "search.pt").exists() or (run.folder / "arch.json").exists()
+            if used or results is not None or not there.unsettled or not (run.folder / "results.jsonl").exists():
+                return ProfileResult(there, complete=True)
+            report.note(f"{len(there.unsettled)} rows are doubtful or were left out; measuring these again")
+            stop = _longer(run.folder / "results.jsonl", stop)
+        if results is None:
+            table = _measure(run, recipe, stop, settings.minutes, report)
+        else:
+            where = read_journal(results)[0]["where"]  # what cannot be read is refused before anything is written
+            run.ask(**{name: where["engine"][key] for name, key in SETTINGS.items()})
+            _write_plan(recipe, run.folder / "plan", bool(where["merges"]), str(where["engine"]["precision"]), report)
+            table = build_table(run.folder / "plan", results)
+        run.commit()
+        table.save(path)
+    return ProfileResult(table)
+
+
+def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, report: Reporter) -> LatencyTable:
+    """Measure a recipe's plan, then networks that are derived with the table of it."""
+    start_s = time.monotonic()
+    settings = run.settings
+    engine, threads = settings.engine or "onnxruntime", 1 if settings.threads is None else settings.threads
+    precision = settings.precision or "fp32"
+    with using_engine(engine, threads, precision) as opened:
+        can, clock = opened.capabilities, opened.clock
+    run.ask(engine=engine, threads=threads, precision=precision)
+    run.commit()
+    folder, results = run.folder / "plan", run.folder / "results.jsonl"
+    plan = _write_plan(recipe, folder, can.merges, precision, report)
+    derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
+    forecast = forecast_minutes(plan, stop, derived, can.load_s) if clock != "model" else 0.0
+    bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
+    report.note(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
+
+    def left(share: float) -> float | None:
+        return None if minutes is None else max(0.0, share * minutes - (time.monotonic() - start_s) / 60)
+
+    def measure(where: Path, into: Path, title: str, rule: StopRule, share: float) -> None:
+        with report.bar(title, None) as update:
+            supervise(
+                where,
+                engine,
+                threads,
+                rule,
+                into,
+                lambda p: update(p.done, str(p.record["key"])[:60], p.total),
+                minutes=left(share),
+            )
+
+    measure(folder, results, "measure", stop, 1 - DERIVED_SHARE)
+    table = build_table(folder, results)
+    whole = all(r.status not in UNMEASURED for r in table.rows.values())  # else no network can be derived with it
+    if table.correction.networks and whole:
+        brief = replace(stop, min_s=stop.min_s / 2)
+        with report.bar("derive networks to fit and check the table on", None) as update:
+            add_derived(
+                table,
+                recipe.space,
+                recipe.scales(),
+                folder,
+                run.folder / "derived",
+                recipe.calibration,
+                lambda where, into: measure(where, into, "measure derived networks", brief, 1.0),
+                update,
+            )
+    return table
+
+
+def forecast_minutes(
+    plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = Capabilities.load_s
+) -> float:
+    """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
+
+    Args:
+        plan: What to measure.
+        stop: When an entry has been visited often enough.
+        derived: Networks that are derived and measured afterwards, each time for half the time at least.
+        load_s: Time to load an entry, and to build it where that has to be done.
+    """
+    visits_s = [visit_s(_run_s(e)) for e in plan.entries]
+    nets_s = [s for e, s in zip(plan.entries, visits_s, strict=True) if e.role == "net"]
+    total_s = load_s * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visits_s))
+    for n in derived if nets_s else ():
+        round_s = (n + ANCHORS) * sum(nets_s) / len(nets_s)
+        total_s += load_s * (n + ANCHORS) + max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)
+    return total_s / 60
+
+
+def _run_s(entry: Entry) -> float:
+    return sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
+
+
+def _longer(results: Path, stop: StopRule) -> StopRule:
+    """Return a rule that gives entries whose time was up as many visits again."""
+    rules = [r for r in read_journal(results)[1] if r.get("type") == "rule"]
+    last = int(rules[-1]["max_visits"]) if rules else stop.max_visits
+    return replace(stop, max_visits=last + stop.max_visits)
+
+
+def error_percent(table: LatencyTable) -> float:
+    """Return a table's error (MAPE) on held-out networks, in percent.
+
+    Raises:
+        HwnasError: If it was never measured.
+    """
+    ours = table.report.get("predictors", {}).get("ours")
+    if ours is None:
+        raise HwnasError(f"{table.path} has no held-out networks, so --require-mape cannot be answered; profile again")
+    return 100 * float(ours["mape"])

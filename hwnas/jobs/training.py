@@ -1,0 +1,51 @@
+"""From a derived network to its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hwnas.jobs.inputs import read_all
+from hwnas.learn.training import Training
+from hwnas.learn.training import train as train_network
+from hwnas.progress import SILENT, Reporter
+from hwnas.run import Run
+from hwnas.steplog import StepLog
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The weights of a run.
+
+    Attributes:
+        weights: Their file.
+        metric: What the best ones were chosen by on val, for people.
+        best: What they score; None where they were there already.
+    """
+
+    weights: Path
+    metric: str = ""
+    best: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the weights were there already."""
+        return self.best is None
+
+
+def train(run: Run, report: Reporter = SILENT) -> TrainResult:
+    """Train the derived network of a run."""
+    run.require("arch.json", "search")
+    with run.locked():
+        weights, derived = run.folder / "train" / "model.safetensors", run.derived()
+        if weights.exists():
+            return TrainResult(weights)
+        config, seed = run.recipe.train, run.settings.seed
+        config = config if seed is None else replace(config, seed=seed)
+        data, val = (read_all(run.data(split), report) for split in ("train", "val"))
+        training = Training(run.space(derived), derived.architecture, config, data)
+        settings = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
+        log = StepLog(run.folder / "train.jsonl")
+        with report.bar("train", config.steps) as update:
+            best = train_network(training, val, weights.parent, settings, log, update)
+        return TrainResult(weights, training.task.title, best)

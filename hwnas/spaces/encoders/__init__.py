@@ -1,0 +1,8 @@
+"""Encoders: from an image to features. Another one is another file, with the decorator `encoder`, listed here."""
+
+from hwnas.spaces.encoders.chain import Chain
+from hwnas.spaces.encoders.trellis import Trellis
+from hwnas.spaces.encoders.xception import Xception
+from hwnas.spaces.registry import encoder, registered_encoders
+
+__all__ = ["Chain", "Trellis", "Xception", "encoder", "registered_encoders"]

@@ -1,0 +1,104 @@
+"""Networks that were published, by name: another one is a function with the decorator `network`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hwnas.errors import HwnasError, unknown
+from hwnas.problem import Architecture
+from hwnas.problem.rules.one_path import Path
+from hwnas.spaces.encoders.trellis import Trellis, trellis_architecture
+from hwnas.spaces.genotype import Genotype
+from hwnas.spaces.space import Space
+
+Maker = Callable[[Space], Architecture]
+_NETWORKS: dict[str, Maker] = {}
+
+
+def network(name: str) -> Callable[[Maker], Maker]:
+    """Register a function that returns a network as an architecture of a space, or raises where it does not fit."""
+
+    def register(make: Maker) -> Maker:
+        assert name not in _NETWORKS, f"two networks are called {name}"
+        _NETWORKS[name] = make
+        return make
+
+    return register
+
+
+def published_names() -> list[str]:
+    """Return the names of all published networks."""
+    return list(_NETWORKS)
+
+
+def published(name: str, space: Space) -> Architecture:
+    """Return a published network as an architecture of a space.
+
+    Raises:
+        HwnasError: If there is none of this name, or networks of the space are made of other cells, or of more or less.
+    """
+    if name not in _NETWORKS:
+        raise unknown("published network", name, _NETWORKS)
+    return _NETWORKS[name](space)
+
+
+# Public DARTS code, cnn/genotypes.py, quark0/darts at f276dd3.
+DARTS_V1 = Genotype.parse(
+    "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1), "
+    "('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=[2, 3, 4, 5], "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])"
+)
+DARTS_V2 = Genotype.parse(
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
+)
+
+
+def _darts(name: str, genotype: Genotype, space: Space) -> Architecture:
+    if not {"normal", "reduce"} <= {spec.name for spec in space.cells}:
+        raise HwnasError(
+            f"{name} is made of DARTS cells, and networks of the space {space.name!r} have none; name another --recipe"
+        )
+    return genotype.architecture(space)
+
+
+@network("DARTS_V1")
+def _darts_v1(space: Space) -> Architecture:
+    return _darts("DARTS_V1", DARTS_V1, space)
+
+
+@network("DARTS_V2")
+def _darts_v2(space: Space) -> Architecture:
+    return _darts("DARTS_V2", DARTS_V2, space)
+
+
+# The published architecture (Cityscapes): levels of the layers; for each block (op, state), where state 0 is H^{l-2}
+# and state 1 is H^{l-1}. tensorflow/models, research/deeplab/core/nas_network.py.
+PUBLISHED_PATH: Path = (0, 0, 0, 1, 2, 1, 2, 2, 3, 3, 2, 1)
+PUBLISHED_CELL = (
+    (("atrous_conv_5x5", 0), ("sep_conv_3x3", 1)),
+    (("sep_conv_3x3", 0), ("atrous_conv_3x3", 1)),
+    (("sep_conv_3x3", 3), ("sep_conv_3x3", 0)),
+    (("sep_conv_5x5", 4), ("sep_conv_5x5", 2)),
+    (("sep_conv_5x5", 3), ("atrous_conv_5x5", 5)),
+)
+
+
+@network("AUTO_DEEPLAB")
+def _auto_deeplab(space: Space) -> Architecture:
+    """Return the architecture of figure 3 of the paper."""
+    encoder, expected = space.encoder, (len(PUBLISHED_PATH), len(PUBLISHED_CELL))
+    if not isinstance(encoder, Trellis):
+        raise HwnasError(
+            f"AUTO_DEEPLAB is a path through a trellis, and networks of the space {space.name!r} have none; name "
+            "another --recipe"
+        )
+    if (space.scale.cells, encoder.nodes) != expected:
+        raise HwnasError(
+            f"the published network has {expected[0]} layers and {expected[1]} blocks in a cell, networks of this "
+            f"space {space.scale.cells} and {encoder.nodes}"
+        )
+    return trellis_architecture(space, PUBLISHED_PATH, PUBLISHED_CELL)

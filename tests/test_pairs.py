@@ -1,0 +1,130 @@
+"""Every encoder with every head: those that are registered, and a head with decisions of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import pytest
+from torch import Tensor, nn
+
+from hwnas.ops import layers
+from hwnas.problem import Architecture
+from hwnas.spaces import (
+    Cell,
+    CellSpec,
+    Feature,
+    Form,
+    Head,
+    HeadNet,
+    Scale,
+    Space,
+    registered_encoders,
+    registered_heads,
+)
+from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
+from hwnas.spaces.parts import Probs, Task, size_at
+
+from .contracts import PairContract
+
+OPS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
+CLASSES: Mapping[Task, int] = {"classification": 10, "segmentation": 11}  # of the drawn data
+
+
+@dataclass(frozen=True)
+class CellHead(Head):
+    """A cell on the last feature and what is decided in it; a classifier."""
+
+    channels: int = 4
+    name: ClassVar[str] = "cell-head"
+    task: ClassVar[Task] = "segmentation"
+
+    @property
+    def cells(self) -> tuple[CellSpec, ...]:
+        """One cell of one input."""
+        return (CellSpec("top", OPS, nodes=2, keep=1, inputs=1),)
+
+    def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
+        """Build it."""
+        return CellHeadNet(self, features, classes, labels, arch, form == "search")
+
+    def build_auxiliary(self, feature: Feature, size: tuple[int, int], classes: int) -> nn.Module:
+        """Build a small FCN head."""
+        return AuxiliarySegmentation(feature, self.channels, classes)
+
+
+class CellHeadNet(HeadNet):
+    """The network of a `CellHead`."""
+
+    def __init__(
+        self,
+        own: CellHead,
+        features: Sequence[Feature],
+        classes: int,
+        labels: bool,
+        arch: Architecture,
+        search: bool,
+    ) -> None:
+        """Build it."""
+        super().__init__(features, reads=(-1,))
+        self.stride = features[0].stride
+        self.project = layers.ConvBN(features[-1].channels, own.channels, relu=True)
+        (spec,) = own.cells
+        self.cell = Cell(spec, arch, [layers.ConvBN(own.channels, own.channels)], own.channels, search)
+        self.classifier = layers.Classifier(spec.nodes * own.channels, classes)
+        self.argmax = layers.ArgMax() if labels else nn.Identity()
+
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+        """Bring the feature to channels of the head, and to the size of the first one."""
+        return layers.resized(self.project(x), size_at(image.shape, self.stride))
+
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+        """Compute the cell, and scores or labels."""
+        scores = self.classifier(self.cell(necks, None if probs is None else probs["top"], sampled))
+        out: Tensor = self.argmax(layers.resize(scores, image))
+        return out
+
+
+SCALES = {"chain": Scale(4, 3, (25, 35)), "trellis": Scale(2, 4, (25, 35)), "xception": Scale(2, 1, (25, 35))}
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "chain": {"nodes": 2, "ops": OPS},
+    "trellis": {"nodes": 2, "ops": OPS, "weighting": "path"},
+}
+FURTHER = {"chain, cifar": ("chain", {"stem": "cifar"}), "trellis, step": ("trellis", {"weighting": "step"})}
+
+
+def encoders() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return all encoders, with what is not as usual of them; some in two ways."""
+    return {name: (name, {}) for name in registered_encoders()} | FURTHER
+
+
+def heads() -> dict[str, Head]:
+    """Return all heads, narrow ones, and one with decisions."""
+    out: dict[str, Head] = {}
+    for name, make in registered_heads().items():
+        narrow = {"channels": 4} if any(f.name == "channels" for f in fields(make)) else {}  # type: ignore[arg-type]
+        out[name] = make(**narrow)
+    return out | {"cell-head": CellHead()}
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return all pairs; for further ways of an encoder those heads that tell the difference."""
+    further = {("chain, cifar", "classifier"), ("trellis, step", "decoder"), ("trellis, step", "cell-head")}
+    return [(e, h) for e in encoders() for h in heads() if e not in FURTHER or (e, h) in further]
+
+
+class TestPairs(PairContract):
+    """What holds for all of them."""
+
+    @pytest.fixture(params=pairs(), ids=" + ".join)
+    def space(self, request: pytest.FixtureRequest) -> Space:
+        own, on = request.param
+        name, settings = encoders()[own]
+        scale, head = SCALES[name], heads()[on]
+        # An auxiliary head that classifies reads maps of 7x7 and more.
+        size = (99, 113) if (own, on) == ("chain", "classifier") else scale.size
+        encoder = registered_encoders()[name](
+            Scale(scale.channels, scale.cells, size), **SETTINGS.get(name, {}) | settings
+        )
+        return Space(encoder, head, CLASSES[head.task])

@@ -1,0 +1,217 @@
+"""Rules and problems: the same in drawing, in the paper's answer, in relaxation, constraints and partial answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, AtMost, Decision, Group, NoTwins, OnePath, Probabilities, Problem, TopK
+from hwnas.problem.rules.one_path import path_answers, path_group, path_of
+from hwnas.search.derive import Solver, strongest
+
+OPTIONS = ("none", "skip", "conv")
+EDGES = Group("edges", tuple(Decision(n, OPTIONS) for n in "abcd"))
+PATH = path_group(3)
+CASES: dict[str, Problem] = {
+    "top-k": Problem("s", (EDGES,), (TopK(tuple("abcd"), OPTIONS, 2),)),
+    "one path": Problem("s", (PATH,), (OnePath(3),)),
+    "one path, two thirds": Problem("s", (PATH,), (OnePath(3, "two-thirds"),)),
+    "at most": Problem("s", (EDGES,), (AtMost.of(EDGES, "skip", 1),)),
+    "no twins": Problem("s", (EDGES,), (NoTwins(((("a", "skip"), ("b", "skip")), (("c", "conv"), ("d", "none")))),)),
+    "several": Problem(
+        "s",
+        (EDGES, PATH),
+        (TopK(tuple("abcd"), OPTIONS, 2), OnePath(3), AtMost.of(EDGES, "skip", 1), NoTwins(((("a", "conv"),),))),
+    ),
+}
+
+
+def every(problem: Problem) -> Iterator[Architecture]:
+    """Yield all answers to all decisions, whether they obey or not; of paths all that are one, and a few others."""
+    names = [d.name for d in problem.decisions if not d.name.startswith("path/")]
+    edges = [dict(zip(names, o, strict=True)) for o in itertools.product(OPTIONS, repeat=len(names))]
+    paths: list[dict[str, str]] = [{}]
+    if PATH in problem.groups:
+        levels = itertools.product(range(4), repeat=3)
+        steps = [p for p in levels if p[0] <= 1 and all(abs(b - a) <= 1 for a, b in itertools.pairwise(p))]
+        paths = [path_answers(p) for p in steps]
+        paths += [p | {"path/2/4": "same"} for p in paths[:3]] + [dict.fromkeys(paths[0], "none")]
+    for one, other in itertools.product(edges, paths):
+        yield Architecture.of(problem.name, one | other)
+
+
+def probs_of(problem: Problem, seed: int, sure: float = 1.0) -> Probabilities:
+    """Return softmax probabilities of random logits; closed options get none."""
+    rng = np.random.default_rng(seed)
+    matrices = {}
+    for g in problem.groups:
+        logits = torch.from_numpy(sure * rng.standard_normal(g.shape))
+        matrices[g.name] = torch.softmax(logits.masked_fill(torch.tensor(g.closed), -torch.inf), dim=1)
+    return problem.probabilities(matrices)
+
+
+@pytest.fixture(params=CASES)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return CASES[request.param]
+
+
+def test_constraints_are_the_rule(problem: Problem) -> None:
+    index, held = problem.literals.index, 0
+    for arch in every(problem):
+        on = problem.literals.vector(arch)
+        for rule in problem.rules:
+            sums = [(r, sum(c * on[index[x]] for x, c in r.coefficients.items())) for r in rule.rows()]
+            assert all(r.low - 1e-9 <= total <= r.high + 1e-9 for r, total in sums) == rule.holds(arch)
+        held += problem.broken(arch) is None
+    assert held > 1
+
+
+def test_draws_obey_and_follow_the_seed(problem: Problem) -> None:
+    rngs = [np.random.default_rng(1) for _ in range(2)]
+    drawn, again = ([problem.draw(rng, c) for c in (None, 0.1) for _ in range(30)] for rng in rngs)
+    assert drawn == again
+    for arch in drawn:
+        problem.check(arch)
+    assert len(set(drawn)) > 3
+
+
+def test_relaxation_is_the_identity_on_what_obeys(problem: Problem) -> None:
+    for arch in every(problem):
+        if problem.broken(arch) is None:
+            q = problem.relax(problem.one_hot(arch).double()).numpy()
+            np.testing.assert_allclose(q, problem.literals.vector(arch), atol=1e-12)
+
+
+def test_the_papers_answer_has_the_largest_score_of_all_that_obey(problem: Problem) -> None:
+    obeying = [a for a in every(problem) if problem.broken(a) is None]
+    for seed in range(5):
+        probs = probs_of(problem, seed)
+        scores = problem.scores(probs)
+        best = max(float(scores @ problem.literals.vector(a)) for a in obeying)
+        found = strongest(problem, probs)
+        assert problem.broken(found) is None
+        assert float(scores @ problem.literals.vector(found)) == pytest.approx(best, abs=1e-6)
+
+
+class TestFixed:
+    """A problem whose first answers are fixed is the same problem restricted to them."""
+
+    @pytest.fixture(params=["one", "half", "all but one"])
+    def fixed(self, request: pytest.FixtureRequest, problem: Problem) -> Problem:
+        arch = problem.draw(np.random.default_rng(5))
+        # Of a path, the places in order of layers; of edges, the first ones.
+        n = {"one": 1, "half": len(arch.answers) // 2, "all but one": len(arch.answers) - 1}[request.param]
+        names = [d.name for d in problem.decisions][:n]
+        return problem.fix(Architecture.of(problem.name, {d: str(arch.get(d)) for d in names}))
+
+    def obeying(self, fixed: Problem) -> list[Architecture]:
+        return [
+            a
+            for a in every(fixed)
+            if fixed.broken(a) is None and all(a.get(d) == o for d, o in fixed.fixed)
+        ]  # fmt: skip
+
+    def test_draws_keep_the_fixed_answers(self, fixed: Problem) -> None:
+        rng, allowed = np.random.default_rng(0), set(self.obeying(fixed))
+        drawn = {fixed.draw(rng) for _ in range(200)}
+        assert drawn <= allowed
+        assert len(drawn) > min(len(allowed), 20) / 2
+
+    def test_the_solver_and_the_papers_answer_keep_them(self, fixed: Problem) -> None:
+        allowed, solver = self.obeying(fixed), Solver(fixed)
+        for seed in range(3):
+            probs = probs_of(fixed, seed)
+            scores = fixed.scores(probs)
+            best = max(float(scores @ fixed.literals.vector(a)) for a in allowed)
+            for found in (strongest(fixed, probs), solver.solve(probs).arch):
+                assert found in allowed
+                assert float(scores @ fixed.literals.vector(found)) == pytest.approx(best, abs=1e-6)
+
+    def test_marginals_of_the_fixed_answers_are_certain(self, fixed: Problem) -> None:
+        for seed in range(3):
+            q = fixed.relax(probs_of(fixed, seed))
+            by_decision = Probabilities(fixed.literals, q).by_decision
+            for d, o in fixed.fixed:
+                assert by_decision[d][o] == pytest.approx(1.0, abs=1e-9)
+            for d in fixed.decisions:
+                assert sum(by_decision[d.name].values()) == pytest.approx(1.0, abs=1e-9)
+
+    def test_relaxation_is_the_identity_on_what_obeys(self, fixed: Problem) -> None:
+        for arch in self.obeying(fixed):
+            q = fixed.relax(fixed.one_hot(arch).double()).numpy()
+            np.testing.assert_allclose(q, fixed.literals.vector(arch), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("top-k", {"a": "skip", "b": "skip", "c": "conv"}),
+        ("top-k", {"a": "none", "b": "none", "c": "none"}),
+        ("one path", {"path/0/4": "none"}),
+        ("one path", {"path/1/4": "same", "path/1/8": "same"}),
+        ("at most", {"a": "skip", "b": "skip"}),
+        ("no twins", {"c": "conv", "d": "none"}),
+    ],
+)
+def test_fixed_answers_that_break_a_rule_are_refused(name: str, answers: dict[str, str]) -> None:
+    with pytest.raises(HwnasError, match="fixed answers"):
+        CASES[name].fix(Architecture.of("s", answers))
+
+
+def test_fixed_answers_of_another_problem_are_refused() -> None:
+    with pytest.raises(HwnasError, match="unknown decision 'z'"):
+        CASES["top-k"].fix(Architecture.of("s", {"z": "skip"}))
+
+
+def test_limits_that_no_draw_meets_say_so() -> None:
+    problem = CASES["top-k"].with_rules(*(AtMost.of(EDGES, o, 0) for o in ("skip", "conv")))
+    with pytest.raises(HwnasError, match="0 skip at most, 0 conv at most; allow more of it"):
+        problem.draw(np.random.default_rng(0))
+
+
+def test_a_path_is_read_as_it_was_written() -> None:
+    for path in [(0, 0, 0), (1, 2, 3), (1, 0, 1)]:
+        assert path_of(Architecture.of("s", path_answers(path)), 3) == path
+    assert path_of(Architecture.of("s", {}), 3) is None
+
+
+class TestProbabilities:
+    def test_views_by_group_and_by_decision_are_one_vector(self) -> None:
+        problem = CASES["several"]
+        probs = probs_of(problem, 0)
+        assert list(probs) == ["edges", "path"]
+        assert torch.equal(torch.cat([p.reshape(-1) for p in probs.values()]), probs.vector)
+        assert probs.by_decision["b"]["conv"] == float(probs["edges"][1, 2])
+        assert probs.numpy()[problem.literals.index["b", "conv"]] == float(probs["edges"][1, 2])
+        assert {k: v.tolist() for k, v in probs.matrices().items()} == {k: v.tolist() for k, v in probs.items()}
+        assert problem.probabilities(probs) is probs
+
+    def test_they_carry_gradients(self) -> None:
+        problem = CASES["several"]
+        logits = {g.name: torch.zeros(g.shape, requires_grad=True) for g in problem.groups}
+        problem.probabilities({k: torch.softmax(v, 1) for k, v in logits.items()})["edges"][0, 1].backward()
+        assert logits["edges"].grad is not None
+
+    @pytest.mark.parametrize(
+        ("matrices", "message"),
+        [
+            ({}, "probabilities of 'edges' are missing"),
+            ({"edges": np.ones((4, 2))}, r"shape \(4, 2\), expected \(4, 3\)"),
+        ],
+    )
+    def test_others_are_refused(self, matrices: dict[str, np.ndarray], message: str) -> None:
+        with pytest.raises(HwnasError, match=message):
+            CASES["top-k"].probabilities(matrices)
+
+
+def test_every_rule_is_a_value() -> None:
+    for problem in CASES.values():
+        for rule in problem.rules:
+            assert hash(rule) == hash(rule.given({}))
+            assert rule.given({}) == rule
+            assert str(rule)
