@@ -356,7 +356,7 @@ class Price:
 
     network: Annotated[
         Positional[str],
-        arg(metavar="NETWORK", help="a run, a file like its arch.json, or DARTS_V1, DARTS_V2 or AUTO_DEEPLAB"),
+        arg(metavar="NETWORK", help="a run, a file like its arch.json, or a published network: hwnas ls"),
     ]
     table: Annotated[
         str | None, arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas (default: the run's)")

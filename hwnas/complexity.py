@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwnas.optional import require
 from hwnas.problem import Architecture
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Complexity:
         return f"{self.macs / 1e6:.1f} M multiply-adds, {self.params / 1e6:.3f} M parameters"
 
 
-def complexity(space: SearchSpace, arch: Architecture) -> Complexity:
+def complexity(space: Space, arch: Architecture) -> Complexity:
     """Count the deploy form of a network at the space's scale."""
     with torch.device("meta"):
         network = space.build(arch, form="deploy").eval()

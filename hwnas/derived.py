@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
 from hwnas.records import File, stored
-from hwnas.spaces.base import Scale
+from hwnas.spaces import Scale
 
 Rerank = Literal["supernet", "train"]
 

@@ -24,7 +24,7 @@ from hwnas.problem import Architecture
 from hwnas.runtime.deploy.bundle import KINDS
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.scopes import to_labels
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -68,7 +68,7 @@ def ending(traced: Trace, kind: str) -> Trace:
 
 
 def export(
-    space: SearchSpace,
+    space: Space,
     arch: Architecture,
     weights: Path,
     data: SegmentationData,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hwnas import recipes
 from hwnas.latency import LatencyTable
+from hwnas.recipes import base
 from hwnas.runtime.__main__ import main as runtime
 from hwnas.runtime.cuda.kernels import preprocess, upsample_argmax
 from hwnas.runtime.deploy.bundle import Bundle, open_application
@@ -31,7 +32,8 @@ def read(path: str) -> Any:
 def job(gpu: FakeGpu, tensorrt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with darts-tiny at one width profiled, searched and trained for TensorRT in float16."""
     monkeypatch.chdir(tmp_path)
-    recipes.add(replace(recipes.get(TINY), name=RECIPE, widths=(8,)))
+    made = replace(recipes.get(TINY), name=RECIPE, widths=(8,))
+    monkeypatch.setitem(base._RECIPES, RECIPE, lambda: made)
     done("profile", RECIPE, "--engine", "tensorrt", "--precision", "fp16")
     done("search", RECIPE)
     done("train", RECIPE)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.problem.rules.one_path import path_of
 from hwnas.spaces import sample, trace_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +173,7 @@ class TestTrellis:
         prices = {"avg_pool_3x3": 0.8, "atrous_conv_3x3": 0.4, "sep_conv_3x3": 1.5, "skip_connect": 0.0}
         for arch in (sample(space, rng) for _ in range(30)):
             ops = [o for d in space.groups[0].decisions if (o := arch.get(d.name)) is not None]
-            cells = sum(trellis.CELL_MS[level] for level in path_of(arch, space.scale.cells) or ())
+            cells = sum(trellis.CELL_MS[level] for level in space.encoder.path(arch))
             assert model.predict_ms(arch) == pytest.approx(cells + 3 * sum(prices[o] for o in ops))
 
     @pytest.mark.parametrize("name", trellis.KINDS)

@@ -32,7 +32,7 @@ from hwnas.records import File, stored
 from hwnas.run import Run
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 COIN_TOSS = 0.01  # a decision whose best option leads by less than this was not really decided
 RERANKED = 4  # candidates of each width and depth, where one is to be chosen by what they score
@@ -75,7 +75,7 @@ class DeriveResult:
     run: Run
     derived: Derived
     complete: bool = False
-    space: SearchSpace | None = None
+    space: Space | None = None
     probs: Probabilities | None = None
     parts_ms: Mapping[str, float] = field(default_factory=dict)
 
@@ -108,9 +108,9 @@ def read_probs(run: Run) -> Probabilities:
     return problem.probabilities(recipe.search.relaxation.probs(open_logits(logits, problem.groups)))
 
 
-def skip_groups(space: SearchSpace) -> list[Group]:
+def skip_groups(space: Space) -> list[Group]:
     """Return the groups of the cells that keep the resolution and may skip."""
-    return [spec.group for spec in space.cells if SKIP in spec.ops and spec.stride == 1]
+    return [cell.group for cell in space.cells if cell.stride == 1 and SKIP in cell.ops]
 
 
 def open_contest(run: Run, table: LatencyTable, demands: Demands = _NOTHING) -> Contest:

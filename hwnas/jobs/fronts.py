@@ -16,7 +16,7 @@ from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
 from hwnas.search.front import Point, pareto_front
-from hwnas.spaces.base import Scale
+from hwnas.spaces import Scale
 
 
 @dataclass(frozen=True)

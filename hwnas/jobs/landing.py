@@ -21,7 +21,7 @@ from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.landing import BELOW, Goal, Landing, Latency, Network, Round, land
 from hwnas.search.widths import Candidate, Contest, choose, safety
-from hwnas.spaces.base import SearchSpace, trace_space
+from hwnas.spaces import Space, trace_space
 from hwnas.validate import Reference, measure_network
 
 FOLDER = "landing"
@@ -86,9 +86,7 @@ class Bench:
         measured: How many networks were measured, and not replayed.
     """
 
-    def __init__(
-        self, folder: Path, latency: LatencyTable, space: SearchSpace, beside: Sequence[Reference] = ()
-    ) -> None:
+    def __init__(self, folder: Path, latency: LatencyTable, space: Space, beside: Sequence[Reference] = ()) -> None:
         """Name the folder; nothing is written before entering.
 
         Args:
@@ -169,7 +167,7 @@ class Bench:
 
 def land_on_budget(
     contest: Contest,
-    space: SearchSpace,
+    space: Space,
     latency: LatencyTable,
     beside: Sequence[Reference],
     folder: Path,

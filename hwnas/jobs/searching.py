@@ -27,7 +27,7 @@ from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.gradient import search as search_gradient
 from hwnas.search.memory import forecast
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
 RANDOM_NETWORKS = 200  # per width, for the default budget
@@ -188,7 +188,7 @@ def report_kernels(config: SearchConfig, report: Reporter) -> None:
 
 
 def report_memory(
-    space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound], report: Reporter
+    space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound], report: Reporter
 ) -> None:
     """Say how much memory the search will take, and what to do where there is not as much."""
     with report.bar("memory: two small steps", 2) as update:

@@ -23,7 +23,7 @@ from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
 from hwnas.runtime.deploy.bundle import BUNDLE_FILE, Bundle
-from hwnas.spaces.base import trace_space
+from hwnas.spaces import trace_space
 from hwnas.validate import SCORE_LOSS, application_of, left_out_ms, measure_network, score, verdict
 
 

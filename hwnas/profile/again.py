@@ -9,12 +9,12 @@ from hwnas.latency.table import LatencyTable
 from hwnas.profile.networks import Calibration, choose_networks
 from hwnas.profile.plan import PlanWriter
 from hwnas.progress import Update, ignore
-from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.spaces import Scale, Space, trace_space
 
 
 def plan_again(
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     calibration: Calibration,
     n: int,

@@ -24,7 +24,7 @@ from hwnas.runtime.measuring.results import collect
 from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms
-from hwnas.spaces.base import Scale, SearchSpace
+from hwnas.spaces import Scale, Space
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks that tell which budgets make sense
@@ -35,7 +35,7 @@ Measure = Callable[[Path, Path], None]
 
 def add_derived(
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     plan: Path,
     folder: Path,
@@ -71,7 +71,7 @@ def add_derived(
 
 def _add(
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     plan: Path,
     folder: Path,
@@ -108,7 +108,7 @@ def _at(net: NetRow, level: float) -> NetRow:
     return replace(net, latency_ms=net.latency_ms / level, ci_ms=(low_ms / level, high_ms / level))
 
 
-def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, plan: Path) -> None:
+def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: Space, plan: Path) -> None:
     """Plan some networks of the table, from the fastest to the slowest."""
     networks = Assembly.load(plan, load_plan(plan).id).networks
     settled = [net for net in table.nets if net.status == "ok" and net.key in networks]
@@ -122,7 +122,7 @@ def _plan_anchors(writer: PlanWriter, table: LatencyTable, space: SearchSpace, p
 def _plan_derived(
     writer: PlanWriter,
     table: LatencyTable,
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     n: int,
     use: str,

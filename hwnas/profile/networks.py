@@ -11,7 +11,7 @@ from hwnas.errors import HwnasError
 from hwnas.latency.calibrate import select
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Gate
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 CANDIDATES = 600  # networks these are chosen from
 CONCENTRATION = 0.5  # of a Dirichlet: networks of mostly one or two ops are among them, as searches find them
@@ -39,7 +39,7 @@ class Calibration:
 
 
 def choose_networks(
-    space: SearchSpace, mixed: Sequence[Trace], calibration: Calibration
+    space: Space, mixed: Sequence[Trace], calibration: Calibration
 ) -> list[tuple[str, int, Architecture]]:
     """Return (use, index of the scale, architecture) of the networks to measure whole.
 

@@ -16,13 +16,13 @@ from hwnas.profile.context import Boundary, Context, contexts, parts
 from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
 from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.plan import Call, Entry, plan_id, write_plan
-from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.spaces import Scale, Space, trace_space
 
 OUTPUT = "output"
 
 
 def make_plan(
-    space: SearchSpace,
+    space: Space,
     scales: Sequence[Scale],
     folder: Path,
     calibration: Calibration,
@@ -103,11 +103,11 @@ class PlanWriter:
             weights = {part.key: weight for part, weight in found.items()}
             self._ops[context.spec.key] = Price(context.key, weights, cost.macs, cost.bytes)
 
-    def key_of(self, space: SearchSpace, arch: Architecture) -> str:
+    def key_of(self, space: Space, arch: Architecture) -> str:
         """Return what a network at the scale of `space` is called in the plan."""
         return f"net/{arch.id}-c{space.scale.channels}" + f"-d{space.scale.cells}" * self._deep
 
-    def plan_network(self, use: str, space: SearchSpace, arch: Architecture, merge: bool) -> None:
+    def plan_network(self, use: str, space: Space, arch: Architecture, merge: bool) -> None:
         """Add a whole network at the scale of `space`, once."""
         key = self.key_of(space, arch)
         if key not in self._planned:
@@ -154,7 +154,7 @@ def trace_entry(role: str, key: str, trace: Trace, onnx: str | None, digest: str
     return Entry(key, role, onnx, digest, calls, dict(trace.inputs), tuple(results.values()))
 
 
-def likely(space: SearchSpace, trace: Trace) -> list[float]:
+def likely(space: Space, trace: Trace) -> list[float]:
     """Return the chance of each call to be in a network about which nothing was decided."""
     problem = space.problem
     marginals = Marginals(problem, [c.gate for c in trace.calls])

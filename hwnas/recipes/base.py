@@ -11,19 +11,7 @@ from hwnas.profile import Calibration
 from hwnas.records import stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
-from hwnas.search.multiplier import Multiplier
-from hwnas.search.relax import GumbelSoftmax, SinglePath, Softmax
 from hwnas.spaces import Scale, Space
-
-# Where a setting is a choice of classes, the recipe that a run stores says which by these names. Encoders and heads
-# have theirs from their registry.
-for _name, _class in {
-    "softmax": Softmax,
-    "gumbel-softmax": GumbelSoftmax,
-    "single-path": SinglePath,
-    "multiplier": Multiplier,
-}.items():
-    stored(_name)(_class)
 
 
 @stored("recipe")
@@ -80,12 +68,6 @@ def recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
     """Register a function that returns a recipe, under its name with ``-`` for ``_``."""
     _RECIPES[make.__name__.replace("_", "-")] = make
     return make
-
-
-def add(made: Recipe) -> Recipe:
-    """Make a recipe known by its name, as the verbs need it; return it."""
-    _RECIPES[made.name] = lambda: made
-    return made
 
 
 def names() -> list[str]:

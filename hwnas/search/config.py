@@ -10,7 +10,7 @@ from hwnas.search.bilevel import Order
 from hwnas.search.costs import CostConfig
 from hwnas.search.guards import Guards
 from hwnas.search.relax import Relaxation, Softmax
-from hwnas.spaces.base import Scale
+from hwnas.spaces import Scale
 from hwnas.spaces.cell import Evaluation
 
 

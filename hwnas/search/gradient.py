@@ -28,7 +28,7 @@ from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
 from hwnas.seeding import seeded
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 from hwnas.spaces.cell import set_evaluation
 from hwnas.steplog import StepLog
 
@@ -71,7 +71,7 @@ class BilevelSearch:
     """
 
     def __init__(
-        self, space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
+        self, space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 

@@ -14,7 +14,7 @@ from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.work import free_memory_bytes
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 
 SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
 BATCHES = (1, 2)
@@ -42,7 +42,7 @@ class Forecast:
 
 
 def forecast(
-    space: SearchSpace,
+    space: Space,
     config: SearchConfig,
     data: SegmentationData,
     bounds: Sequence[Bound] = (),
@@ -83,7 +83,7 @@ def _small(crop: tuple[int, int]) -> tuple[int, int]:
     return round(crop[0] * share), round(crop[1] * share)
 
 
-def _highest_bytes(space: SearchSpace, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> int:
+def _highest_bytes(space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> int:
     """Return the highest level of this process in the second step of a search; the first makes what stays."""
     standing = replace(config, warmup=0, accumulate=1, w_lr=0.0, w_lr_end=0.0)  # what is not moved does not diverge
     steps = BilevelSearch(space, standing, data, bounds)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwnas.records import stored
 
+
+@stored("multiplier")
 @dataclass(frozen=True)
 class Multiplier:
     """Gradient ascent on the Lagrange multiplier of the constraint ``derived / budget <= 1`` (LightNAS).

@@ -1,6 +1,7 @@
 """Relaxations: from the logits of the decisions to what multiplies each candidate in the supernet.
 
-A relaxation is a frozen dataclass that a recipe names in `SearchConfig.relaxation`; another one is another class.
+A relaxation is a frozen dataclass that a recipe names in `SearchConfig.relaxation`; another one is another class, with
+a name that stored recipes know it by.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hwnas.problem import Group
+from hwnas.records import stored
 
 Matrices = Mapping[str, Tensor]  # {group: (decisions, options)}
 
@@ -123,6 +125,7 @@ class Categorical:
         return torch.zeros(())
 
 
+@stored("softmax")
 @dataclass(frozen=True)
 class Softmax(Categorical):
     """The mixture of all candidates by their probabilities (DARTS, equation 2)."""
@@ -133,6 +136,7 @@ class Softmax(Categorical):
         return softmax(logits)
 
 
+@stored("gumbel-softmax")
 @dataclass(frozen=True)
 class GumbelSoftmax(Categorical):
     """The mixture by a sample of the Gumbel-softmax, ever harder as it cools (SNAS, equation 5; FBNet, GAS).
@@ -149,6 +153,7 @@ class GumbelSoftmax(Categorical):
         return softmax({name: (a + noise[name]) / tau for name, a in logits.items()})
 
 
+@stored("single-path")
 @dataclass(frozen=True)
 class SinglePath(Categorical):
     """One sampled candidate for each decision, straight through (GDAS, equations 4 to 6).

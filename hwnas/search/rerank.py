@@ -23,7 +23,7 @@ from hwnas.metrics import confusion, scores
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.search.config import SearchConfig
-from hwnas.spaces.base import SearchSpace
+from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
 IMAGES = 64  # a network is judged on at most so many
@@ -125,7 +125,7 @@ class Supernet:
     """The weights of a finished search, and images that its weights did not learn on."""
 
     def __init__(
-        self, space: SearchSpace, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
+        self, space: Space, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
     ) -> None:
         """Take the weights, and draw the batches that all networks are judged on.
 
@@ -179,7 +179,7 @@ class Supernet:
 
 
 def judge_trained(
-    space: SearchSpace,
+    space: Space,
     arch: Architecture,
     config: TrainConfig,
     data: tuple[SegmentationData, SegmentationData],

@@ -18,7 +18,7 @@ from hwnas.problem import Architecture, Matrices, Probabilities, Problem
 from hwnas.progress import Update, ignore
 from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
-from hwnas.spaces.base import Scale, SearchSpace, trace_space
+from hwnas.spaces import Scale, Space, trace_space
 
 # How far below the budget the prediction of a derived network stays: half a standard error of the table, but
 # never more than a tenth: a table worse than that should be measured again, not paid for in width.
@@ -27,15 +27,15 @@ MOST = 0.1
 
 
 @lru_cache(maxsize=32)
-def _traced(space: SearchSpace, merge: bool) -> Trace:
+def _traced(space: Space, merge: bool) -> Trace:
     return trace_space(space, merge=merge)  # most of a second, and the same for every table and resource
 
 
-def _traces(space: SearchSpace, scales: Sequence[Scale], merge: bool) -> list[Trace]:
+def _traces(space: Space, scales: Sequence[Scale], merge: bool) -> list[Trace]:
     return [_traced(space.at(s), merge) for s in scales]
 
 
-def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
+def price(space: Space, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
     """Return the latency model of the deploy form at each scale.
 
     Raises:
@@ -45,7 +45,7 @@ def price(space: SearchSpace, scales: Sequence[Scale], table: LatencyTable) -> l
     return [LatencyModel(t.terms(), table, space.problem) for t in traces]
 
 
-def count(space: SearchSpace, scales: Sequence[Scale], resource: str) -> list[LatencyModel]:
+def count(space: Space, scales: Sequence[Scale], resource: str) -> list[LatencyModel]:
     """Return models that predict a count in place of milliseconds, one for each scale.
 
     Args:
@@ -83,7 +83,7 @@ class Constraint:
     most: float
 
     @classmethod
-    def on_table(cls, space: SearchSpace, scales: Sequence[Scale], table: LatencyTable, most_ms: float) -> Constraint:
+    def on_table(cls, space: Space, scales: Sequence[Scale], table: LatencyTable, most_ms: float) -> Constraint:
         """Hold networks to a latency on the device of another table."""
         return cls(str(table.path or table.name), price(space, scales, table), most_ms)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwnas.jobs.listing import Listing
 from hwnas.run import Run
-from hwnas.show.console import table, warn
+from hwnas.show.console import summary, table, warn
 
 
 def listed(listing: Listing) -> None:
@@ -12,6 +12,7 @@ def listed(listing: Listing) -> None:
     table("recipes", ("name", "what it is"), [list(item) for item in listing.recipes.items()])
     rows = [[r.name, r.recipe, ", ".join(r.done) or "nothing yet", r.table] for r in listing.runs]
     table("runs", ("name", "recipe", "done", "table"), rows)
+    summary({"published networks": ", ".join(listing.published)}, None)
 
 
 def recipe_changes(run: Run) -> None:

@@ -19,7 +19,7 @@ class NoTwins(Rule):
     A score counts it for all that, and a prediction that knows networks decision by decision prices it.
 
     Attributes:
-        twins: Answers that together make two nodes compute the same, see `SearchSpace.twins`.
+        twins: Answers that together make two nodes compute the same, see `Space.twins`.
     """
 
     twins: tuple[Answers, ...]
