@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -389,6 +390,13 @@ class SpaceContract:
         assert solver.solve(random_probs(space, 0), fastest).latency_ms == pytest.approx(fastest, rel=1e-6)
 
 
+@cache
+def _priced(space: Space) -> tuple[LatencyTable, LatencyModel]:
+    """Return a table of a space and the latency of all its networks; kept for the other laws."""
+    table = roofline_table(space, CORRECTION)
+    return table, LatencyModel(trace_space(space).terms(), table, space.problem)
+
+
 class PairContract:
     """What holds for every encoder with every head, decisions or not. Give it a small ``space`` fixture of odd size."""
 
@@ -463,8 +471,7 @@ class PairContract:
             )
 
     def test_what_is_open_is_priced_as_what_is_built(self, space: Space, archs: list[Architecture]) -> None:
-        table = roofline_table(space, CORRECTION)
-        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        table, model = _priced(space)
         for arch in archs:
             built = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
             if NoTwins(space.twins()).holds(arch):
@@ -475,9 +482,8 @@ class PairContract:
 
     def test_partial_architectures(self, space: Space, archs: list[Architecture]) -> None:
         """They are traced, priced and trained, and are what the whole supernet is with these answers."""
-        table = roofline_table(space, CORRECTION)
+        table, model = _priced(space)
         whole = space.build().eval()
-        model = LatencyModel(trace_space(space).terms(), table, space.problem)
         image = torch.rand(2, 3, *space.scale.size)
         for name, arch in self.partial(space, archs[0]).items():
             traced = LatencyModel(trace_space(space, arch).terms(), table, space.problem)
@@ -512,7 +518,7 @@ class PairContract:
     def test_a_budget_is_kept(self, space: Space) -> None:
         if not space.groups:
             pytest.skip("nothing is to be derived")
-        model = LatencyModel(trace_space(space).terms(), roofline_table(space, CORRECTION), space.problem)
+        table, model = _priced(space)
         solver, probs = Solver(space.problem.with_rules(NoTwins(space.twins())), model), random_probs(space, 0)
         fastest, free = solver.fastest().latency_ms, solver.solve(probs).latency_ms
         assert fastest is not None
@@ -521,7 +527,7 @@ class PairContract:
         assert found.latency_ms is not None
         assert found.latency_ms <= fastest + 0.4 * (free - fastest) + 1e-9
         check(space, found.arch)
-        built = LatencyModel(trace_space(space, found.arch).terms(), roofline_table(space, CORRECTION), space.problem)
+        built = LatencyModel(trace_space(space, found.arch).terms(), table, space.problem)
         assert built.predict_ms(found.arch) == pytest.approx(found.latency_ms, rel=1e-9)
 
     def test_onnx_equals_torch(self, space: Space, archs: list[Architecture]) -> None:
