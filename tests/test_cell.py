@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwnas.ops.trace import trace_calls
 from hwnas.problem import Architecture, NoTwins, Problem, TopK
 from hwnas.spaces import Cell, CellSpec
 from hwnas.spaces.cell import preprocessing, set_evaluation
@@ -77,24 +76,20 @@ class TestInputs:
         for plain, other in zip(*found, strict=True):
             torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-9)
 
-    def test_twins_compute_the_same_and_nothing_else_does(self, inputs: int) -> None:
+    def test_twins_compute_the_same(self, inputs: int) -> None:
         spec = spec_of(inputs)
         limit, problem = NoTwins(spec.twins()), problem_of(spec)
-        shapes = {f"x{n}": tuple(x.shape) for n, x in enumerate(images(spec))}
         same = []
         for seed in range(60):
             arch = problem.draw(np.random.default_rng(seed), 0.3)
             cell = cell_of(spec, arch, search=False).eval()
-            merged, apart = (
-                len(trace_calls(lambda *xs, c=cell: c(xs, None), shapes, merge).calls) for merge in (True, False)
-            )
-            # Pools and skips of one state are merged too, but only twins make two equal sums of two.
-            assert merged <= apart
             with torch.no_grad():
                 nodes = cell(images(spec), None).chunk(3, dim=1)
             equal = any(torch.equal(a, b) for i, a in enumerate(nodes) for b in nodes[:i])
             same.append(equal)
-            assert not (equal and limit.holds(arch)) or inputs == 1
+            assert limit.holds(arch) or equal
+            # A skip from a node is that node again: two nodes are equal that read different states.
+            assert not equal or not limit.holds(arch) or inputs == 1
         assert any(same)
 
     def test_inputs_that_are_not_there_add_nothing(self, inputs: int) -> None:

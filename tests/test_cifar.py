@@ -21,7 +21,7 @@ from PIL import Image
 
 from hwnas import recipes
 from hwnas.data import CLASSIFICATION, SEGMENTATION, Cifar10, Shapes, Synthetic, open_dataset, task_of
-from hwnas.data.augment import PAD, batch_source, batches, cut_out, pad_crop_flip
+from hwnas.data.augment import PAD, batch_source, cut_out, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
 from hwnas.images import normalise
@@ -301,7 +301,7 @@ class TestAugmentation:
         for image, i in zip(images, order, strict=True):
             np.testing.assert_array_equal(image, normalise(data[i].image, data.mean, data.std))
         assert batch_source(data, range(6), 6, SIZE, 0, augment=False)(0)[0].shape == (6, 3, 32, 32)
-        assert next(batches(data, range(6), 6, SIZE, np.random.default_rng(0)))[1].shape == (6,)
+        assert batch_source(data, range(6), 6, SIZE, 0)(0)[1].shape == (6,)
 
     def test_pixels_with_labels_are_not_cut_out(self) -> None:
         with pytest.raises(DataError, match="a cutout of 0 for synthetic/train"):

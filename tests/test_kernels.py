@@ -181,8 +181,7 @@ class TestCompiled:
         assert cubin.startswith(b"\x7fELF")
         assert name.encode() in cubin
 
-    def test_every_target_is_one_that_the_compiler_knows(self) -> None:
-        assert {10 * major + minor for major, minor in TARGETS} <= set(nvrtc.architectures())
+    def test_the_compiler_tells_its_version(self) -> None:
         assert nvrtc.version() >= (12, 0)
 
     def test_an_error_names_the_line(self) -> None:

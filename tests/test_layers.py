@@ -133,6 +133,22 @@ def test_a_job_prints_nothing_and_keeps_to_what_other_jobs_offer(path: Path) -> 
         assert not name.rpartition(".")[2].startswith("_") or name.startswith("hwnas.__"), f"{name} is private"
 
 
+# What a space is made of is known to spaces and recipes; its rules know the names of the decisions they are about.
+GENERAL = [p for p in FILES if top(p) not in {"spaces", "recipes"} and name(p) != "problem/rules/one_path.py"]
+OF_SYSTEMS = {"chain", "trellis", "xception", "normal", "reduce", "cell", "path", "DARTS_V2", "AUTO_DEEPLAB"}
+CLASSES = {"Chain", "Trellis", "Xception", "Classifier", "Context", "Decoder", "ASPPHead"}
+
+
+@pytest.mark.parametrize("path", GENERAL, ids=name)
+def test_no_system_is_named_outside_of_spaces_and_recipes(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert not texts & OF_SYSTEMS, "a group, an encoder or a network of one system"
+    inside = tuple(f"hwnas.spaces.{part}" for part in ("encoders", "heads", "factories", "genotype"))
+    taken = {target for target in imported(path, typing_too=True) if target.startswith("hwnas.spaces")}
+    assert not {target for target in taken if target.startswith(inside) or target.rpartition(".")[2] in CLASSES}
+
+
 def test_a_verb_calls_no_other_verb() -> None:
     tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
     verbs = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}

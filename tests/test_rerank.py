@@ -19,11 +19,11 @@ from hwnas.errors import HwnasError
 from hwnas.jobs import reranking
 from hwnas.learn.losses import task_loss
 from hwnas.learn.training import TrainConfig
-from hwnas.metrics import ConfusionMatrix
+from hwnas.metrics import ConfusionMatrix, scores
 from hwnas.run import Run
 from hwnas.search import rerank
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate, scores
+from hwnas.search.rerank import Judgement, Supernet, compare, decide, judge, judge_trained, recalibrate
 from hwnas.spaces import Scale, darts_space, sample
 from tests.verbs import RECIPE, done, hwnas, tree
 

@@ -26,7 +26,7 @@ from hwnas.jobs.pricing import find_network, price_network
 from hwnas.latency import Correction, LatencyModel, LatencyTable, NetRow, OpRow
 from hwnas.latency.diff import NETWORK, RowDiff, by_kind, changes, diff_tables, order
 from hwnas.ops.trace import INPUT
-from hwnas.problem import Architecture, Problem
+from hwnas.problem import Architecture
 from hwnas.recipes import Recipe, base
 from hwnas.run import Run
 from hwnas.runtime.engines import fake, open_engine
@@ -509,13 +509,9 @@ def find_network_arch() -> Architecture:
 
 class TestCompare:
     @pytest.mark.parametrize("ratio", [0.5, 0.97, 0.98, 1.0, 1.02, 1.03, 2.0])
-    def test_agrees_with_the_latency_model(self, ratio: float) -> None:
-        model = LatencyModel([], LatencyTable({}, {}, correction=Correction(relative_error=ERROR)), Problem("s", ()))
-        a, b = Architecture.of("s", {"x": "a"}), Architecture.of("s", {"x": "b"})
-        model.predict_ms = lambda arch: 3.0 * ratio if arch is a else 3.0  # type: ignore[method-assign]
-        assert order(3.0 * ratio, 3.0, ERROR) == order(model.predict_ms(a), model.predict_ms(b), ERROR)
+    def test_turned_round_it_says_the_opposite(self, ratio: float) -> None:
         opposite = {"faster": "slower", "slower": "faster", "cannot tell": "cannot tell"}
-        assert order(3.0, 3.0 * ratio, ERROR) == opposite[order(model.predict_ms(a), model.predict_ms(b), ERROR)]
+        assert order(3.0, 3.0 * ratio, ERROR) == opposite[order(3.0 * ratio, 3.0, ERROR)]
 
     def test_nothing_is_told_without_an_error(self) -> None:
         assert order(1.0, 100.0, None) == "cannot tell"

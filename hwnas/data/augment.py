@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -154,19 +153,6 @@ def _prepare_image(
         return normalise(scaled_image(image, size), data.mean, data.std), label
     planes = normalise(pad_crop_flip(image, size, rng), data.mean, data.std)
     return (cut_out(planes, cutout, rng) if cutout else planes), label
-
-
-def batches(
-    data: SegmentationData,
-    indices: Sequence[int],
-    batch: int,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    augment: bool = True,
-) -> Iterator[Batch]:
-    """Yield batches without end: a `batch_source` seeded by one draw from `rng`."""
-    source = batch_source(data, indices, batch, size, int(rng.integers(2**62)), augment)
-    return map(source, itertools.count())
 
 
 def random_crop_flip(

@@ -1,7 +1,7 @@
 """Ops, the registry of them, and tracing."""
 
 from hwnas.ops import layers
-from hwnas.ops.mixed import MixedOp, candidates
+from hwnas.ops.mixed import MixedOp
 from hwnas.ops.registry import Op, OpSpec, make_op, op, registered_ops
 from hwnas.ops.trace import Call, Cost, Term, Trace, trace
 
@@ -13,7 +13,6 @@ __all__ = [
     "OpSpec",
     "Term",
     "Trace",
-    "candidates",
     "layers",
     "make_op",
     "op",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 from torch import Tensor, nn
@@ -29,16 +29,11 @@ def candidate(name: str) -> Callable[[CandidateBuilder], CandidateBuilder]:
     return register
 
 
-def candidates() -> Mapping[str, CandidateBuilder]:
-    """Return all candidates by name."""
-    return dict(_CANDIDATES)
-
-
 def build_candidate(name: str, channels: int, stride: int, search: bool) -> nn.Module:
     """Build one candidate.
 
     Args:
-        name: As in `candidates`.
+        name: As it was registered.
         channels: In and out.
         stride: 1 or 2.
         search: Whether for a supernet: BatchNorm without affine parameters, and one after each pool.

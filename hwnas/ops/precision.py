@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import MutableSequence
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from hwnas.errors import HwnasError
 
-Precision = Literal["fp32", "fp16"]
 HALF_MAX = 65504.0  # the largest float16
 # Inputs that are float32 whatever the data is: the region and the scales of a resize, mean and variance of a BatchNorm.
 FLOAT_INPUTS = {"Resize": (1, 2), "BatchNormalization": (3, 4)}

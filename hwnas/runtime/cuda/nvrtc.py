@@ -59,15 +59,6 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
-def architectures() -> list[int]:
-    """Return the kinds of GPU that NVRTC compiles for, as ``10 * major + minor`` of their compute capability."""
-    library, n = _library(), ctypes.c_int()
-    _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(n)), "list its architectures")
-    found = (ctypes.c_int * n.value)()
-    _check(library, library.nvrtcGetSupportedArchs(found), "list its architectures")
-    return list(found)
-
-
 def _fetch(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
     size = ctypes.c_size_t()
     _check(library, library[f"nvrtcGet{what}Size"](program, ctypes.byref(size)), f"give its {what}")
