@@ -16,14 +16,11 @@ LONGEST = 500  # lines
 OUTSIDE = [p for p in FILES if top(p) not in ("spaces", "recipes")]
 # As words of identifiers and of text that a program reads. Docstrings and comments cite the papers.
 SYSTEMS = re.compile(r"darts|auto_?-?deeplab|(?<![a-z])(cas|gas|dpc|fast_?-?nas)(?![a-z])", re.IGNORECASE)
-# Text for people: examples of a command line, and names that only look like one of a group.
-EXAMPLES = {
-    "cli.py": {"path"},
-}
+COMMON = {"path", "cell"}  # groups that are called like keys of JSON and arguments
 
 
 def names_of_parts() -> set[str]:
-    """Return the class names and the names of groups of all encoders and heads, those that are no common word."""
+    """Return the class names and the names of groups of all encoders and heads, and of published networks."""
     scale, names = Scale(4, 3, (64, 64)), set(published_names())
     for kind in registered_encoders().values():
         names |= {kind.__name__, *(g.name for g in kind(scale).groups)}  # type: ignore[call-arg]
@@ -52,7 +49,7 @@ def mentions(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef) or isinstance(node, ast.alias):
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.alias):
             yield node.lineno, node.name
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.value.lineno, node.arg
@@ -70,22 +67,14 @@ def test_no_system_is_named_outside_of_spaces_and_recipes(path: Path) -> None:
 def test_no_group_or_class_of_a_space_is_named_outside_of_spaces_and_recipes(path: Path) -> None:
     """Names of groups count as text: "normal" is one, `normal` may be a direction."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = docstrings(tree)
-    parts = names_of_parts()
-    classes = {n for n in parts if n[0].isupper()}
-    named = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.alias | ast.ClassDef) and node.name in classes and node.name not in OPS_TOO:
-            named.append(node.name)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
-            if node.value in parts - COMMON:
-                named.append(node.value)
-    assert not named, f"{path.name} knows a part of a space by name: {', '.join(named)}"
+    skipped, parts = docstrings(tree), names_of_parts() - COMMON
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in skipped]
+    names = [n.name for n in ast.walk(tree) if isinstance(n, ast.alias | ast.ClassDef)]
+    named = parts & {t for t in (*texts, *names) if isinstance(t, str)}
+    assert not named, f"{path.name} knows a part of a space by name: {', '.join(sorted(named))}"
 
 
-# Ops that a head is called after, and keys of JSON and arguments that a group is called like.
-OPS_TOO = {"Classifier", "Context"}
-COMMON = {"path", "cell"}
+BY_GROUP = ("probs", "logits", "groups", "mixture")
 
 
 def test_no_group_of_a_common_name_is_asked_for_by_it() -> None:

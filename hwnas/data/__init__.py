@@ -15,7 +15,7 @@ from hwnas.data.base import (
 )
 from hwnas.data.camvid import CAMVID_CLASSES, CamVid
 from hwnas.data.cifar10 import CIFAR10_CLASSES, Cifar10
-from hwnas.data.registry import drawn, layout, open_dataset, registered_datasets
+from hwnas.data.registry import dataset, layout, open_dataset, registered_datasets
 from hwnas.data.shapes import Shapes
 from hwnas.data.synthetic import Synthetic
 
@@ -33,7 +33,7 @@ __all__ = [
     "Shapes",
     "Synthetic",
     "Task",
-    "drawn",
+    "dataset",
     "layout",
     "open_dataset",
     "registered_datasets",

@@ -14,7 +14,7 @@ _DRAWN: dict[str, Callable[..., SegmentationData]] = {}
 _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[..., SegmentationData]]] = {}
 
 
-def drawn(name: str) -> Callable[[Data], Data]:
+def dataset(name: str) -> Callable[[Data], Data]:
     """Register a dataset that needs no folder: ``make(split, size, seed=..., length=...)``."""
 
     def register(make: Data) -> Data:

@@ -16,7 +16,7 @@ from hwnas.data.base import (
 )
 from hwnas.data.cifar10 import CIFAR10_CLASSES
 from hwnas.data.drawn import Drawn
-from hwnas.data.registry import drawn
+from hwnas.data.registry import dataset
 from hwnas.optional import require
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ _OUTLINES: tuple[tuple[tuple[Point, ...], tuple[Point, ...]], ...] = (
 )
 
 
-@drawn("synthetic-shapes")
+@dataset("synthetic-shapes")
 class Shapes(Drawn):
     """Drawn pictures as a sequence of samples; every tenth one is of the same class, and a label is one class number.
 

@@ -18,7 +18,7 @@ from hwnas.data.base import (
 )
 from hwnas.data.camvid import CAMVID_CLASSES
 from hwnas.data.drawn import Drawn
-from hwnas.data.registry import drawn
+from hwnas.data.registry import dataset
 from hwnas.data.scenery import paint_scene
 from hwnas.data.street import CAMERA_HEIGHT, PAVEMENT, ROAD, SKY, Street
 from hwnas.optional import require
@@ -36,7 +36,7 @@ _GRAIN = (0.01, 0.06, 0.04, 0.05, 0.05, 0.18, 0.02, 0.05, 0.02, 0.05, 0.05, 0.04
 _PATCH = (0.03, 0.05, 0.04, 0.04, 0.05, 0.2, 0.03, 0.06, 0.04, 0.06, 0.06, 0.05)
 
 
-@drawn("synthetic")
+@dataset("synthetic")
 class Synthetic(Drawn):
     """One split of generated street scenes with the classes of CamVid.
 

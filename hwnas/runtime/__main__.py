@@ -86,7 +86,7 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="run an exported network on a picture",
         description="Run the network of a bundle, as hwnas export makes it, on a picture; write picture and labels "
         "side by side.",
-        epilog="example: python -m hwnas.runtime run runs/darts-quick/deploy street.jpg",
+        epilog="example: python -m hwnas.runtime run runs/NAME/deploy street.jpg",
     )
     verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with engine.json")
     verb.add_argument("image", type=Path, metavar="IMAGE", help="a picture")

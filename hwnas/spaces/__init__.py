@@ -6,7 +6,7 @@ from hwnas.spaces.encoders.chain import DARTS_OPS
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
 from hwnas.spaces.factories import autodeeplab_space, darts_space, xception_space
 from hwnas.spaces.genotype import Genotype, derived_genotype
-from hwnas.spaces.heads import ASPPHead, Classifier, Context, Decoder, head, registered_heads
+from hwnas.spaces.heads import ASPPHead, ClassifierHead, ContextHead, DecoderHead, head, registered_heads
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
 from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
@@ -21,9 +21,9 @@ __all__ = [
     "Cell",
     "CellSpec",
     "Chain",
-    "Classifier",
-    "Context",
-    "Decoder",
+    "ClassifierHead",
+    "ContextHead",
+    "DecoderHead",
     "Encoder",
     "EncoderNet",
     "Feature",

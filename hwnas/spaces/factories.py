@@ -6,7 +6,7 @@ from hwnas.problem.rules.one_path import Boundary
 from hwnas.spaces.encoders.chain import DARTS_OPS, Chain, Stem
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, Trellis, Weighting
 from hwnas.spaces.encoders.xception import ENTRY_65, Entry, Xception
-from hwnas.spaces.heads import Classifier, Context, Decoder
+from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead
 from hwnas.spaces.parts import Head, Scale, Task
 from hwnas.spaces.space import Space
 
@@ -22,9 +22,9 @@ def darts_space(
     head_channels: int = 64,
 ) -> Space:
     """Return the space of DARTS: `Chain`, and `Classifier` as in the paper or `Context` to segment."""
-    own: Head = Context(head_channels)
+    own: Head = ContextHead(head_channels)
     if head == "classification":
-        own = Classifier(pool_stride=3 if stem == "cifar" else 2, second_norm=stem != "imagenet")
+        own = ClassifierHead(pool_stride=3 if stem == "cifar" else 2, second_norm=stem != "imagenet")
     return Space(Chain(scale, stem, ops, nodes, keep), own, classes)
 
 
@@ -39,11 +39,11 @@ def autodeeplab_space(
     weighting: Weighting = "step",
 ) -> Space:
     """Return the space of Auto-DeepLab: `Trellis` and `Decoder`."""
-    return Space(Trellis(scale, ops, nodes, keep, boundary, weighting), Decoder(head_channels), classes)
+    return Space(Trellis(scale, ops, nodes, keep, boundary, weighting), DecoderHead(head_channels), classes)
 
 
 def xception_space(
     scale: Scale, classes: int, entry: Entry = ENTRY_65, stride: int = 16, head_channels: int = 256
 ) -> Space:
     """Return DeepLabv3+ on Xception: a space of one network."""
-    return Space(Xception(scale, entry, stride), Decoder(head_channels, separable=True), classes)
+    return Space(Xception(scale, entry, stride), DecoderHead(head_channels, separable=True), classes)

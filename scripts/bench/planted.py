@@ -56,7 +56,7 @@ from hwnas.search.relax import SinglePath, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
 from hwnas.show.console import bar, console, table
-from hwnas.spaces import Classifier, Form, Scale, Space, trace_space
+from hwnas.spaces import ClassifierHead, Form, Scale, Space, trace_space
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps
 
@@ -252,7 +252,7 @@ class PlantedNet(EncoderNet):
 
 def space_of(cells: int) -> Space:
     """Return the space with so many cells: a linear classifier of their means."""
-    return Space(Planted(Scale(4, cells, size_of(cells))), Classifier(), 2**cells)
+    return Space(Planted(Scale(4, cells, size_of(cells))), ClassifierHead(), 2**cells)
 
 
 def cost_ms(spec: OpSpec) -> float:

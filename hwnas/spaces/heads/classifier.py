@@ -17,7 +17,7 @@ from hwnas.spaces.registry import head
 
 @head("classifier")
 @dataclass(frozen=True)
-class Classifier(Head):
+class ClassifierHead(Head):
     """A mean over the last feature and a linear layer.
 
     Attributes:

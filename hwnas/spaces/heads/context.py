@@ -17,7 +17,7 @@ from hwnas.spaces.registry import head
 
 @head("context")
 @dataclass(frozen=True)
-class Context(Head):
+class ContextHead(Head):
     """Scores of the last feature and of the one before it, added and brought to full size (MobileNetV3, section 6.4).
 
     Attributes:
@@ -37,7 +37,7 @@ class Context(Head):
 
 
 class _ContextNet(HeadNet):
-    def __init__(self, own: Context, features: Sequence[Feature], classes: int, labels: bool) -> None:
+    def __init__(self, own: ContextHead, features: Sequence[Feature], classes: int, labels: bool) -> None:
         super().__init__(features, reads=(-1, -2), activates=(-1, -2))
         low, high = features[-2:]
         self.last, self.stride = len(features) - 1, low.stride

@@ -20,7 +20,7 @@ LOW_CHANNELS = 48  # that the low-level map is projected to (section 4.1 of the 
 
 @head("decoder")
 @dataclass(frozen=True)
-class Decoder(Head):
+class DecoderHead(Head):
     """ASPP on the last feature, brought to the size of the first one, two 3x3 convolutions over both, a classifier.
 
     In a supernet with alternatives of the last feature it is the light ASPP of Auto-DeepLab, for each of them.
@@ -44,7 +44,7 @@ class Decoder(Head):
 
 
 class _DecoderNet(HeadNet):
-    def __init__(self, own: Decoder, features: Sequence[Feature], classes: int, labels: bool) -> None:
+    def __init__(self, own: DecoderHead, features: Sequence[Feature], classes: int, labels: bool) -> None:
         super().__init__(features, reads=(0, -1), activates=(-1,))  # the low-level map is read as it is
         low, high = features[0], features[-1]
         self.stride = low.stride
