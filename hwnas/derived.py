@@ -238,11 +238,10 @@ class Derived:
         genotype: As the space writes it, for people.
         candidates: What competed, by width and depth.
         margins: By decision: its best probability less the second best.
-        coin_tosses: Decisions where that is next to nothing.
-        cost_of_change: By decision: what another answer would cost of the sum of probabilities; None where no network
-            has another.
-        flips: Decisions where that is next to nothing.
-        discretisation_gap: See there.
+        coin_tosses: Undecided decisions: that is less than 0.01.
+        cost_of_change: By decision: the least score lost by another answer; None where no network has another.
+        flips: Decisions where that is less than 0.01.
+        discretisation_gap: Loss of the derived network in the supernet less that of the mixture.
         by_kind_ms: Predicted milliseconds of each kind of op.
         constraints: What else the network may not exceed.
         landing: None without measuring.

@@ -53,7 +53,7 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
 
 
 def ending(traced: Trace, kind: str) -> Trace:
-    """Return the part of a network's trace that a file of a kind holds.
+    """Return the part of the trace of a network that a file of a kind computes.
 
     Args:
         traced: Of the network, which ends in labels for the kind ``"labels"``, else in scores at full size; one that
@@ -78,8 +78,8 @@ def export(
 ) -> tuple[Trace, dict[str, Any]]:
     """Write ``path``: image (1, 3, H, W) float32, normalised, to what `kind` says.
 
-    The file passed onnx.checker, and what it gives was compared with the network in ONNX Runtime: on a real image, or
-    on `COMPARED` where images are classified.
+    The file passes onnx.checker, and ONNX Runtime gives the same scores with it as the network: on one image, or on
+    `COMPARED` where images are classified.
 
     Args:
         space: At the deployment scale.
@@ -118,9 +118,9 @@ def export(
     parity = _compare_scores(out, logits)
     if kind != "logits":
         if kind == "labels":
-            whole = space.build(arch, form="deploy", labels=True)
-            whole.load_state_dict(network.state_dict())
-            traced = trace(whole.eval(), traced.input_shape)
+            labelling = space.build(arch, form="deploy", labels=True)
+            labelling.load_state_dict(network.state_dict())
+            traced = trace(labelling.eval(), traced.input_shape)
         traced = ending(traced, kind)
         model = export_network(traced, kind, meta)
         out = _run(model, images)

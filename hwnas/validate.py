@@ -29,7 +29,7 @@ from hwnas.runtime.measuring.supervise import supervise
 
 PICTURES = 4
 REFERENCES = 2
-CLOSE = 0.03  # the references may be so much slower than in the table before the machine counts as slow
+CLOSE = 0.03  # slowdown of the references over the table from which on the machine counts as slow
 STOP = StopRule(min_visits=30, max_visits=100, min_s=6.0)
 LEAST_VISITS, LONG_S = 8, 240.0  # visits that take longer than that together are fewer, but never fewer than these
 SCOPES = {"network": "net", "with_copies": "copies", "application": "application"}  # and their roles in a plan
@@ -39,13 +39,13 @@ IN_FILE = {
     "scores": "network without upsampling and argmax",
 }
 IN_CLASSIFIER = {"labels": "network with argmax"} | dict.fromkeys(("logits", "scores"), "network without argmax")
-SCORE_LOSS = 0.005  # what the file may be worse than the network it was exported from, in mIoU or top-1 accuracy
+SCORE_LOSS = 0.005  # accepted loss of the file against the network it was exported from, in mIoU or top-1 accuracy
 PATIENCE_S = 60.0  # slow spells of a shared machine were seen to last from seconds to half a minute
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A network of the table's own plan, measured again beside the new one.
+    """A network of the table's plan that is measured again beside the new one.
 
     Attributes:
         entry: As in the plan.
@@ -59,24 +59,24 @@ class Reference:
 
 
 def references(plan: Path, table: LatencyTable) -> list[Reference]:
-    """Return the `REFERENCES` fastest networks of a table that are in a plan; none if that is not there.
+    """Return the `REFERENCES` fastest networks of a table that are in a plan; none if the plan is missing.
 
-    A plan of another size or precision may call its networks the same: they are not those of the table.
+    Ops and precision must agree: a plan of another size may have networks of the same keys.
 
     Raises:
         HwnasError: If the plan is there and damaged.
     """
     if not (plan / PLAN_FILE).exists():
         return []
-    there = load_plan(plan)
-    planned = {e.key: e for e in there.entries if there.precision == table.where["engine"]["precision"]}
-    known = [n for n in table.nets if n.key in planned and ops_of(planned[n.key]) == n.ops]
-    fastest = sorted(known, key=lambda n: n.latency_ms)[:REFERENCES]
+    loaded = load_plan(plan)
+    planned = {e.key: e for e in loaded.entries if loaded.precision == table.where["engine"]["precision"]}
+    planned_nets = [n for n in table.nets if n.key in planned and ops_of(planned[n.key]) == n.ops]
+    fastest = sorted(planned_nets, key=lambda n: n.latency_ms)[:REFERENCES]
     return [Reference(planned[n.key], checked_bytes(planned[n.key], plan), n.latency_ms) for n in fastest]
 
 
 def visits(expected_ms: float, entries: int) -> StopRule:
-    """Return how often each of some entries is visited if one run of each takes so long."""
+    """Return the stop rule for some entries whose runs take so long: the slower, the fewer visits."""
     round_s = entries * visit_s(expected_ms / 1e3)
     least = min(STOP.min_visits, max(LEAST_VISITS, int(LONG_S / round_s)))
     return replace(STOP, min_visits=least, max_visits=STOP.max_visits * least // STOP.min_visits)
@@ -94,8 +94,8 @@ def measure_network(
 ) -> tuple[dict[str, Any], dict[str, Measurement], float | None]:
     """Measure an exported file in a process of its own: the network, with its copies, and as an application.
 
-    Where the machine is slower than it was for the table, which the references tell, it is measured again for up to
-    `PATIENCE_S`: its quiet level counts.
+    Where the references are slower than in the table, it measures again for up to `PATIENCE_S`, as the quiet level
+    counts.
 
     Args:
         model: The ONNX file, in a folder that may be written to.
@@ -116,7 +116,7 @@ def measure_network(
     """
     folder = model.parent
     results = folder / "validate.jsonl"
-    results.unlink(missing_ok=True)  # a measurement is of now
+    results.unlink(missing_ok=True)  # results are not resumed
     keys = {scope: f"{role}/{model.name}" for scope, role in scopes.items()}
     digest = sha256(model.read_bytes())
     entries = [trace_entry(role, keys[s], trace, model.name, digest, output) for s, role in scopes.items()]
@@ -139,15 +139,15 @@ def measure_network(
         where, rows = collect(results, plan)
         by_key = {r.key: r for r in rows}
         measured = {scope: _measured(by_key[key], engine, model) for scope, key in keys.items()}
-        found = [(r, by_key[r.entry.key].measurement) for r in beside]
-        ratios = [m.latency_ms / r.latency_ms for r, m in found if m is not None]
+        paired = [(r, by_key[r.entry.key].measurement) for r in beside]
+        ratios = [m.latency_ms / r.latency_ms for r, m in paired if m is not None]
         slowdown = float(np.median(ratios)) if ratios else None
         doubtful = any(m.doubtful for m in measured.values())
         quiet = not doubtful and (slowdown is None or slowdown <= 1 + CLOSE)
         if quiet or where["clock"] == "model" or time.monotonic() - start_s > PATIENCE_S:
             return where, measured, slowdown
-        # What was measured so far stays in the results; as many visits again go on top.
-        more = max(m.visits for m in (*measured.values(), *(m for _, m in found if m is not None)))
+        # The results are kept; as many visits again are added to them.
+        more = max(m.visits for m in (*measured.values(), *(m for _, m in paired if m is not None)))
         stop = replace(rule, min_visits=more + rule.min_visits, max_visits=more + rule.max_visits)
 
 
@@ -158,9 +158,9 @@ def _measured(row: Row, engine: Mapping[str, Any], model: Path) -> Measurement:
 
 
 def application_of(bundle: Bundle) -> tuple[Application, str]:
-    """Return the application that a bundle's accuracy is taken with, and the engine in it.
+    """Return the application that measures the accuracy of a bundle, and the name of its engine.
 
-    That is the bundle's own engine, unless it is one that computes no file: then ONNX Runtime.
+    It is the engine of the bundle; ONNX Runtime where that cannot run files.
     """
     own = find_application(bundle)
     if own is not None:
@@ -213,9 +213,9 @@ def _refuse_infinite(scores: Array, kind: str, name: str) -> None:
         )
 
 
-def left_out_ms(whole: Trace, exported: Trace, table: LatencyTable) -> float:
-    """Return what a table says that the ops take which a network ends with and its exported part has not."""
-    return sum(table.correction.priced(c.spec.kind, table[c.spec]) for c in whole.calls[len(exported.calls) :])
+def left_out_ms(complete: Trace, exported: Trace, table: LatencyTable) -> float:
+    """Return the latency, by a table, of the ops at the end of a network that its exported part lacks."""
+    return sum(table.correction.priced(c.spec.kind, table[c.spec]) for c in complete.calls[len(exported.calls) :])
 
 
 def verdict(
@@ -234,7 +234,7 @@ def verdict(
         where: Provenance of the measurement.
         predicted_ms: Of the network as it is in the file.
         budget_ms: What it may take.
-        slowdown: See `measure_network`.
+        slowdown: Of the references, as `measure_network` returns it.
         kind: What the file gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
         classifies: Whether it gives that of whole images.
     """

@@ -149,7 +149,7 @@ class TestExpectations:
             one_hot = SPACE.problem.one_hot(arch).double()
             assert float(Mixture(model)(one_hot)) == pytest.approx(model.predict_ms(arch))
             cost = Cost(CostConfig(), [Bound("ms", model, 2.0)])
-            assert cost.of(arch, SPACE.problem) == {"ms": pytest.approx(model.predict_ms(arch))}
+            assert cost.usage(arch, SPACE.problem) == {"ms": pytest.approx(model.predict_ms(arch))}
 
     def test_a_mixture_of_anything_else_is_refused(self) -> None:
         with pytest.raises(HwnasError, match="plain mixture is made of a latency model, and 'mw' is none"):
@@ -219,7 +219,7 @@ class TestMultiplier:
                 cost.total(task, probs, weight).backward()
                 optimizer.step()
                 now = {k: torch.softmax(a, dim=1).detach().numpy() for k, a in logits.items()}
-                taken = cost.of(strongest(SPACE.problem, now), SPACE.problem)
+                taken = cost.usage(strongest(SPACE.problem, now), SPACE.problem)
                 out.append(taken["ms"] / budget_ms)
                 if m is not None:
                     multiplier = m.ascend(multiplier, cost.violation(taken))

@@ -37,8 +37,8 @@ from hwnas.search.derive import Solver, reachable_fps, strongest
 from hwnas.search.milp import Rows, _silent, minimise
 from hwnas.search.program import Program
 from hwnas.search.widths import (
-    KEPT,
-    MOST,
+    MAX_SAFETY,
+    MIN_SCORE,
     SAFETY,
     Candidate,
     Constraint,
@@ -471,7 +471,7 @@ class TestWidths:
                     assert c.arch is not None
                     check(space, c.arch)
                     doublings = math.log2(c.scale.channels / 4)
-                    setback = (1.0 + 2 * width_utility) * (c.score < KEPT)
+                    setback = (1.0 + 2 * width_utility) * (c.score < MIN_SCORE)
                     assert c.utility == pytest.approx(c.score + width_utility * doublings - setback)
                     assert c.score <= 1 + 1e-9
                     assert (c.score > 1 - 1e-9) == (c.arch == rule)
@@ -486,7 +486,7 @@ class TestWidths:
         assert [c.score for c in every] == pytest.approx([1.0, 1.0, 1.0])
         assert chosen is every[0]
 
-    @pytest.mark.parametrize(("relative_error", "margin"), [(None, 0.0), (0.0, 0.0), (0.06, 0.03), (0.3, MOST)])
+    @pytest.mark.parametrize(("relative_error", "margin"), [(None, 0.0), (0.0, 0.0), (0.06, 0.03), (0.3, MAX_SAFETY)])
     def test_the_margin_is_half_a_standard_error_and_at_most_a_tenth(
         self, space: Space, table: LatencyTable, free_ms: list[float], relative_error: float | None, margin: float
     ) -> None:
@@ -563,8 +563,8 @@ class TestDepths:
         # Just enough for the widest: its network has given up most of what it could, a narrower one has not.
         budget_ms = 1.0001 * least_ms[-1]
         chosen, every = choose(contest, budget_ms)
-        assert every[-1].score < KEPT < max(c.score for c in every)
-        assert chosen.score >= KEPT
+        assert every[-1].score < MIN_SCORE < max(c.score for c in every)
+        assert chosen.score >= MIN_SCORE
         assert chosen.utility == max(c.utility for c in every)
         assert contest.winner(budget_ms) == chosen
         # Where there is nothing else, it will do.

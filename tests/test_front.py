@@ -18,7 +18,7 @@ from hwnas.latency import Correction, LatencyModel, LatencyTable, OpRow
 from hwnas.problem import AtMost
 from hwnas.run import Run
 from hwnas.search.front import Point, pareto_front, rates
-from hwnas.search.widths import KEPT, SAFETY, Constraint, Contest, choose, count, price
+from hwnas.search.widths import MIN_SCORE, SAFETY, Constraint, Contest, choose, count, price
 from hwnas.spaces import Scale, Space
 from tests.contracts import random_probs, roofline_table
 from tests.test_derive import WHERE, Brute, cells
@@ -57,7 +57,7 @@ def test_no_network_of_any_scale_is_better_within_the_budget_of_a_point(
     ms = np.concatenate([m.base_ms + brute.opened(m.gates) @ m.gate_ms for m in models])
     bonus = [UTILITY * math.log2(s.channels / 4) + DEPTH_UTILITY * math.log2(s.cells / 3) for s in SCALES]
     kept = score / score.max()
-    utility = np.concatenate([kept + b - (1 + max(bonus)) * (kept < KEPT) for b in bonus])
+    utility = np.concatenate([kept + b - (1 + max(bonus)) * (kept < MIN_SCORE) for b in bonus])
     points = pareto_front(contest(space, models, seed), 10)
     assert len(points) >= 5
     for p in points:

@@ -62,7 +62,7 @@ class TestAuxiliarySkip:
         batch = plain._batches(plain.weight_batches)[0]
         losses = [float(s._loss(None, s.alphas(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]
         assert losses[0] != losses[1]
-        assert plain._look(moving=False) == helped._look(moving=False)
+        assert plain._monitor(trains_alphas=False) == helped._monitor(trains_alphas=False)
         for s in (plain, helped):
             s.step = CONFIG.steps - 1
         losses = [float(s._loss(None, s.alphas(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]

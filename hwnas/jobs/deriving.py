@@ -34,7 +34,7 @@ from hwnas.search.relax import open_logits
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.spaces import Space
 
-COIN_TOSS = 0.01  # a decision whose best option leads by less than this was not really decided
+UNDECIDED = 0.01  # a decision is undecided where the best option leads by less than this in probability
 RERANKED = 4  # candidates of each width and depth, where one is to be chosen by what they score
 SKIP = "skip_connect"
 _NOTHING = Demands()
@@ -226,9 +226,9 @@ def derive_into(
         genotype=str(space.genotype(chosen.arch)),
         candidates=tuple(_contender(c, contest, c is chosen) for c in candidates),
         margins=sure,
-        coin_tosses=tuple(sorted(d for d, m in sure.items() if m < COIN_TOSS)),
+        coin_tosses=tuple(sorted(d for d, m in sure.items() if m < UNDECIDED)),
         cost_of_change={d: c if math.isfinite(c) else None for d, c in cost.items()},
-        flips=tuple(sorted(d for d, c in cost.items() if c < COIN_TOSS)),
+        flips=tuple(sorted(d for d, c in cost.items() if c < UNDECIDED)),
         discretisation_gap=judge.gap(chosen.arch, contest.probs, report),
         by_kind_ms=contest.models[contest.scales.index(chosen.scale)].by_kind(chosen.arch),
         constraints=tuple(ConstraintValue(c.name, c.most, v) for c, v in _others(chosen, contest)),

@@ -1,10 +1,10 @@
 """From a sum of ops to a network: a correction fitted on a few measured networks.
 
-An op between two neighbours is not quite the op between those it has in a network: engines merge sums into convolutions
-and convert layouts in some places only. That is nearly proportional to how much of each kind of op there is. And an
-op starts cold in a long network, where the code and the data of others went through before it: that is nearly the same
-for each call. So the correction is a constant for the run, one for each call and a factor per kind, none of them
-negative, pulled towards one common factor and nothing else where the networks do not tell.
+The neighbours of an op in a network differ from those it was measured with: engines fuse sums into convolutions and
+convert layouts in some places only. The effect is nearly proportional to the latency of each kind of op. And in a long
+network an op finds cold caches, which costs nearly the same for each call. So the correction is a constant for the run,
+one for each call and a factor per kind, none of them negative. Ridge regression shrinks the factors towards a common
+one and the constants towards 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
-PULLS = (1e-4, 1e-3)  # seen: networks of few dominant ops tell kinds apart well enough for weak ones
+PENALTIES = (1e-4, 1e-3)  # of the ridge; weak ones suffice, as networks of few dominant ops tell kinds apart
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Correction:
         return self.base_ms + calls * self.call_ms + sum(self.factor(kind) * ms for kind, ms in sums.items())
 
     def factor(self, kind: str) -> float:
-        """Return what the isolated latency of this kind of op is multiplied by."""
+        """Return the factor on the latencies of this kind of op."""
         return self.factors.get(kind, self.common)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Correction:
 def fit(
     sums: Sequence[Mapping[str, float]], measured_ms: Sequence[float], calls: Sequence[int] | None = None
 ) -> Correction:
-    """Fit the correction by least squares of relative errors, with a pull chosen by leaving networks out.
+    """Fit the correction by ridge regression on relative errors, its strength chosen by leave-one-out.
 
     Args:
         sums: For each network, milliseconds by kind of op.
@@ -90,46 +90,46 @@ def fit(
     x = np.array([[1.0, c, *(s.get(k, 0.0) for k in kinds)] for s, c in zip(sums, n, strict=True)])
     if len(y) < 2:
         return Correction()
-    errors = {pull: _left_out(x, y, pull) for pull in PULLS}
-    pull = min(errors, key=lambda p: float(np.mean(errors[p] ** 2)))
-    common, (base, call, *factors) = _solve(x, y, pull)
-    error = float(np.sqrt(np.mean(errors[pull] ** 2)))
+    errors = {strength: _leave_one_out(x, y, strength) for strength in PENALTIES}
+    strength = min(errors, key=lambda p: float(np.mean(errors[p] ** 2)))
+    common, (base, call, *factors) = _solve(x, y, strength)
+    error = float(np.sqrt(np.mean(errors[strength] ** 2)))
     named = dict(zip(kinds, map(float, factors), strict=True))
     return Correction(float(base), common, named, error, networks=len(y), call_ms=float(call))
 
 
-def _solve(x: np.ndarray, y: np.ndarray, pull: float) -> tuple[float, np.ndarray]:
+def _solve(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
     """Return the common factor, and a coefficient for each column of `x`: two constants, and a factor per kind."""
     total = x[:, 2:].sum(1)
     common = float((total / y).sum() / ((total / y) ** 2).sum())
-    # A factor differs from the common one by some 30 %, the constants are some 5 % of a network each: the pulls say so.
+    # Factors differ from the common one by some 30 %, the constants are some 5 % of a network each.
     kinds = x.shape[1] - 2
     typical = np.median(y) / np.maximum(np.median(x[:, :2], axis=0), 1e-12)
-    penalty = np.sqrt(pull) * np.diag([*(1 / (0.05 * typical)), *[1 / 0.3] * kinds])
+    penalty = np.sqrt(strength) * np.diag([*(1 / (0.05 * typical)), *[1 / 0.3] * kinds])
     target = np.concatenate([np.ones(len(y)), penalty @ np.array([0.0, 0.0] + [common] * kinds)])
     solution, _ = nnls(np.vstack([x / y[:, None], penalty]), target)
     return common, solution
 
 
-def _left_out(x: np.ndarray, y: np.ndarray, pull: float) -> np.ndarray:
+def _leave_one_out(x: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
     """Return the relative error of each network when it was left out of the fit, (networks,)."""
     errors = []
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
-        _, solution = _solve(x[rest], y[rest], pull)
+        _, solution = _solve(x[rest], y[rest], strength)
         errors.append(x[i] @ solution / y[i] - 1)
     return np.array(errors)
 
 
 def select(features: np.ndarray, n: int) -> list[int]:
-    """Choose networks that tell the factors apart: greedily D-optimal.
+    """Choose networks for the fit of the factors: greedily D-optimal.
 
     Args:
         features: (networks, kinds), estimated milliseconds by kind.
         n: How many to choose.
 
     Returns:
-        Indices of n different networks (all, if there are no more), the most telling first.
+        Indices of n different networks (all, if there are no more), in the order of their choice.
     """
     shares = features / features.sum(axis=1, keepdims=True)
     rows = np.hstack([np.full((len(shares), 1), features.sum(1).mean() / features.sum(1)[:, None]), shares])

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
 
-CLOSE = 0.01  # entries are measured until their interval is some 1 % to either side: less is not to be seen
-IDLE = ("device.logical_cpus", "os", "python", "hwnas")  # what may change without a table being out of date
+CLOSE = 0.01  # entries are measured to intervals of about 1 % on either side: smaller differences are not resolved
+IRRELEVANT = ("device.logical_cpus", "os", "python", "hwnas")  # may change without making a table out of date
 NETWORK = "(network)"
 
 Verdict = Literal["better", "worse", "ambiguous"]
@@ -82,7 +82,7 @@ class Change:
     @property
     def counts(self) -> bool:
         """Whether latencies measured under one are out of date under the other."""
-        return self.name not in IDLE
+        return self.name not in IRRELEVANT
 
 
 @dataclass(frozen=True)

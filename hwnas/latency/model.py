@@ -92,12 +92,12 @@ class LatencyModel(nn.Module):
 
 
 def _counted(terms: Sequence[Term], prices: Sequence[float]) -> list[tuple[Gate, float]]:
-    """Return terms as gates with prices; an op that is the same on several walks is one, counted over all of them."""
+    """Return gates with prices; terms of one op that differ in their walks alone become one gate that counts all."""
     out: list[tuple[Gate, float]] = []
-    alike: dict[tuple[OpSpec, frozenset[Clause]], tuple[list[Gate], float]] = {}
+    by_op: dict[tuple[OpSpec, frozenset[Clause]], tuple[list[Gate], float]] = {}
     for term, ms in zip(terms, prices, strict=True):
         if term.gate.walks:
-            alike.setdefault((term.spec, term.gate.clauses), ([], ms))[0].append(term.gate)
+            by_op.setdefault((term.spec, term.gate.clauses), ([], ms))[0].append(term.gate)
         else:
             out.append((term.gate, ms))
-    return out + [(Gate.total(gates), ms) for gates, ms in alike.values()]
+    return out + [(Gate.total(gates), ms) for gates, ms in by_op.values()]

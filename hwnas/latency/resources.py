@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters priced as latency is: the same gates, loss, solver, other units."""
+"""Multiply-adds and parameters, priced like latency: the same gates, loss and solver in other units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESOURCES = ("macs", "params")
 class Counts:
     """What each op counts of a resource: takes the place of a `LatencyTable` in a `LatencyModel`.
 
-    What that model calls milliseconds is the count then: exact, for it needs no correction and has no error.
+    The milliseconds of that model are then a count, which is exact: it needs no correction and has no error.
 
     Attributes:
         resource: One of `RESOURCES`: multiply-adds of convolutions and linear layers, as `Trace.cost` counts them

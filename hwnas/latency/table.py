@@ -31,7 +31,7 @@ class OpRow:
         key: `OpSpec.key`.
         latency_ms: What it costs inside a network; 0 if it could not be measured.
         ci_ms: (low, high) that holds this with about 95 % confidence.
-        isolated_ms: What it takes alone, with all an engine does around a run; None if that was not measured.
+        isolated_ms: Latency of the op alone, overheads of a run included; None if that was not measured.
         macs: Multiply-adds.
         bytes: Bytes read and written.
         spread: Interquartile range of the visits over their median: how restless the machine was.
@@ -41,7 +41,7 @@ class OpRow:
         status: ``"ok"``, ``"doubtful"`` (not precise enough), ``"failed"``, ``"crashed"``, or ``"skipped"`` (time was
             up before it was reached).
         reason: Why it is not ok.
-        about: What a device with a clock of its own told besides: ``enqueue_ms`` (launched one by one, without a graph)
+        about: Further facts of a device with a clock of its own: ``enqueue_ms`` (launched one by one, without a graph)
             and ``cold_ms`` (after the second-level cache was flushed), priced like `latency_ms`; and of the entry that
             has the op in context ``sm_mhz``, ``dropped`` samples and ``throttled_visits``, ``builds`` and
             ``build_spread`` (the slowest over the fastest build, less one).
@@ -131,8 +131,8 @@ class LatencyTable:
     def unsettled(self) -> list[str]:
         """Keys of ops and networks that measuring once more may settle: doubtful ones and those time left out."""
         states = [(r.key, r.status) for r in self.rows.values()] + [(n.key, n.status) for n in self.nets]
-        found = [key for key, status in states if status in ("doubtful", "skipped")]
-        return list(dict.fromkeys([*found, *self.report.get("left_out", ())]))
+        keys = [key for key, status in states if status in ("doubtful", "skipped")]
+        return list(dict.fromkeys([*keys, *self.report.get("left_out", ())]))
 
     def __getitem__(self, spec: OpSpec) -> float:
         """Return what one op costs inside a network, uncorrected, in milliseconds.
@@ -216,14 +216,14 @@ class LatencyTable:
         """
         data = read_json(path, "a latency table", nan=True)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise HwnasError(f"{path}: a latency table of schema {SCHEMA} was expected, got {found!r}; measure it anew")
+            got = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise HwnasError(f"{path}: a latency table of schema {SCHEMA} was expected, got {got!r}; measure it anew")
         try:
             rows = [_row(OpRow, r, path, i) for i, r in enumerate(data["rows"])]
             nets = [_row(NetRow, r, path, i) for i, r in enumerate(data["nets"])]
             table = cls(data["where"], {r.key: r for r in rows}, nets, Correction.from_json(data["correction"]))
             table.report, table.path = data["report"], path
-            said, text = data["sha256"], table.text()
+            checksum, text = data["sha256"], table.text()
         except HwnasError:
             raise  # names the row already
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -233,7 +233,7 @@ class LatencyTable:
                 i = next(i for i, key in enumerate(keys) if key in keys[:i])
                 raise HwnasError(f"{path}, {what} {i}: {keys[i]} has a row already; measure it anew")
         # Bytes, not text: reading text takes a carriage return for a line feed.
-        if said != sha256(canonical_json(table._content())) or path.read_bytes() != text.encode():
+        if checksum != sha256(canonical_json(table._content())) or path.read_bytes() != text.encode():
             raise HwnasError(f"{path} was changed after it was measured: its checksum does not fit; measure it anew")
         return table
 

@@ -83,7 +83,7 @@ def calibrate(table: LatencyTable) -> None:
 
 
 def level_of(again: Sequence[float]) -> float:
-    """Return how slow the machine is, from what networks of a table took again over before; 1 without any."""
+    """Return the slowdown of the machine: the median of new over old latencies of anchors; 1 without any."""
     return float(np.median(again)) if again else 1.0
 
 
@@ -92,11 +92,11 @@ def report_derived(table: LatencyTable, again: Sequence[float]) -> None:
 
     Args:
         table: Has them among its networks, if there are any.
-        again: What networks of the table took when these were measured, over what they took before; latencies of the
-            derived ones are relative to the median.
+        again: New over old latencies of the anchors, which were measured beside them; latencies of the derived networks
+            are divided by the median.
     """
     derived = [n for n in table.nets if n.use == "derived"]
     if derived:
         measured = [n.latency_ms for n in derived]
-        found: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], measured)
-        table.report = {**table.report, "derived": {**found, "level": level_of(again), "again": list(again)}}
+        error: Mapping[str, Any] = errors([predict_ms(table, n) for n in derived], measured)
+        table.report = {**table.report, "derived": {**error, "level": level_of(again), "again": list(again)}}

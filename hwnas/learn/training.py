@@ -148,7 +148,7 @@ class Training:
         self.task = task_of(data)
         with seeded(config.seed):
             net = space.build(arch, form="deploy")
-            # Apart from the network, so that nothing that ships knows of it.
+            # Not a module of the network, so that it is never exported.
             self.auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = batch_source(
@@ -225,7 +225,7 @@ class Training:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step; see `TrainConfig`."""
+    """Return the learning rate of a step: cosine to 0, for AdamW after a linear warm-up."""
     rate = (1 + math.cos(math.pi * step / config.steps)) / 2
     if config.optimizer == "adamw":
         rate = min((step + 1) / max(1, config.steps // 20), rate)
@@ -260,8 +260,8 @@ def train(
         HwnasError: If the checkpoint is damaged or of other settings, or the loss is no longer finite.
     """
     c = training.config
-    path, said = folder / "checkpoint.pt", {"config": asdict(c), "settings": settings}
-    state = checkpoint.load(path, said)
+    path, run_settings = folder / "checkpoint.pt", {"config": asdict(c), "settings": settings}
+    state = checkpoint.load(path, run_settings)
     if state is not None:
         training.restore(state)
     log.start(training.step)
@@ -277,6 +277,6 @@ def train(
         log.append(metrics)
         update(training.step, f"loss {metrics['loss']:.3f}{note}")
         if due or training.step % c.checkpoint_every == 0:
-            checkpoint.save(path, training.state(), said)
+            checkpoint.save(path, training.state(), run_settings)
     write_atomic(folder / "model.safetensors", save_safetensors(training.best))
     return training.best_score

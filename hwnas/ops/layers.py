@@ -147,10 +147,10 @@ class ImagePooling(Op):
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, H, W)."""
         pooled = self.conv(x.mean(dim=(2, 3), keepdim=True))
-        # One value for each channel has no statistics: with a batch of 1 the running ones count in training too.
+        # One value per channel has no batch statistics: with a batch of 1 training uses the running ones too.
         bn = self.bn
-        known = bn.training and len(x) == 1
-        normed = F.batch_norm(pooled, bn.running_mean, bn.running_var, bn.weight, bn.bias) if known else bn(pooled)
+        single = bn.training and len(x) == 1
+        normed = F.batch_norm(pooled, bn.running_mean, bn.running_var, bn.weight, bn.bias) if single else bn(pooled)
         pooled = F.relu(normed)
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])
 
@@ -250,12 +250,12 @@ class BatchNorm(Op):
 class Add(Op):
     """Sum of two tensors.
 
-    Engines merge it into a convolution that makes one of them, so that it costs little there. Pools, and maps that
-    others read too, leave it to read and write whole maps: that is another op, with a price of its own.
+    Engines fuse it into the convolution that gives one of them, where it costs little. After pools, and where others
+    read the result of the convolution, it reads and writes whole maps. Measured apart, these are two ops.
     """
 
     def __init__(self, after_conv: bool) -> None:
-        """Say whether a convolution makes one of the tensors, and nothing else reads that."""
+        """Build it; `after_conv` is whether a convolution gives one of the tensors, and nothing else reads that."""
         super().__init__(after_conv=after_conv)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -48,12 +48,12 @@ def build_candidate(name: str, channels: int, stride: int, search: bool) -> nn.M
 
 @cache
 def has_weights(name: str, stride: int) -> bool:
-    """Tell whether a candidate has parameters where it ships; one without computes the same as another of its name."""
+    """Tell whether the deploy form of a candidate has parameters; those without compute the same at equal inputs."""
     return next(build_candidate(name, 2, stride, search=False).parameters(), None) is not None
 
 
 def _pool(pool: nn.Module, channels: int, search: bool) -> nn.Module:
-    # Without it the scale of a pool's output would outweigh the normalised convolutions beside it (DARTS 3.1.1).
+    # Else the output of a pool would outweigh those of the normalised convolutions (DARTS 3.1.1).
     return nn.Sequential(pool, layers.BatchNorm(channels)) if search else pool
 
 
@@ -170,9 +170,9 @@ class MixedOp(nn.Module):
         return total
 
     def ends_in_conv(self) -> dict[str, bool]:
-        """Tell of each option that is left, by name, whether the last thing it does is a convolution."""
-        found = {o: [m for m in module.modules() if isinstance(m, Op)] for o, module in self.ops.items()}
-        ends = {o: bool(ops) and ops[-1].ends_in_conv for o, ops in found.items()}
+        """Return for each option, or the chosen one, whether its last op is a convolution."""
+        ops_of = {o: [m for m in module.modules() if isinstance(m, Op)] for o, module in self.ops.items()}
+        ends = {o: bool(ops) and ops[-1].ends_in_conv for o, ops in ops_of.items()}
         return ends | {NONE: False} if self.answer is None and NONE in self.decision.options else ends
 
     def _zero(self, x: Tensor, weight: Tensor) -> Tensor:

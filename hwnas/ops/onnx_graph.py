@@ -49,11 +49,11 @@ def export_op(op: Op, in_shapes: tuple[Shape, ...]) -> ModelProto:
 
 
 def stand_in(spec: OpSpec, repeat: int = 0) -> Op:
-    """Build an op with weights that are made up but always the same: time depends on shapes, not on values.
+    """Build an op with random weights, the same for every call: latency depends on shapes, not on values.
 
     Args:
         spec: Of the op.
-        repeat: How often a network called the same before; its kernels are multiplied by `factor` of that.
+        repeat: How often the network called the same spec before; sets the `factor` on the kernels.
     """
     op = make_op(spec.kind, dict(spec.attrs))
     rng = np.random.default_rng(int(sha256(spec.key)[:8], 16))
@@ -82,7 +82,7 @@ class OpExporter:
     def network(self, trace: Trace) -> ModelProto:
         """Return all calls of a trace joined, with stand-in weights of its own for each call.
 
-        Engines compute an op once for calls of the same weights and input; in no trained network are there such.
+        Engines compute calls of equal weights and input once; trained networks have none such.
         """
         calls: Counter[OpSpec] = Counter()
         models = []
@@ -154,9 +154,9 @@ def stitch(trace: Trace, models: Iterable[ModelProto], output: str = "output") -
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in trace.inputs.items()]
     outputs = [infos[name] for name in trace.outputs]
     graph = helper.make_graph(nodes, "hwnas", inputs, outputs, initializers)
-    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(whole, full_check=True)
-    return whole
+    stitched = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(stitched, full_check=True)
+    return stitched
 
 
 def output_names(trace: Trace, output: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Precision that a file carries: engines of today take it from the types in the ONNX, and from nothing else."""
+"""Precision as part of the file: TensorRT since 11 and TensorRT-RTX take it from the types in the ONNX alone."""
 
 from __future__ import annotations
 

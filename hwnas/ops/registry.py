@@ -70,8 +70,8 @@ class Op(nn.Module):
         return self.convolves and not self.attrs.get("relu", False)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Compute, or be written down if a trace is being made."""
-        # torch.compile cannot read a context variable, and nothing is written down while it compiles.
+        """Compute, or be recorded where a trace is active."""
+        # torch.compile cannot read a context variable, and nothing is traced while it compiles.
         tracer = None if torch.compiler.is_compiling() else active_tracer.get()
         out: Tensor = super().__call__(*inputs) if tracer is None else tracer.record(self, inputs)
         return out

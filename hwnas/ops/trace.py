@@ -1,4 +1,4 @@
-"""Walking a network at op level: what it computes, of what shapes, under which gates. Nothing is computed."""
+"""Traces: the op calls of a network with their shapes and gates, recorded on meta tensors without computing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Trace:
 
 
 class Tracer:
-    """Writes down op calls while a network runs on meta tensors."""
+    """Records op calls while a network runs on meta tensors."""
 
     def __init__(self, names: Mapping[nn.Module, str], merge: bool) -> None:
         """Start an empty trace; `names` gives the module paths, `merge` whether identical pure calls are one."""
@@ -126,7 +126,7 @@ class Tracer:
         return self._values[id(t)][0]
 
     def record(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
-        """Write down one call and return its output value."""
+        """Record one call and return its output value."""
         names = tuple(self.name_of(t) for t in inputs)
         spec = op.spec(tuple(tuple(t.shape) for t in inputs))
         if self._merge and op.pure and (spec, names) in self._pure:
@@ -163,8 +163,8 @@ def trace(network: nn.Module, input_shape: Shape, merge: bool = True) -> Trace:
     """List the op calls of a network's real forward pass.
 
     Args:
-        network: Built by a space, on any device; its parameters are not read. ``network(image)`` is run with the ops
-            replaced by note-taking, so what is listed is what runs.
+        network: Built by a space, on any device; its parameters are not read. ``network(image)`` is run with ops that
+            record their calls, so the real forward pass is traced.
         input_shape: (N, C, H, W).
         merge: Whether identical calls of ops without parameters count once, as engines with graph optimisation do;
             False for eager PyTorch.

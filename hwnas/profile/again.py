@@ -1,4 +1,4 @@
-"""Networks of a table whose own plan is not at hand, planned again: a recipe draws the same ones every time."""
+"""Plan networks of a table again where its own plan is missing: a recipe draws the same ones every time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def plan_again(
     folder: Path,
     update: Update = ignore,
 ) -> int:
-    """Plan the fastest random networks of a table once more, so that they can be measured beside others.
+    """Plan the fastest random networks of a table again, as references to measure other networks beside.
 
     Args:
-        table: Of these scales, drawn by this calibration; of others it has none of the networks.
+        table: Measured at these scales with this calibration; else it has none of the networks.
         space: Any scale.
         scales: The deployment scales.
         calibration: Which networks were drawn.
@@ -43,9 +43,9 @@ def plan_again(
     drawn = choose_networks(space, [trace_space(space.at(s), merge=merge) for s in scales], calibration)
     networks = [(space.at(scales[index]), arch) for _, index, arch in drawn]
     by_key = {writer.key_of(*network): network for network in networks}
-    known = sorted((net for net in table.nets if net.key in by_key), key=lambda net: net.latency_ms)[:n]
-    for net in known:
+    anchors = sorted((net for net in table.nets if net.key in by_key), key=lambda net: net.latency_ms)[:n]
+    for net in anchors:
         writer.plan_network("anchor", *by_key[net.key], merge)
-    if known:
+    if anchors:
         writer.write()
-    return len(known)
+    return len(anchors)

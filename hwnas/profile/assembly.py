@@ -1,4 +1,4 @@
-"""What becomes of a plan's results: how each price is made up from entries, and what each network is for."""
+"""How the results of a plan become a table: the entries each price is a sum of, and the use of each network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Price:
     """One op of the table.
 
     Attributes:
-        entry: Key of the entry that has the op in context.
-        weights: By key of the entry; its price is the sum of weight times latency.
+        entry: Key of the entry that measures the op in context.
+        weights: By key of the entry; the price is the sum of weight times latency.
         macs: Multiply-adds.
         bytes: Bytes read and written.
     """
@@ -47,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Assembly:
-    """All ops, by `OpSpec.key`, and all networks, by key of their entry, that a plan's results are made into."""
+    """The prices of all ops, by `OpSpec.key`, and the uses of all networks, by key of their entry."""
 
     ops: Mapping[str, Price] = field(default_factory=dict)
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class Assembly:
         """
         path = folder / ASSEMBLY_FILE
         data = read_json(path, "what a plan's results are made into")
-        said = data.pop("sha256", None) if isinstance(data, dict) else None
-        if said != sha256(canonical_json(data)) or data["plan"] != plan_id:
+        checksum = data.pop("sha256", None) if isinstance(data, dict) else None
+        if checksum != sha256(canonical_json(data)) or data["plan"] != plan_id:
             raise HwnasError(f"{path} is not whole or of another plan; remove the folder to write it anew")
         ops = {key: Price(**value) for key, value in data["ops"].items()}
         return cls(ops, {key: Network(**value) for key, value in data["networks"].items()})

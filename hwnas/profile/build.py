@@ -32,13 +32,13 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
         HwnasError: If the results are of another plan, or nothing in them could be measured.
     """
     plan = load_plan(folder)
-    where, found = collect(results, plan)
-    rows = {r.key: r for r in found}
-    made = Assembly.load(folder, plan.id)
-    op_of = {op.entry: key for key, op in made.ops.items()}
+    where, measured = collect(results, plan)
+    rows = {r.key: r for r in measured}
+    assembly = Assembly.load(folder, plan.id)
+    op_of = {op.entry: key for key, op in assembly.ops.items()}
     keys = [op_of[e.key] for e in plan.entries if e.role == "context"]
-    ops = {key: _op_row(key, made.ops[key], rows) for key in keys}
-    nets = [net_row(e, rows.get(e.key), ops, made.networks[e.key].use) for e in plan.entries if e.role == "net"]
+    ops = {key: _op_row(key, assembly.ops[key], rows) for key in keys}
+    nets = [net_row(e, rows.get(e.key), ops, assembly.networks[e.key].use) for e in plan.entries if e.role == "net"]
     if all(row.status in UNMEASURED for row in ops.values()):
         first = next((row for row in ops.values() if row.status != "skipped"), None)
         if first is None:
@@ -70,8 +70,8 @@ def _op_row(key: str, op: Price, rows: Mapping[str, Row]) -> OpRow:
             reason = row.reason if name == op.entry else f"{name}: {row.reason}"
             return OpRow(key, 0.0, macs=op.macs, bytes=op.bytes, status=row.status, reason=reason)
         measured[name] = row.measurement
-    took = {name: (m.latency_ms, (m.ci_ms[1] - m.ci_ms[0]) / 2) for name, m in measured.items()}
-    latency_ms, half_ms = price(op.weights, took)
+    latencies = {name: (m.latency_ms, (m.ci_ms[1] - m.ci_ms[0]) / 2) for name, m in measured.items()}
+    latency_ms, half_ms = price(op.weights, latencies)
     own = measured[op.entry]
     doubtful = [name for name, m in measured.items() if m.doubtful]
     alone = rows.get(key)
@@ -93,7 +93,7 @@ def _op_row(key: str, op: Price, rows: Mapping[str, Row]) -> OpRow:
 
 
 def _about(op: Price, measured: Mapping[str, Measurement]) -> dict[str, Any]:
-    """Return what the device told besides: other latencies made up as the price is, the rest of the op's own entry."""
+    """Return what else the device told: other latencies, assembled as the price is, and facts of the op's own entry."""
     out = dict(measured[op.entry].about)
     for name in ("enqueue_ms", "cold_ms"):
         if all(name in m.about for m in measured.values()):
@@ -111,7 +111,7 @@ def net_row(entry: Entry, row: Row | None, ops: Mapping[str, OpRow], use: str) -
     if row is None or row.measurement is None:
         return None
     counts = ops_of(entry)
-    if any(key not in ops or ops[key].status in UNMEASURED for key in counts):  # its sum would count that op as free
+    if any(key not in ops or ops[key].status in UNMEASURED for key in counts):  # the sum would count that op as 0
         return None
     m = row.measurement
     return NetRow(

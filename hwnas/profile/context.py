@@ -1,17 +1,17 @@
-"""What an op costs inside a network: measured between neighbours, less what the neighbours take.
+"""What an op costs inside a network: measured in context, between two 1x1 convolutions whose latency is subtracted.
 
-An op alone pays for things it does not pay in a network: the overhead of a run, and the conversion of layouts at its
-borders. So each op is measured between convolutions (``source -> op -> sink``), and so are its neighbours alone, for
-every shape there is: once (``one``), twice in a row (``two``), and one source read by two sinks (``fork``). Let
-``pair`` be what a source and a sink cost, ``enter`` what a run pays at an input and ``leave`` at a result:
+An op measured alone includes costs that it does not have in a network: the overhead of a run, and the conversion of
+layouts at its borders. So each op is measured between convolutions (``source -> op -> sink``), and for each shape the
+neighbours are measured alone: once (``one``), twice in a row (``two``), one source read by two sinks (``fork``). Let
+``pair`` be the latency of a source and a sink, ``enter`` the overhead at an input and ``leave`` that at a result:
 
     one = enter + pair + leave,    two = enter + 2 pair + leave,    fork = enter + 1.5 pair + 2 leave
     op = T(source -> op -> sink) - enter(input) - leave(output) - pair(input) / 2 - pair(output) / 2
 
 A source costs what a sink of the same shape costs: both are 1x1 convolutions with the same arithmetic.
 
-Engines merge an op into the convolution before it, unless others read what that convolution makes: where this is so in
-networks, a second sink reads the input of the op here.
+Engines fuse an op into the convolution before it, unless the result of that convolution has other readers. Where it has
+some in networks, a second sink reads the input of the op here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hwnas.ops.trace import INPUT, Call, Trace, trace_calls
 
 NEIGHBOUR_CHANNELS = 16  # enough to fill a vector register, few enough to be cheap
 TINY: Shape = (1, NEIGHBOUR_CHANNELS, 1, 1)
-COMMON = 0.5  # how likely something must be to be the case that is measured
+COMMON = 0.5  # probability from which on a case counts as the usual one, which is measured
 
 Form = Literal["one", "two", "fork"]
 # The three equations above, solved.
@@ -43,17 +43,16 @@ _LEAVE: Mapping[Form, float] = {"fork": 1.0, "one": -0.5, "two": -0.5}
 
 @dataclass(frozen=True)
 class Context:
-    """Where an op stands in its network, as far as its neighbours go.
+    """The neighbours of an op in its network.
 
     Attributes:
         spec: The op.
         out_shape: Of its result.
-        source: Whether something comes before it; not so if it reads the network's input.
-        sink: Whether something comes after it that a convolution can stand for; not so if it makes the network's
-            result.
-        shared: Whether an engine cannot merge it into what comes before it, because that is no convolution or others
-            read its result too.
-        ending: The op that comes after it and makes the network's result, in place of a sink: layouts at the end of a
+        source: Whether a convolution stands for the op before it; not if it reads the image.
+        sink: Whether a convolution stands for the op after it; not if it gives the result of the network.
+        shared: Whether an engine cannot fuse it into the op before it, because that is no convolution or its result has
+            other readers.
+        ending: The op after it that gives the result of the network, in place of a sink: layouts at the end of a
             network are those that the result needs.
     """
 
@@ -73,8 +72,7 @@ class Context:
     def sizes(self) -> list[Shape]:
         """(height, width) of each input of the run, if there are sources.
 
-        Sources of inputs of one size come one after the other, with a sink between them, so that only the first reads
-        an input of the run.
+        Sources of one size are chained, with a sink between them, so that only the first reads an input of the run.
         """
         return list(dict.fromkeys(s[2:] for s in self.spec.in_shapes)) if self.source else []
 
@@ -93,15 +91,15 @@ class Context:
         return out
 
     @property
-    def taken(self) -> list[tuple[Shape, Mapping[Form, float], float]]:
-        """What the neighbours and a run around the op cost: shape, formula and how many times."""
+    def overheads(self) -> list[tuple[Shape, Mapping[Form, float], float]]:
+        """What is to be subtracted for neighbours and run: shape, formula and how many times."""
         out = [(shape, _PAIR, n / 2) for shape, n in self.neighbours.items()]
         results = ([self.out_shape] if self.sink else []) + ([self.spec.in_shapes[-1]] if self.shared else [])
         ends = [(size, _ENTER) for size in self.sizes] + [(shape[2:], _LEAVE) for shape in results]
         for size, formula in ends:
-            shapes = [s for s in self.neighbours if s[2:] == size]  # what a run pays depends on the size alone
+            shapes = [s for s in self.neighbours if s[2:] == size]  # the overhead depends on the size alone
             out += [(shape, formula, 1 / len(shapes)) for shape in shapes]
-        # Each enter has the overhead of a run, which is there once: that of a map too small to cost anything else.
+        # Each `enter` includes the overhead of a run, which occurs once; that of a tiny map is nothing else.
         return out + [(TINY, _ENTER, -1.0)] * (len(self.sizes) - 1)
 
     def trace(self) -> Trace:
@@ -125,25 +123,25 @@ class Context:
                     narrow[size] = between[i](inputs[i])
             return [after(op(*inputs))] + ([] if reader is None else [reader(inputs[-1])])
 
-        given = [(1, NEIGHBOUR_CHANNELS, *size) for size in self.sizes] if self.source else list(shapes)
-        return trace_calls(forward, {f"x{i}": s for i, s in enumerate(given)})
+        in_shapes = [(1, NEIGHBOUR_CHANNELS, *size) for size in self.sizes] if self.source else list(shapes)
+        return trace_calls(forward, {f"x{i}": s for i, s in enumerate(in_shapes)})
 
 
 def contexts(traces: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dict[OpSpec, Context]:
-    """Return the context of each unique op of some networks: neighbours as at its first call.
+    """Return the context of each unique op of some networks, with the neighbours of its first call.
 
-    Only maps (N, C, H, W) have neighbours: convolutions stand for what comes before and after. Whether an input is
-    shared is what most calls have.
+    Only maps (N, C, H, W) have neighbours, for which convolutions stand. Whether its input is shared is decided by the
+    majority of its calls, weighted by their probability.
 
     Args:
         traces: Of the networks.
-        chances: For each trace and each of its calls, how likely it is that the derived network has it.
+        chances: For each trace the probability of each of its calls to be in the derived network.
     """
     out: dict[OpSpec, Context] = {}
     votes: dict[OpSpec, float] = {}
     for trace, present in zip(traces, chances, strict=True):
         last = next(c for c in trace.calls if c.output == trace.output)
-        made = {c.output: c for c in trace.calls}
+        producers = {c.output: c for c in trace.calls}
         readers: dict[str, dict[str, float]] = {}
         for call, p in zip(trace.calls, present, strict=True):
             for name in call.inputs:
@@ -157,7 +155,7 @@ def contexts(traces: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dic
             read = call.inputs[-1]
             none = math.prod(1 - other for name, other in readers[read].items() if name != call.output)
             after_conv = dict(call.spec.attrs).get("after_conv")
-            shared = _shared(made.get(read), 1 - none) if after_conv is None else not after_conv
+            shared = _shared(producers.get(read), 1 - none) if after_conv is None else not after_conv
             votes[call.spec] = votes.get(call.spec, 0.0) + (p if shared else -p)
     for spec, vote in votes.items():
         if vote > 0 and out[spec].source and out[spec].sink:
@@ -165,16 +163,16 @@ def contexts(traces: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dic
     return out
 
 
-def _shared(maker: Call | None, others: float) -> bool:
-    """Tell whether an op cannot be merged into what makes its input.
+def _shared(producer: Call | None, reading: float) -> bool:
+    """Tell whether an op cannot be fused into the op that gives its input.
 
     Args:
-        maker: Of the input; None if it is the image, or one of several alternatives.
-        others: How likely it is that others read the input too.
+        producer: Of the input; None if it is the image, or one of several alternatives.
+        reading: Probability that another op reads the input too.
     """
-    if maker is None:
+    if producer is None:
         return False
-    return others >= COMMON or not has_weights(maker.module)
+    return reading >= COMMON or not has_weights(producer.module)
 
 
 def _again(shapes: Sequence[Shape], i: int) -> bool:
@@ -183,7 +181,7 @@ def _again(shapes: Sequence[Shape], i: int) -> bool:
 
 
 def _sink(shape: Shape) -> nn.Module:
-    # Of a whole map most time would go into converting its layout for the caller; of its mean, none.
+    # With a whole map as result, most time would go into converting its layout for the caller; with its mean, none.
     return nn.Sequential(ConvBN(shape[1], NEIGHBOUR_CHANNELS), GlobalPool())
 
 
@@ -216,38 +214,38 @@ class Boundary:
         return trace_calls(forward, {"x0": (shape[0], NEIGHBOUR_CHANNELS, *shape[2:])})
 
 
-def parts(context: Context, known: Mapping[OpSpec, Context]) -> dict[Context | Boundary, float]:
-    """Return what the price of an op is made up from: it is the sum of weight times latency over these.
+def parts(context: Context, contexts_of: Mapping[OpSpec, Context]) -> dict[Context | Boundary, float]:
+    """Return the entries that the price of an op is a weighted sum of.
 
     Args:
         context: The op.
-        known: Contexts of all ops, for that of its ending.
+        contexts_of: Contexts of all ops, for that of its ending.
 
     Returns:
         Weights, that of the context first.
     """
     out: dict[Context | Boundary, float] = {context: 1.0}
-    for shape, formula, times in context.taken:
+    for shape, formula, times in context.overheads:
         for form, weight in formula.items():
             boundary = Boundary(shape, form)
             out[boundary] = out.get(boundary, 0.0) - times * weight
-    if context.ending is not None:  # less the price of that op, as it stands at the end with a source of its own
-        for part, weight in parts(known[context.ending], known).items():
+    if context.ending is not None:  # less the price of that op, which is measured with a source of its own
+        for part, weight in parts(contexts_of[context.ending], contexts_of).items():
             out[part] = out.get(part, 0.0) - weight
     return {part: weight for part, weight in out.items() if abs(weight) > 1e-9}
 
 
-def price(weights: Mapping[str, float], took_ms: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+def price(weights: Mapping[str, float], latencies_ms: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
     """Return what an op costs in a network.
 
     Args:
-        weights: See `parts`, by key.
-        took_ms: Latency and half-width of its interval of each entry, by key.
+        weights: What `parts` returns, by key.
+        latencies_ms: Latency and half-width of its interval of each entry, by key.
 
     Returns:
         Milliseconds, never negative, and the half-width of their interval.
     """
-    # One entry may stand at several borders: its error counts with the sum of its weights.
-    price_ms = sum(weight * took_ms[key][0] for key, weight in weights.items())
-    half_ms = math.hypot(*(weight * took_ms[key][1] for key, weight in weights.items()))
+    # `parts` has summed the weights of an entry that is used several times, so its error counts with that sum.
+    price_ms = sum(weight * latencies_ms[key][0] for key, weight in weights.items())
+    half_ms = math.hypot(*(weight * latencies_ms[key][1] for key, weight in weights.items()))
     return max(0.0, price_ms), half_ms

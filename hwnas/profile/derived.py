@@ -1,4 +1,4 @@
-"""Networks derived with a table: chosen for being predicted fast, so it learns from some, and is tested on others."""
+"""Networks derived with a table: some refit its correction, others test it where a derivation selects for low price."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from hwnas.search.widths import price, random_latencies_ms
 from hwnas.spaces import Scale, Space
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
-RANDOM = 50  # networks that tell which budgets make sense
-LOGITS = (1.0, 0.05)  # standard deviations of the made-up alphas: of a search that decided much, and little
+RANDOM = 50  # networks whose median latency is the upper end of the budgets
+LOGITS = (1.0, 0.05)  # standard deviations of random logits: as after a search that decided much, and little
 
 Measure = Callable[[Path, Path], None]
 
@@ -43,21 +43,21 @@ def add_derived(
     measure: Measure,
     update: Update = ignore,
 ) -> None:
-    """Derive networks from random alphas under budgets with a table, measure them, and learn from them.
+    """Derive networks from random logits under budgets with a table, measure them, refit and test the table on them.
 
-    A solver prefers what a table has too cheap, and cheap ops, so the error on what it derives is another one than on
-    random networks. So the correction is fitted on some of them too; others are derived with the table that has it, and
-    its error on these is reported.
+    A solver prefers ops that the table underestimates, and cheap ops, so the error on derived networks is not that on
+    random ones. The correction is fitted on some of them too; others are derived with the resulting table, and its
+    error on these is reported.
 
-    That is not to contain that the machine is faster or slower than when the table was measured: some networks of the
-    table are measured again beside them, and latencies are brought to what these took before.
+    The speed of the machine may have changed since the table was measured. So some networks of the table, the anchors,
+    are measured again beside the derived ones, and all latencies are scaled by what the anchors took before.
 
     Args:
-        table: Finished; gets the networks, a new correction and the report.
+        table: Complete; gets the networks, a new correction and the report.
         space: Any scale.
         scales: The deployment scales.
         plan: The folder of the plan that the table was made of.
-        folder: Plans and results are kept in folders under it that belong to these very tables.
+        folder: Plans and results are kept in folders under it, named after the tables they are derived with.
         calibration: How many, each of another scale, alphas and budget in turn.
         measure: Measures a plan folder into a results file.
         update: Told after each network that is derived.
@@ -90,20 +90,20 @@ def _add(
     results = folder / "results.jsonl"
     measure(folder, results)
     measured = load_plan(folder)
-    _, found = collect(results, measured)
-    rows = {r.key: r for r in found}
+    _, measurements = collect(results, measured)
+    rows = {r.key: r for r in measurements}
     uses = {key: network.use for key, network in Assembly.load(folder, measured.id).networks.items()}
     nets = [net_row(e, rows.get(e.key), table.rows, uses[e.key]) for e in measured.entries]
-    known = {net.key: net for net in table.nets}
-    again = [net.latency_ms / known[net.key].latency_ms for net in nets if net is not None and net.use == "anchor"]
+    in_table = {net.key: net for net in table.nets}
+    again = [net.latency_ms / in_table[net.key].latency_ms for net in nets if net is not None and net.use == "anchor"]
     level = level_of(again)
-    table.nets = [*table.nets, *(_at(net, level) for net in nets if net is not None and net.key not in known)]
+    table.nets = [*table.nets, *(_at(net, level) for net in nets if net is not None and net.key not in in_table)]
     note_left_out(table, measured, rows)
     return again
 
 
 def _at(net: NetRow, level: float) -> NetRow:
-    """Return a network as it would have been measured when the table was."""
+    """Return a network with its latency scaled to the speed of the machine when the table was measured."""
     low_ms, high_ms = net.ci_ms
     return replace(net, latency_ms=net.latency_ms / level, ci_ms=(low_ms / level, high_ms / level))
 
@@ -136,8 +136,8 @@ def _plan_derived(
     for i in range(n):
         index = i % len(scales)
         solver = Solver(problem, models[index])
-        sure = LOGITS[(i + i // len(scales)) % len(LOGITS)]
-        logits = {g.name: torch.from_numpy(sure * rng.standard_normal(g.shape)) for g in problem.groups}
+        deviation = LOGITS[(i + i // len(scales)) % len(LOGITS)]
+        logits = {g.name: torch.from_numpy(deviation * rng.standard_normal(g.shape)) for g in problem.groups}
         probs = problem.probabilities(softmax(open_logits(logits, problem.groups)))
         fastest_ms = solver.fastest().latency_ms
         assert fastest_ms is not None

@@ -13,8 +13,8 @@ from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Gate
 from hwnas.spaces import Space
 
-CANDIDATES = 600  # networks these are chosen from
-CONCENTRATION = 0.5  # of a Dirichlet: networks of mostly one or two ops are among them, as searches find them
+CANDIDATES = 600  # random networks to choose from
+CONCENTRATION = 0.5  # of a Dirichlet: some networks then consist of one or two ops, as those of searches do
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Calibration:
     """How many whole networks are measured beside the ops.
 
     Attributes:
-        fit: Networks the correction is fitted on, chosen to tell its factors apart.
+        fit: Networks the correction is fitted on, a D-optimal design for its factors.
         test: Others that its error is measured on, spread evenly in the logarithm of their estimated latency.
         refit: Networks derived with a first table, on which the correction is fitted as well.
         derived: Networks derived with the finished table, on which its error is measured apart.
@@ -43,8 +43,8 @@ def choose_networks(
 ) -> list[tuple[str, int, Architecture]]:
     """Return (use, index of the scale, architecture) of the networks to measure whole.
 
-    Those to fit on are D-optimal among a random draw; those to test on are spread evenly in log latency, as far as
-    arithmetic tells it, over the rest.
+    Those to fit on are D-optimal among random networks; those to test on are spread evenly over the rest in log
+    latency, estimated from arithmetic.
 
     Raises:
         HwnasError: If the space has not so many networks.
@@ -61,13 +61,13 @@ def choose_networks(
             continue
         drawn[index, arch.id] = (index, arch)
         features.append(sum((gate.count(arch) * ms for gate, ms in per_gate[index].items()), np.zeros(len(kinds))))
-    found = list(drawn.values())
-    if len(found) < calibration.fit + calibration.test:
+    candidates = list(drawn.values())
+    if len(candidates) < calibration.fit + calibration.test:
         raise HwnasError("the space is too small to calibrate on that many networks; ask for fewer")
     to_fit = select(np.array(features), calibration.fit)
-    rest = [i for i in range(len(found)) if i not in set(to_fit)]
+    rest = [i for i in range(len(candidates)) if i not in set(to_fit)]
     to_test = [rest[i] for i in spread(np.log(np.array(features).sum(1)[rest]), calibration.test)]
-    return [("fit", *found[i]) for i in to_fit] + [("test", *found[i]) for i in to_test]
+    return [("fit", *candidates[i]) for i in to_fit] + [("test", *candidates[i]) for i in to_test]
 
 
 def spread(values: np.ndarray, n: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""From a space to a plan: everything a table needs measured, as a folder that any device can work off."""
+"""From a space to a plan: all measurements a table needs, as a folder that any device can carry out."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def make_plan(
     chosen = choose_networks(space, mixed, calibration)
     chances = [likely(space, trace) for trace in mixed]
     share = _shares(mixed, chances)
-    known = contexts(mixed, chances)
-    ordered = sorted(known.values(), key=lambda c: (-share[c.spec], c.spec.key))
+    context_of = contexts(mixed, chances)
+    ordered = sorted(context_of.values(), key=lambda c: (-share[c.spec], c.spec.key))
     writer = PlanWriter(folder, update, precision, scales)
-    writer.plan_ops(ordered, known)
+    writer.plan_ops(ordered, context_of)
     for use, index, arch in chosen:
         writer.plan_network(use, space.at(scales[index]), arch, merge)
     if calibration.isolated:
@@ -85,22 +85,22 @@ class PlanWriter:
         assert key not in self._planned, f"{key} is planned twice"
         self._planned[key] = (role, trace)
 
-    def plan_ops(self, chosen: Sequence[Context], known: Mapping[OpSpec, Context]) -> None:
-        """Add what the prices of some ops are made up from.
+    def plan_ops(self, chosen: Sequence[Context], contexts_of: Mapping[OpSpec, Context]) -> None:
+        """Add the entries that the prices of some ops are sums of.
 
         Args:
             chosen: Contexts of the ops, and of the endings of any of them.
-            known: Contexts of all ops.
+            contexts_of: Contexts of all ops.
         """
-        made = [(c, parts(c, known)) for c in chosen]
-        boundaries = dict.fromkeys(part for _, found in made for part in found if isinstance(part, Boundary))
+        priced = [(c, parts(c, contexts_of)) for c in chosen]
+        boundaries = dict.fromkeys(part for _, terms in priced for part in terms if isinstance(part, Boundary))
         for boundary in boundaries:
             self.plan("boundary", boundary.key, boundary.trace())
-        for context, found in made:
+        for context, terms in priced:
             trace = context.trace()
             self.plan("context", context.key, trace)
             cost = next(c.cost for c in reversed(trace.calls) if c.spec == context.spec)
-            weights = {part.key: weight for part, weight in found.items()}
+            weights = {part.key: weight for part, weight in terms.items()}
             self._ops[context.spec.key] = Price(context.key, weights, cost.macs, cost.bytes)
 
     def key_of(self, space: Space, arch: Architecture) -> str:
@@ -155,7 +155,7 @@ def trace_entry(role: str, key: str, trace: Trace, onnx: str | None, digest: str
 
 
 def likely(space: Space, trace: Trace) -> list[float]:
-    """Return the chance of each call to be in a network about which nothing was decided."""
+    """Return the probability of each call to be in the derived network under uniform probabilities."""
     problem = space.problem
     marginals = Marginals(problem, [c.gate for c in trace.calls])
     chances: list[float] = marginals.gate_probs(marginals.literal_probs(problem.uniform())).tolist()
@@ -163,7 +163,7 @@ def likely(space: Space, trace: Trace) -> list[float]:
 
 
 def _shares(mixed: Sequence[Trace], chances: Sequence[Sequence[float]]) -> dict[OpSpec, float]:
-    """Return the milliseconds that each op is expected to take in a network about which nothing was decided."""
+    """Return the expected milliseconds of each op in the derived network under uniform probabilities."""
     out: dict[OpSpec, float] = {}
     for trace, present in zip(mixed, chances, strict=True):
         for call, p in zip(trace.calls, present, strict=True):

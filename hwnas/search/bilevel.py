@@ -1,4 +1,4 @@
-"""Gradients of the validation loss with respect to the alphas: at the present weights, or one weight step further.
+"""Gradients of the validation loss with respect to the alphas: at the present weights, or after one weight step.
 
 All losses here are functions of weights and logits that are handed in, so nothing is ever written to the network: its
 weights cannot be left moved, its BatchNorm statistics do not advance, and there is no copy of it, only lists of
@@ -16,7 +16,7 @@ from torch import Tensor
 
 Values = Mapping[str, Tensor]
 Loss = Callable[[Values, Values], Tensor]  # of weights and logits; several of them are the parts of one batch
-Slopes = list[Tensor | None]  # None: the loss does not read it
+Grads = list[Tensor | None]  # None: the loss does not read it
 Order = Literal["first", "second", "second-exact"]
 STEP = 0.01  # length of the step of finite differences, over the norm of their direction (DARTS, footnote 2)
 
@@ -61,34 +61,34 @@ def alpha_gradient(
         step: The weight step to unroll.
     """
     if order == "first":
-        loss, _, direct = _slopes(val, weights, logits, of_weights=False, of_logits=True)
+        loss, _, direct = _grads(val, weights, logits, of_weights=False, of_logits=True)
         return Gradient(loss, _by_group(direct, logits))
-    _, slope, _ = _slopes(train, weights, logits, of_weights=True, of_logits=False)
-    ahead = _unrolled(weights, slope, step)
-    loss, v, direct = _slopes(val, ahead, logits, of_weights=True, of_logits=True)
+    _, grads, _ = _grads(train, weights, logits, of_weights=True, of_logits=False)
+    ahead = _unrolled(weights, grads, step)
+    loss, v, direct = _grads(val, ahead, logits, of_weights=True, of_logits=True)
     mixed = _mixed_exact if order == "second-exact" else _mixed_by_differences
     through = mixed(train, weights, logits, v)
     return Gradient(loss, {k: g - step.lr * through[k] for k, g in _by_group(direct, logits).items()})
 
 
-def _slopes(
+def _grads(
     losses: Sequence[Loss], weights: Values, logits: Values, of_weights: bool, of_logits: bool
-) -> tuple[float, Slopes, Slopes]:
+) -> tuple[float, Grads, Grads]:
     """Return the mean of the losses and its derivatives by weights and by logits, in their order."""
     w, a = _leaves(weights, of_weights), _leaves(logits, of_logits)
-    wanted = [*(w.values() if of_weights else ()), *(a.values() if of_logits else ())]
-    total, sums = 0.0, Slopes([None] * len(wanted))
+    inputs = [*(w.values() if of_weights else ()), *(a.values() if of_logits else ())]
+    total, sums = 0.0, Grads([None] * len(inputs))
     for loss in losses:
         value = loss(w, a) / len(losses)
         total += float(value.detach())
-        sums = _plus(sums, torch.autograd.grad(value, wanted, allow_unused=True))
+        sums = _plus(sums, torch.autograd.grad(value, inputs, allow_unused=True))
     n = len(w) if of_weights else 0
     return total, sums[:n], sums[n:]
 
 
-def _unrolled(weights: Values, slope: Slopes, step: WeightStep) -> Values:
+def _unrolled(weights: Values, grads: Grads, step: WeightStep) -> Values:
     """Return the weights after a step; those that the loss does not read stay, as they do in the real step."""
-    moved = {k: g for k, g in zip(weights, slope, strict=True) if g is not None}
+    moved = {k: g for k, g in zip(weights, grads, strict=True) if g is not None}
     old = [weights[k].detach() for k in moved]
     direction = torch._foreach_add(list(moved.values()), old, alpha=step.decay)
     pushed = [(d, step.buffers[k]) for k, d in zip(moved, direction, strict=True) if k in step.buffers]
@@ -97,7 +97,7 @@ def _unrolled(weights: Values, slope: Slopes, step: WeightStep) -> Values:
     return {**weights, **dict(zip(moved, torch._foreach_add(old, direction, alpha=-step.lr), strict=True))}
 
 
-def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values, v: Slopes) -> dict[str, Tensor]:
+def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values, v: Grads) -> dict[str, Tensor]:
     """Return ``(grad_alpha L(w + eps v) - grad_alpha L(w - eps v)) / (2 eps)`` with eps = 0.01 / |v|, at w, not w'.
 
     Kinks of ReLU and max pooling within that distance dominate its error.
@@ -111,32 +111,32 @@ def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values
     for way in (eps, -eps):
         moved = torch._foreach_add([weights[k].detach() for k in along], list(along.values()), alpha=way)
         at = {**weights, **dict(zip(along, moved, strict=True))}
-        ends.append(_by_group(_slopes(train, at, logits, of_weights=False, of_logits=True)[2], logits))
+        ends.append(_by_group(_grads(train, at, logits, of_weights=False, of_logits=True)[2], logits))
     forward, backward = ends
     return {k: (forward[k] - backward[k]) / (2 * eps) for k in logits}
 
 
-def _mixed_exact(train: Sequence[Loss], weights: Values, logits: Values, v: Slopes) -> dict[str, Tensor]:
+def _mixed_exact(train: Sequence[Loss], weights: Values, logits: Values, v: Grads) -> dict[str, Tensor]:
     """Return ``grad_alpha (v . grad_w L(w, alpha))``: no graph has to reach here from the validation loss."""
     w, a = _leaves(weights, True), _leaves(logits, True)
-    sums = Slopes([None] * len(a))
+    sums = Grads([None] * len(a))
     for loss in train:
-        slope = torch.autograd.grad(loss(w, a) / len(train), list(w.values()), create_graph=True, allow_unused=True)
-        products = [(g * d).sum() for g, d in zip(slope, v, strict=True) if g is not None and d is not None]
+        grads = torch.autograd.grad(loss(w, a) / len(train), list(w.values()), create_graph=True, allow_unused=True)
+        products = [(g * d).sum() for g, d in zip(grads, v, strict=True) if g is not None and d is not None]
         if any(p.requires_grad for p in products):
             along = torch.stack(products).sum()
             sums = _plus(sums, torch.autograd.grad(along, list(a.values()), allow_unused=True))
     return _by_group(sums, logits)
 
 
-def _leaves(values: Values, wanted: bool) -> dict[str, Tensor]:
-    return {k: p.detach().requires_grad_(wanted) for k, p in values.items()}
+def _leaves(values: Values, requires_grad: bool) -> dict[str, Tensor]:
+    return {k: p.detach().requires_grad_(requires_grad) for k, p in values.items()}
 
 
-def _plus(sums: Slopes, more: Sequence[Tensor | None]) -> Slopes:
+def _plus(sums: Grads, more: Sequence[Tensor | None]) -> Grads:
     return [g if s is None else s if g is None else s + g for s, g in zip(sums, more, strict=True)]
 
 
-def _by_group(slopes: Slopes, logits: Values) -> dict[str, Tensor]:
-    """Name the slopes of logits; where the loss reads none, as where `none` was sampled, they are 0."""
-    return {k: torch.zeros_like(a) if g is None else g for (k, a), g in zip(logits.items(), slopes, strict=True)}
+def _by_group(grads: Grads, logits: Values) -> dict[str, Tensor]:
+    """Name the gradients of logits; where the loss reads none, as where `none` was sampled, they are 0."""
+    return {k: torch.zeros_like(a) if g is None else g for (k, a), g in zip(logits.items(), grads, strict=True)}

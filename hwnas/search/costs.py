@@ -56,8 +56,8 @@ class CostConfig:
             ``+ weight * log u`` (GAS; whatever the unit, the gradient is the same). ``"two-sided"``:
             ``+ weight * |u - 1|`` (TF-NAS). ``"product"``: ``* u ** weight`` (MnasNet, equation 2; FBNet's product
             with a power of the logarithm depends on the unit).
-        weight: See there: a number, in the sums in units of the task loss; or how it is learned, for ``"linear"`` and
-            ``"log"``.
+        weight: The factor in these forms: a number, in units of the task loss where the form is a sum; or how it is
+            learned, for ``"linear"`` and ``"log"``.
         expectation: ``"derived"``: of the network that would be derived, its edges chosen by a relaxed top-k.
             ``"mixture"``: every op of every edge by its probability, as CAS and GAS have it.
     """
@@ -70,8 +70,8 @@ class CostConfig:
 class Cost:
     """The cost term of a search: a form, and resources with their budgets.
 
-    With several budgets the share that counts is the largest: a network that is within one of them is not made
-    smaller for it while it exceeds another, as it would be by a sum.
+    With several budgets the largest share counts: a sum would also shrink a network for a budget that it meets
+    already.
     """
 
     def __init__(self, config: CostConfig, bounds: Sequence[Bound]) -> None:
@@ -95,21 +95,21 @@ class Cost:
         return [e(probs) for e in self._expected]
 
     def used(self, probs: Matrices) -> Tensor:
-        """Return the largest share of a budget that is used in expectation, ()."""
+        """Return the expected share of the most used budget, ()."""
         return torch.stack([e / b.budget for e, b in zip(self.expected(probs), self.bounds, strict=True)]).max()
 
     def total(self, task: Tensor, probs: Matrices, weight: float) -> Tensor:
         """Return the objective for a task loss () and a weight: that of the settings, or what was learned so far."""
         return _FORMS[self.config.form](task, self.used(probs), weight)
 
-    def of(self, arch: Architecture, problem: Problem) -> dict[str, float]:
-        """Return what one architecture takes of each resource, by its name."""
+    def usage(self, arch: Architecture, problem: Problem) -> dict[str, float]:
+        """Return what one architecture takes of each resource, by name."""
         one_hot = problem.one_hot(arch)
         return {b.name: float(b.resource(one_hot)) for b in self.bounds}
 
-    def violation(self, taken: Mapping[str, float]) -> float:
+    def violation(self, usage: Mapping[str, float]) -> float:
         """Return by which share of its budget the worst resource is exceeded; below 0 if none is."""
-        return max(taken[b.name] / b.budget for b in self.bounds) - 1
+        return max(usage[b.name] / b.budget for b in self.bounds) - 1
 
 
 def _expectation(bound: Bound, expectation: str) -> Resource:

@@ -21,11 +21,11 @@ TIE = 1e-7  # scores this close, relative to the largest probability, count as e
 
 
 def strongest(problem: Problem, probs: Matrices) -> Architecture:
-    """Derive by the paper's rule: strongest k edges per node by their best non-none op, then that op (DARTS 2.3).
+    """Derive without a budget, as the papers do: for DARTS the k strongest edges of each node with their best op (2.3).
 
-    Ties keep the edge, and the op, that comes first. Decisions outside of every rule take their most probable option.
-    If that breaks a rule that only excludes architectures, the one of the largest score that obeys all is returned,
-    which is what the paper's rule gives without such rules.
+    Each rule of the problem derives its own decisions. Ties keep the edge, and the op, that comes first; decisions
+    outside of every rule take their most probable option. If the result breaks a rule that only excludes architectures,
+    the solver returns the architecture of the largest score that obeys all rules.
 
     Raises:
         BudgetError: If no architecture obeys all rules.
@@ -59,10 +59,10 @@ def reachable_fps(latency_ms: float) -> str:
 
 
 class Solver:
-    """The exact derivation, by a mixed-integer program: see `Program`.
+    """The exact derivation, by a mixed-integer program.
 
-    Among architectures of the same score (to 1e-7) the paper's tie-breaks decide. They are asked where two literals of
-    one rule are worth the same; sums of values that all differ are not expected to be equal.
+    Among architectures of equal score (to 1e-7) the tie-breaks of the DARTS rule decide: the edge, and the op, that
+    comes first. They take a second solve, which is done only where two literals of one rule have the same score.
     """
 
     def __init__(self, problem: Problem, latency: LatencyModel | Sequence[LatencyModel] | None = None) -> None:
@@ -94,7 +94,7 @@ class Solver:
     def best(self, probs: Matrices, budget_ms: float | Sequence[float] | None = None, k: int = 1) -> list[Solution]:
         """Return the k architectures of the highest scores that meet the budget, best first.
 
-        After each the next is found with a cut that all found so far violate, so the list is exact.
+        Each solution is cut off before the next solve, so the list is exact.
 
         Args:
             probs: As in `solve`.
@@ -105,24 +105,24 @@ class Solver:
             BudgetError: If nothing meets the budget; names the fastest reachable latency.
         """
         budgets = self._budgets(budget_ms)
-        found = self._search(probs, budgets, k)
-        if not found:
+        solutions = self._search(probs, budgets, k)
+        if not solutions:
             raise self._refusal(budgets)
-        return found
+        return solutions
 
     def beats(self, probs: Matrices, budget_ms: float | Sequence[float] | None, least: float) -> Solution | None:
-        """Return what `solve` does if its score is at least `least`, else None: that is found out sooner."""
-        found = self._search(probs, self._budgets(budget_ms), 1, least)
-        return found[0] if found else None
+        """Return what `solve` does if its score is at least `least`, else None, which takes less time to prove."""
+        solutions = self._search(probs, self._budgets(budget_ms), 1, least)
+        return solutions[0] if solutions else None
 
     def _search(self, probs: Matrices, budgets: Sequence[float], k: int, least: float = -math.inf) -> list[Solution]:
         """Return up to k architectures that meet the budgets and score `least`, best first."""
         p, score = self._scores(probs)
-        limits, found, cuts = list(budgets), list[Solution](), list[Bounded]()
+        limits, solutions, cuts = list(budgets), list[Solution](), list[Bounded]()
         if least > -math.inf:
             unit = self._unit(score)
             cuts.append(({i: float(x) / unit for i, x in enumerate(score) if x}, least / unit - TIE, np.inf))
-        while len(found) < k:
+        while len(solutions) < k:
             arch = self._best(score, p, [*self._budget_rows(limits), *cuts])
             if arch is None:
                 break
@@ -134,9 +134,9 @@ class Solver:
                 limits = [min(x, b) * (1 - TOLERANCE * o) for x, b, o in zip(limits, budgets, over, strict=True)]
                 continue
             first = values[0] if values else None
-            found.append(Solution(arch, float(score @ self.literals.vector(arch)), first, tuple(values[1:])))
+            solutions.append(Solution(arch, float(score @ self.literals.vector(arch)), first, tuple(values[1:])))
             cuts.append(self._other_than(arch))
-        return found
+        return solutions
 
     def cost_of_change(
         self,
@@ -145,7 +145,7 @@ class Solver:
         budget_ms: float | Sequence[float] | None = None,
         update: Update = ignore,
     ) -> dict[str, float]:
-        """Return for each decision how much score is lost at least if it is answered otherwise than in `arch`.
+        """Return for each decision the least score that is lost if it gets another answer than in `arch`.
 
         Args:
             probs: As in `solve`.
@@ -203,7 +203,7 @@ class Solver:
         return max(m.predict_ms(arch) / b for m, b in zip(self.models, budget_ms, strict=True))
 
     def latency_of(self, arch: Architecture, model: int = 0) -> float:
-        """Return the latency the constraints see for an architecture: that of the loss, to the solver's tolerance."""
+        """Return the latency that the constraints give an architecture: that of the loss, to the solver's tolerance."""
         pinned = [({i: 1.0}, on, on) for i, on in enumerate(self.literals.vector(arch))]
         cost = self._latency_cost(model)
         result = self.program.values(cost, pinned)
@@ -212,11 +212,11 @@ class Solver:
 
     def _scores(self, probs: Matrices) -> tuple[np.ndarray, np.ndarray]:
         """Return the probability of each literal, and what it adds to the score."""
-        given = self.problem.probabilities(probs)
-        p = given.numpy()
+        probabilities = self.problem.probabilities(probs)
+        p = probabilities.numpy()
         if not np.isfinite(p).all() or (p < 0).any():
             raise HwnasError("probabilities must be finite and not negative; the search that made them went wrong")
-        return p, self.problem.scores(given)
+        return p, self.problem.scores(probabilities)
 
     def _budgets(self, budget_ms: float | Sequence[float] | None) -> tuple[float, ...]:
         if budget_ms is None:
@@ -235,13 +235,13 @@ class Solver:
     def _refusal(self, budgets: Sequence[float]) -> BudgetError:
         """Return the error for budgets that nothing meets."""
         if not budgets:
-            asked = ", ".join(str(r) for r in self.problem.rules if not r.decisions) or "what is asked for"
-            return BudgetError(f"no architecture of the space has {asked}; allow more of it")
+            limits = ", ".join(str(r) for r in self.problem.rules if not r.decisions) or "what is asked for"
+            return BudgetError(f"no architecture of the space has {limits}; allow more of it")
         if len(budgets) > 1:
             factor = self.nearest(budgets)
-            asked = ", ".join(f"{b:.4g}" for b in budgets)
+            listed = ", ".join(f"{b:.4g}" for b in budgets)
             return BudgetError(
-                f"no architecture meets the budgets {asked} at once; together they must be {factor:.4g} times as large"
+                f"no architecture meets the budgets {listed} at once; together they must be {factor:.4g} times as large"
             )
         ms = self.fastest().latency_ms
         assert ms is not None
@@ -274,7 +274,7 @@ class Solver:
         return row, -np.inf, len(row) - 1.0
 
     def _by_rule(self) -> list[list[int]]:
-        """Return the literals that can be kept, by their rule, else by their decision: who may be kept for another."""
+        """Return the literals that compete: those a rule may keep, else the options of a decision outside of rules."""
         problem, out = self.problem, dict[object, list[int]]()
         for d in (d for d in problem.decisions if d.name not in problem.answers):
             rule = problem.rule_of.get(d.name)
@@ -286,7 +286,7 @@ class Solver:
         return list(out.values())
 
     def _best(self, score: np.ndarray, p: np.ndarray, rows: list[Bounded]) -> Architecture | None:
-        """Maximise the score, then break ties by the paper's order of literals within each rule."""
+        """Maximise the score, then break ties as `_ranks` orders the literals of each rule."""
         cost = self._score_cost(score)
         first = self.program.architecture(cost, rows)
         if first is None or not self._may_tie(cost[: len(score)]):
@@ -298,11 +298,11 @@ class Solver:
         return self.program.architecture(ties, [*rows, (near, reached - TIE, np.inf)]) or first
 
     def _may_tie(self, cost: np.ndarray) -> bool:
-        """Tell whether two rivals are worth the same: to look for ties takes as long as the rest."""
+        """Tell whether two rivals have the same score; else the second solve, as long as the first, is spared."""
         return any(bool((np.diff(np.sort(cost[members])) <= TIE).any()) for members in self._rivals)
 
     def _ranks(self, p: np.ndarray) -> np.ndarray:
-        """Return, for each literal, how many of its rivals it beats, and 1; of equal ones the first does."""
+        """Return the rank of each literal among its rivals, from 1; of equally probable ones the first is higher."""
         out = np.zeros(len(p))
         for members in self._rivals:
             for rank, i in enumerate(sorted(members, key=lambda i: (p[i], -i))):

@@ -61,15 +61,15 @@ def pareto_front(contest: Contest, n: int, update: Update = ignore) -> list[Poin
     Raises:
         HwnasError: If n is less than 2, or nothing keeps the limits and bounds.
     """
-    found: list[Point] = []
-    for done, fps in enumerate(reversed(rates(contest, n)), start=1):  # falling budgets, as `winner` likes them
+    points: list[Point] = []
+    for done, fps in enumerate(reversed(rates(contest, n)), start=1):  # falling budgets: `winner` solves less
         best = contest.winner(1000 / float(fps))
         update(done, f"{fps} fps", n)
         if best is not None:
-            found.append(Point(fps, best))
-    if not found:
+            points.append(Point(fps, best))
+    if not points:
         raise contest.refusal(1000 / float(fps))
-    return list(_rising(reversed(found)))
+    return list(_rising(reversed(points)))
 
 
 def _rising(points: Iterable[Point]) -> Iterator[Point]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hwnas.ops.fused import frozen_statistics
 
-Places = dict[str, tuple[dict[str, Tensor | None], str]]
+Owners = dict[str, tuple[dict[str, Tensor | None], str]]
 
 
 class Functional:
@@ -23,17 +23,17 @@ class Functional:
     def __init__(self, net: nn.Module) -> None:
         """Find where the tensors of `net` are kept; modules must not be exchanged afterwards."""
         self.net = net
-        self._weights: Places = _places(net, "_parameters")
-        self._buffers: Places = _places(net, "_buffers")
+        self._weights: Owners = _owners(net, "_parameters")
+        self._buffers: Owners = _owners(net, "_buffers")
         self._copies = {name: b.clone() for name, b in net.named_buffers()}
 
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Return ``net(*args, **kwargs)`` with `weights`, all of them by name, in the place of its own."""
-        with _lent(self._weights, weights), _lent(self._buffers, self._copies), frozen_statistics():
+        with _swapped_in(self._weights, weights), _swapped_in(self._buffers, self._copies), frozen_statistics():
             return self.net(*args, **kwargs)
 
 
-def _places(net: nn.Module, kind: str) -> Places:
+def _owners(net: nn.Module, kind: str) -> Owners:
     return {
         f"{prefix}.{name}" if prefix else name: (getattr(module, kind), name)
         for prefix, module in net.named_modules()
@@ -43,13 +43,13 @@ def _places(net: nn.Module, kind: str) -> Places:
 
 
 @contextmanager
-def _lent(places: Places, values: Mapping[str, Tensor]) -> Iterator[None]:
-    assert places.keys() == values.keys(), "all tensors are lent, or a pass would mix two sets of weights"
-    own: Sequence[Tensor | None] = [owner[name] for owner, name in places.values()]
+def _swapped_in(owners: Owners, values: Mapping[str, Tensor]) -> Iterator[None]:
+    assert owners.keys() == values.keys(), "all tensors are replaced, or a pass would mix two sets of weights"
+    own: Sequence[Tensor | None] = [owner[name] for owner, name in owners.values()]
     try:
-        for key, (owner, name) in places.items():
+        for key, (owner, name) in owners.items():
             owner[name] = values[key]
         yield
     finally:
-        for (owner, name), value in zip(places.values(), own, strict=True):
+        for (owner, name), value in zip(owners.values(), own, strict=True):
             owner[name] = value

@@ -127,17 +127,17 @@ class BilevelSearch:
         for group in self.w_optimizer.param_groups:
             group["lr"] = lr
         metrics: dict[str, Any] = {"step": self.step, "w_lr": lr}
-        moving = self.step >= c.warmup
+        trains_alphas = self.step >= c.warmup
         batches = self._batches(self.weight_batches)
-        if moving and c.level == "bilevel":
-            found = self._alpha_gradient(batches, lr)
-            metrics["val_loss"] = self._finite(found.loss)
-            self._move_alphas(found)
-        found = self._move_weights(batches)
-        metrics["train_loss"] = self._finite(found.loss)
-        if moving and c.level == "single":
-            self._move_alphas(found)
-        metrics |= self._look(moving)
+        if trains_alphas and c.level == "bilevel":
+            gradient = self._alpha_gradient(batches, lr)
+            metrics["val_loss"] = self._finite(gradient.loss)
+            self._move_alphas(gradient)
+        gradient = self._move_weights(batches)
+        metrics["train_loss"] = self._finite(gradient.loss)
+        if trains_alphas and c.level == "single":
+            self._move_alphas(gradient)
+        metrics |= self._monitor(trains_alphas)
         self.step += 1
         return metrics
 
@@ -172,27 +172,27 @@ class BilevelSearch:
     def _alpha_gradient(self, batches: Sequence[Batch], lr: float) -> Gradient:
         """Return the gradient of the task loss on a batch of the alphas' half."""
         state = self.w_optimizer.state
-        pushed = {k: b for k, p in self._weights.items() if (b := state[p].get("momentum_buffer")) is not None}
+        buffers = {k: b for k, p in self._weights.items() if (b := state[p].get("momentum_buffer")) is not None}
         return alpha_gradient(
             self.config.order,
             self._losses(self._batches(self.alpha_batches), FOR_ALPHAS),
             self._losses(batches, FOR_WEIGHTS),
             self._weights,
             self.alphas(),
-            WeightStep(lr, self.config.w_momentum, self.config.w_decay, pushed),
+            WeightStep(lr, self.config.w_momentum, self.config.w_decay, buffers),
         )
 
     def _move_alphas(self, task: Gradient) -> None:
-        """Add what does not depend on weights to the gradient of the task loss, and step."""
+        """Add the gradients of the cost and of the relaxation to that of the task loss, and step."""
         logits, relaxation = self.alphas(), self.config.relaxation
         value = torch.tensor(task.loss, requires_grad=True)
         total: Tensor = value
         if self.cost is not None:
             total = self.cost.total(value, self._probs(logits), self.weight)
         total = total + relaxation.own_loss(logits)
-        # A product scales the gradient of the task loss: the first of these by how much.
-        scale, *more = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
-        for name, g in zip(logits, more, strict=True):
+        # The first gradient is that of the total by the task loss: not 1 where the cost is a product.
+        scale, *grads = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
+        for name, g in zip(logits, grads, strict=True):
             self.alphas.logits[name].grad = scale * task.logits[name] + g
         self.alpha_optimizer.step()
 
@@ -211,8 +211,8 @@ class BilevelSearch:
         return Gradient(total, {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()})
 
     @torch.no_grad()
-    def _look(self, moving: bool) -> dict[str, Any]:
-        """Look at what would be derived now: the multiplier and the guards go by it."""
+    def _monitor(self, trains_alphas: bool) -> dict[str, Any]:
+        """Derive a network from the present probabilities; update the multiplier and the guards by it."""
         c = self.config
         probs = self._probs(self.alphas())
         metrics: dict[str, Any] = decidedness(probs)
@@ -220,14 +220,14 @@ class BilevelSearch:
         if self.cost is not None:
             expected = zip(self.cost.bounds, self.cost.expected(probs), strict=True)
             metrics |= {f"expected_{b.name}": float(e) for b, e in expected}
-            taken = self.cost.of(arch, self.problem)
-            metrics |= {f"derived_{name}": amount for name, amount in taken.items()}
+            usage = self.cost.usage(arch, self.problem)
+            metrics |= {f"derived_{name}": amount for name, amount in usage.items()}
             metrics["lambda"] = self.weight
-            if moving and isinstance(c.cost.weight, Multiplier):
-                violation = self.cost.violation(taken)
+            if trains_alphas and isinstance(c.cost.weight, Multiplier):
+                violation = self.cost.violation(usage)
                 self.multiplier = c.cost.weight.ascend(self.multiplier, violation)
                 self.weight = c.cost.weight.weight(self.multiplier, violation)
-        if moving:
+        if trains_alphas:
             self._check(arch)
         return metrics
 
@@ -289,8 +289,8 @@ def search(
     Raises:
         HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
     """
-    said = {"config": bilevel.config.to_json(), "settings": settings}
-    state = checkpoint.load(path, said)
+    run_settings = {"config": bilevel.config.to_json(), "settings": settings}
+    state = checkpoint.load(path, run_settings)
     if state is not None:
         bilevel.restore(state)
     log.start(bilevel.step)
@@ -304,7 +304,7 @@ def search(
         update(bilevel.step, _note(metrics))
         due = bilevel.finished or bilevel.step - saved_step >= bilevel.config.checkpoint_every
         if due or cost_s <= CHECKPOINT_SHARE * (now_s - saved_s):
-            checkpoint.save(path, bilevel.state(), said)
+            checkpoint.save(path, bilevel.state(), run_settings)
             saved_step, saved_s = bilevel.step, time.monotonic()
             cost_s = saved_s - now_s
     return bilevel.alphas.numpy()

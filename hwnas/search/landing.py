@@ -1,9 +1,8 @@
 """Landing on a budget: derive, measure, correct the target, until a measured network lies just below the budget.
 
-Pure: deriving and measuring are passed in. A prediction is some 1 % off, by much the same for networks that are alike:
-what the networks near the budget took, over what was predicted for them, corrects the next target. Whoever measures the
-network last does so in a process of their own, in which it takes a little more or less again: so the loop stays below
-the budget by what processes were seen to differ.
+Deriving and measuring are passed in as functions. A prediction is off by about 1 %, by much the same for similar
+networks, so the ratio of measured to predicted latency near the budget corrects the next target. The same network takes
+a little more or less in another process, so the loop keeps a margin of that variation below the budget.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from hwnas.errors import BudgetError
 
 SURE = 2.0  # standard errors that a network must stay below the budget by
 REPEATS = 3  # processes that a network too near to the budget is measured in
-NEAR = 0.03  # a network that is so far from the budget, in logarithms, tells half as much about the next prediction
-LIKE = 0.5  # share of the table's error that is left for a network like one that was measured
-SLOW = 0.03  # a machine that is never seen closer than this to the speed the table was measured at is slow
+NEAR = 0.03  # at this distance from the budget, in log latency, a network has half the weight in the correction
+LIKE = 0.5  # share of the table's error that remains for a network similar to a measured one
+SLOW = 0.03  # a machine whose fastest process is slower than the table by more than this is slow throughout
 BELOW = 1 - 1e-6
 FAR = 10.0  # budgets; a step up that is further away is none
 
@@ -28,7 +27,7 @@ LANDED, FAST, CLOSE, OVER = "landed", "fast", "close", "over"  # verdicts, see `
 
 @dataclass(frozen=True)
 class Network:
-    """A derived network, as far as the loop knows it.
+    """A derived network: what the loop needs of it.
 
     Attributes:
         key: Names it.
@@ -46,11 +45,12 @@ NOTHING = Network("", 0.0, -math.inf)  # the step up from it is the fastest netw
 
 @dataclass(frozen=True)
 class Latency:
-    """What one process says.
+    """The latency of a network in one process.
 
     Attributes:
         ms: Measured.
-        slowdown: What networks of the table took beside it, over what the table says; None without such.
+        slowdown: Latency of reference networks of the table in the same process over that in the table; None without
+            references.
     """
 
     ms: float
@@ -109,11 +109,11 @@ class Goal:
         return LANDED if latency_ms * (1 + self.tolerance - guard) >= self.budget_ms else FAST
 
 
-class Found:
-    """The networks that were measured, and what follows from all measurements together."""
+class Measurements:
+    """The networks measured so far, and what follows from all measurements together."""
 
     def __init__(self, goal: Goal) -> None:
-        """Start without any."""
+        """Start empty."""
         self.goal = goal
         self.networks: dict[str, Measured] = {}
 
@@ -124,18 +124,18 @@ class Found:
         return self.verdict(self.networks[network.key])
 
     def latency_ms(self, m: Measured) -> float:
-        """Return the latency of a network as it is where the machine is as quiet as in the quietest process so far.
+        """Return the latency of a network, corrected to the quietest process so far.
 
-        Disturbances only ever add, and they add to the networks of the table too that are measured beside it: what
-        these are slower than in the quietest process, beyond what processes differ, is not the network's doing. What is
-        common to all processes is how fast the machine is now.
+        Other load only ever adds time, and adds it to the reference networks too. Where these are slower than in the
+        quietest process, by more than processes usually differ, the excess is not charged to the network. What all
+        processes share is the present speed of the machine.
         """
         slow = [t.slowdown for m in self.networks.values() for t in m.times if t.slowdown is not None]
         usual = min([1 + SLOW, *slow]) * (1 + SURE * self.goal.repeatability)
         return median(t.ms if t.slowdown is None else t.ms * min(1.0, usual / t.slowdown) for t in m.times)
 
     def verdict(self, m: Measured) -> str:
-        """Return what a network is, see `Goal.verdict`."""
+        """Return the verdict on a network, from all its processes."""
         return self.goal.verdict(self.latency_ms(m), len(m.times))
 
     def met(self) -> list[Measured]:
@@ -143,9 +143,9 @@ class Found:
         return [m for m in self.networks.values() if self.verdict(m) in (LANDED, FAST)]
 
     def ratio(self) -> float:
-        """Return measured over predicted latency, as it is to be expected near the budget; 1.0 without measurements.
+        """Return the ratio of measured to predicted latency near the budget; 1.0 without measurements.
 
-        The mean in logarithms, in which a network counts the less the further it is from the budget.
+        A geometric mean, weighted down with the distance from the budget.
         """
         total = weights = 0.0
         for m in self.networks.values():
@@ -156,7 +156,7 @@ class Found:
         return math.exp(total / weights) if weights else 1.0
 
     def reach_ms(self) -> float:
-        """Return up to which prediction a network may turn out below the budget: twice the error of predictions."""
+        """Return the largest prediction that may measure below the budget: twice the prediction error above it."""
         error = self.goal.error * (LIKE if self.networks else 1.0)
         return self.goal.budget_ms / self.ratio() * (1 + 2 * error)
 
@@ -229,25 +229,25 @@ def land(goal: Goal, derive: Derive, measure: Measure, tell: Callable[[Round], N
         tell: Told after each measurement.
 
     Raises:
-        BudgetError: If nothing under the budget was found; names the fastest that was measured.
+        BudgetError: If no network was measured under the budget; names the fastest that was measured.
     """
-    found = Found(goal)
+    measurements = Measurements(goal)
     rounds: list[Round] = []
     step: tuple[float, Network] | None = None
     while not rounds or rounds[-1].verdict != LANDED:
-        step = _next(found, derive)
+        step = _next(measurements, derive)
         if step is None or len(rounds) == goal.measurements:
             break
         target_ms, network = step
         latency = measure(network)
-        rounds.append(Round(target_ms, network, latency, found.add(network, latency)))
+        rounds.append(Round(target_ms, network, latency, measurements.add(network, latency)))
         tell(rounds[-1])
-    best = found.best()
-    latency_ms, verdict = found.latency_ms(best), found.verdict(best)
+    best = measurements.best()
+    latency_ms, verdict = measurements.latency_ms(best), measurements.verdict(best)
     if verdict == OVER:
         raise BudgetError(
             f"no network that was derived for {1000 / goal.budget_ms:.1f} fps was measured at that; the fastest of "
-            f"{len(found.networks)} has {1000 / latency_ms:.1f} fps; ask for fewer, or allow narrower networks"
+            f"{len(measurements.networks)} has {1000 / latency_ms:.1f} fps; ask for fewer, or allow narrower networks"
         )
     if verdict == LANDED:
         return Landing(best, latency_ms, verdict, tuple(rounds), LANDED)
@@ -257,29 +257,29 @@ def land(goal: Goal, derive: Derive, measure: Measure, tell: Callable[[Round], N
     return Landing(best, latency_ms, verdict, tuple(rounds), "no step", above)
 
 
-def _next(found: Found, derive: Derive) -> tuple[float, Network] | None:
+def _next(measurements: Measurements, derive: Derive) -> tuple[float, Network] | None:
     """Return target and network to measure next; None if none is left that may land.
 
     Raises:
         BudgetError: If nothing was measured yet and nothing is within reach.
     """
-    for m in found.networks.values():
-        if found.verdict(m) == CLOSE and len(m.times) < REPEATS:
+    for m in measurements.networks.values():
+        if measurements.verdict(m) == CLOSE and len(m.times) < REPEATS:
             return m.network.predicted_ms, m.network
-    down = _descend(found, derive, found.goal.aim_ms / found.ratio())
+    down = _descend(measurements, derive, measurements.goal.aim_ms / measurements.ratio())
     if down is not None:
         return down
     # Nothing new below the target. What is predicted a little above it may still take less.
-    met, reach_ms = found.met(), found.reach_ms()
-    if not found.networks:
+    met, reach_ms = measurements.met(), measurements.reach_ms()
+    if not measurements.networks:
         return reach_ms, derive(reach_ms)
     network: Network | None = max([m.network for m in met], key=lambda n: n.utility, default=NOTHING)
-    while network is not None and (network is NOTHING or network.key in found.networks):
+    while network is not None and (network is NOTHING or network.key in measurements.networks):
         network = step_up(derive, network, reach_ms)
     return None if network is None else (network.predicted_ms, network)
 
 
-def _descend(found: Found, derive: Derive, target_ms: float) -> tuple[float, Network] | None:
+def _descend(measurements: Measurements, derive: Derive, target_ms: float) -> tuple[float, Network] | None:
     """Return the first network at or below a target that was not measured; None if one that was is below the budget.
 
     Further down, utility could only be lower than that of one that meets the budget already.
@@ -289,9 +289,9 @@ def _descend(found: Found, derive: Derive, target_ms: float) -> tuple[float, Net
             network = derive(target_ms)
         except BudgetError:
             return None
-        if network.key not in found.networks:
+        if network.key not in measurements.networks:
             return target_ms, network
-        if found.verdict(found.networks[network.key]) in (LANDED, FAST):
+        if measurements.verdict(measurements.networks[network.key]) in (LANDED, FAST):
             return None
         target_ms = network.predicted_ms * BELOW
 
@@ -317,7 +317,7 @@ def step_up(derive: Derive, network: Network, up_to_ms: float) -> Network | None
 def _better(derive: Derive, network: Network, target_ms: float) -> Network | None:
     """Return the best network at or below a target if its utility is above another's."""
     try:
-        found = derive(target_ms)
+        best = derive(target_ms)
     except BudgetError:
         return None
-    return found if found.utility > network.utility else None
+    return best if best.utility > network.utility else None

@@ -1,4 +1,4 @@
-"""How much memory a search will take: measured in small steps of it, and carried on to its own size."""
+"""How much memory a search will take: measured in small steps, and extrapolated to its batch and crops."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ def forecast(
     bounds: Sequence[Bound] = (),
     update: Update = ignore,
 ) -> Forecast | None:
-    """Foretell the memory of a search, from that of two small steps of the same supernet.
+    """Forecast the memory of a search from two small steps of the same supernet.
 
-    What a step holds is in proportion to the pixels that pass the network at once, on top of what the weights take. So
-    two steps, of one and of two small crops, tell what a step on the search's own crops takes. Nothing of the search is
-    touched: the small steps have a supernet of their own.
+    What a step holds is what the weights take plus a part proportional to the pixels in a batch. So steps on one and on
+    two small crops determine what a step on the crops of the search takes. They run on a supernet of their own.
 
     Args:
         space: At any scale.
@@ -134,6 +133,6 @@ def _free_bytes() -> int:
 
 def _status(name: str) -> int:
     text = (_PROC / "status").read_text(encoding="ascii")
-    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
-    assert found is not None, name
-    return 1024 * int(found[1])
+    match = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    assert match is not None, name
+    return 1024 * int(match[1])

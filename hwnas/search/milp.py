@@ -13,8 +13,8 @@ import highspy
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-# One thread: more gain nothing on programs of this size. To start over at the root once some columns are fixed, which
-# is for programs that take minutes, took two thirds of the time.
+# One thread: more gain nothing on programs of this size. Restarts at the root once columns are fixed are meant for
+# programs that take minutes; here they took two thirds of the time.
 OPTIONS = {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_allow_restart": False, "threads": 1}
 INFEASIBLE = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)
 
@@ -34,7 +34,7 @@ class Rows:
     high: np.ndarray
 
     def and_also(self, more: Rows) -> Rows:
-        """Return these and further ones."""
+        """Return these constraints and others."""
         return Rows(
             vstack([self.matrix, more.matrix], format="csr"),
             np.concatenate([self.low, more.low]),
@@ -42,13 +42,13 @@ class Rows:
         )
 
 
-def minimise(cost: np.ndarray, upper: np.ndarray, whole: np.ndarray, rows: Rows) -> np.ndarray | None:
+def minimise(cost: np.ndarray, upper: np.ndarray, integer: np.ndarray, rows: Rows) -> np.ndarray | None:
     """Return the variables of the lowest linear cost, (n_variables,); None if nothing meets the rows.
 
     Args:
         cost: Of each variable, not negative where it has no upper bound, (n_variables,).
         upper: Bounds of the variables; the lower ones are 0.
-        whole: Which of them must be whole numbers.
+        integer: Which of them must be integers.
         rows: The constraints.
     """
     lp = highspy.HighsLp()
@@ -59,7 +59,7 @@ def minimise(cost: np.ndarray, upper: np.ndarray, whole: np.ndarray, rows: Rows)
     lp.a_matrix_.start_, lp.a_matrix_.index_ = rows.matrix.indptr, rows.matrix.indices
     lp.a_matrix_.value_ = rows.matrix.data
     kind = highspy.HighsVarType
-    lp.integrality_ = [kind.kInteger if w else kind.kContinuous for w in whole]
+    lp.integrality_ = [kind.kInteger if i else kind.kContinuous for i in integer]
     with _silent():
         solver = highspy.Highs()  # type: ignore[no-untyped-call]  # its __init__ has no annotations
         for name, value in {"output_flag": False, **OPTIONS}.items():

@@ -19,9 +19,9 @@ EQUAL = 1e-9  # relative; what differs by less is the same to a solver
 
 
 class Program:
-    """The constraints of a problem and of the gates that prices hang on; a `LinearForm`.
+    """The constraints of a problem and of the gates that prices depend on; a `LinearForm`.
 
-    They are built once; what differs between questions, budgets and cuts, are rows on top of them.
+    They are built once; budgets and cuts are rows on top of them.
 
     Attributes:
         problem: What is decided.
@@ -58,9 +58,9 @@ class Program:
         self._stack = self._stacked(self._rows)
         self._upper = np.ones(self.size)
         self._upper[self.worst] = np.inf
-        self._whole = np.zeros(self.size, bool)
-        self._whole[: len(self.literals)] = True  # gates follow from literals
-        self._whole[[i for levels in self._levels.values() for i in levels]] = True
+        self._integer = np.zeros(self.size, bool)
+        self._integer[: len(self.literals)] = True  # gates follow from literals
+        self._integer[[i for levels in self._levels.values() for i in levels]] = True
 
     def architecture(self, cost: np.ndarray, extra: Sequence[Bounded] = ()) -> Architecture | None:
         """Return the architecture of the lowest linear cost; None if nothing is feasible.
@@ -79,7 +79,7 @@ class Program:
     def values(self, cost: np.ndarray, extra: Sequence[Bounded]) -> np.ndarray | None:
         """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
         rows = self._stack.and_also(self._stacked(extra)) if extra else self._stack
-        return minimise(cost, self._upper, self._whole, rows)
+        return minimise(cost, self._upper, self._integer, rows)
 
     def once(self, key: Hashable, make: Callable[[], Linear]) -> Linear:
         """Return the expression under a key, made when it is first asked for."""
@@ -120,25 +120,25 @@ class Program:
         """Return latency as a linear function of the variables: coefficients and constant."""
         row: Linear = {}
         constant = model.base_ms
-        of_one: dict[Walks, Linear] = {}  # what each of a count costs
+        unit_costs: dict[Walks, Linear] = {}  # what each unit of a count costs
         for gate, ms in zip(model.gates, model.gate_ms, strict=True):
             counted = gate.walks.linear(self)
             if gate.clauses:
-                add(of_one.setdefault(gate.walks, {}) if gate.walks else row, gate.linear(self), float(ms))
+                add(unit_costs.setdefault(gate.walks, {}) if gate.walks else row, gate.linear(self), float(ms))
             elif gate.walks:
                 add(row, counted, float(ms))
             else:
                 constant += float(ms)
-        # All that costs are linear functions of is there by now, so that one matrix will do.
+        # All gates have their variables by now, so that one matrix of constraints will do.
         stack = self._stacked(self._rows)
-        for walks, cost in of_one.items():
+        for walks, cost in unit_costs.items():
             add(row, self._product(walks, cost, stack))
         return row, constant
 
     def _product(self, walks: Walks, cost: Linear, stack: Rows) -> Linear:
-        """Return a count times what each costs: that, added up over what the count has reached.
+        """Return count times unit cost, as a sum of unit costs over the levels that the count reaches.
 
-        So there is one product for each number that a count can reach, and not one for each gate that is counted.
+        That takes one product of a binary and a bounded cost for each level, not one for each counted gate.
         """
         low, high = self._range(cost, stack)
         out: Linear = {}
@@ -147,7 +147,7 @@ class Program:
             return out
         least, share = low / (high - low), {i: c / (high - low) for i, c in cost.items()}
         for reached in self._reached(walks, stack):
-            y = self.variable()  # where the number is reached: where the cost is between its lowest, 0, and highest, 1
+            y = self.variable()  # reached * normalised cost, which is 0 at its lowest and 1 at its highest
             self.constrain({y: 1.0, reached: -1.0}, -np.inf, 0.0)
             self.constrain(less({y: 1.0}, share), -np.inf, -least)
             self.constrain(less({y: 1.0, reached: -1.0}, share), -least - 1.0, np.inf)
@@ -165,7 +165,7 @@ class Program:
         return self._levels[walks]
 
     def _range(self, expression: Mapping[int, float], stack: Rows) -> tuple[float, float]:
-        """Return the least and the greatest value of an expression, as far as fractions tell."""
+        """Return the bounds of an expression in the linear relaxation."""
         n = stack.matrix.shape[1]
         cost = np.zeros(n)
         cost[list(expression)] = list(expression.values())

@@ -88,20 +88,20 @@ def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update
         out = forward(images)
         k = out.shape[1]
         for one, label in zip(out, labels, strict=True):
-            known = label != IGNORE_LABEL if label.dim() else torch.ones((), dtype=torch.bool)
-            values, wanted = one.reshape(k, -1).T[known.reshape(-1)], label.reshape(-1)[known.reshape(-1)]
-            losses.append(float(F.cross_entropy(values, wanted)) if len(wanted) else 0.0)
-            confusions.append(confusion(values.argmax(1).numpy(), wanted.numpy(), k))
+            labelled = (label != IGNORE_LABEL if label.dim() else torch.ones((), dtype=torch.bool)).reshape(-1)
+            predicted, targets = one.reshape(k, -1).T[labelled], label.reshape(-1)[labelled]
+            losses.append(float(F.cross_entropy(predicted, targets)) if len(targets) else 0.0)
+            confusions.append(confusion(predicted.argmax(1).numpy(), targets.numpy(), k))
         update(len(losses))
     return Judgement(task, np.array(losses), np.stack(confusions))
 
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, forward: Forward, batches: Iterable[Batch]) -> None:
-    """Let BatchNorm take its statistics from what this very network computes, then set it to evaluation.
+    """Recompute the BatchNorm statistics of a network, then set it to evaluation.
 
-    Those of a supernet are of the mixture; under them a single network may score anything. What is kept is the mean
-    over batches, not a decaying one.
+    The statistics of a supernet are those of the mixture, with which the score of a single network means nothing. The
+    new ones are the mean over batches, not a decaying average.
 
     Args:
         net: Its BatchNorms are changed, and left in evaluation mode.
@@ -235,18 +235,18 @@ def compare(a: Sequence[Judgement], b: Sequence[Judgement], by: Merit = "score",
         by: What is compared.
         level: One less the confidence of the intervals.
     """
-    found = []
+    intervals = []
     for one, other in zip(a, b, strict=True):
         n = len(one.losses)
         drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)  # (draws, images): how often
-        whole, spread = _lead(one, other, by, np.ones((1, n), np.int64))[0], _lead(one, other, by, drawn)
-        found.append((whole, *np.quantile(spread, [level / 2, 1 - level / 2])))
-    difference, low, high = zip(*found, strict=True)
+        on_all, resampled = _lead(one, other, by, np.ones((1, n), np.int64))[0], _lead(one, other, by, drawn)
+        intervals.append((on_all, *np.quantile(resampled, [level / 2, 1 - level / 2])))
+    difference, low, high = zip(*intervals, strict=True)
     return Comparison(float(np.mean(difference)), float(min(low)), float(max(high)))
 
 
 def _lead(a: Judgement, b: Judgement, by: Merit, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return by how much `a` is better on each draw of images, (draws, images) -> (draws,)."""
+    """Return by how much `a` is better on each resample of the images, (draws, images) -> (draws,)."""
     if by == "loss":
         less: NDArray[np.float64] = drawn @ (b.losses - a.losses) / drawn.sum(1)
         return less

@@ -1,4 +1,4 @@
-"""Derivation at every width and depth: sizes have no alpha, so the solver runs at each, and the candidates compete."""
+"""Derivation at every width and depth: these have no logits, so the solver runs at each and the candidates compete."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.spaces import Scale, Space, trace_space
 
-# How far below the budget the prediction of a derived network stays: half a standard error of the table, but
-# never more than a tenth: a table worse than that should be measured again, not paid for in width.
+# The prediction of a derived network stays below the budget by half the relative error of the table, 10 % at most: a
+# table with a larger error should be measured again.
 SAFETY = 0.5
-MOST = 0.1
+MAX_SAFETY = 0.1
 
 
 @lru_cache(maxsize=32)
@@ -53,7 +53,7 @@ def count(space: Space, scales: Sequence[Scale], resource: str) -> list[LatencyM
         scales: The deployment scales.
         resource: One of `hwnas.latency.resources.RESOURCES`.
     """
-    traces = _traces(space, scales, merge=True)  # what is merged has neither parameters nor multiply-adds
+    traces = _traces(space, scales, merge=True)  # merged ops have neither parameters nor multiply-adds
     return [LatencyModel(t.terms(), Counts.of(t, resource), space.problem) for t in traces]
 
 
@@ -65,12 +65,12 @@ def random_latencies_ms(problem: Problem, models: Sequence[LatencyModel], n: int
 
 def safety(model: LatencyModel) -> float:
     """Return by what factor the prediction of a derived network stays below its budget."""
-    return 1 + min(SAFETY * (model.relative_error or 0.0), MOST)
+    return 1 + min(SAFETY * (model.relative_error or 0.0), MAX_SAFETY)
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """Something else a network may not exceed: latency on another device, multiply-adds, parameters.
+    """A further bound on networks: latency on another device, multiply-adds, or parameters.
 
     Attributes:
         name: What messages call it: a table, or one of `hwnas.latency.resources.RESOURCES`.
@@ -88,7 +88,7 @@ class Constraint:
         return cls(str(table.path or table.name), price(space, scales, table), most_ms)
 
     def bound(self, scale: int, name: str) -> Bound:
-        """Return what a search at one scale aims at, the table's error allowed for.
+        """Return the budget of a search at one scale, with the safety factor of the table.
 
         Args:
             scale: Index of the scale.
@@ -102,9 +102,9 @@ class Constraint:
         return f"{value:.4g} {self.name}" if self.name in RESOURCES else f"{1000 / value:.1f} fps by {self.name}"
 
 
-# A candidate that keeps less of the score than that stands back for those that keep more. Near 1 a line describes what
-# a score is worth. Far below, channels do not make up for a cell that had to give up all of its convolutions.
-KEPT = 0.8
+# A candidate with a lower score ranks behind all others. Utility is linear in the score, which holds near 1; far below,
+# more channels do not compensate for a cell without convolutions.
+MIN_SCORE = 0.8
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ class Candidate:
         arch: None if nothing of this scale meets the budget.
         latency_ms: Predicted; of the fastest network of this scale, with the safety allowed for, if none meets the
             budget.
-        score: Share of the score of the paper's rule without a budget that is left under it.
+        score: Relative to the score of the network that is derived without a budget.
         utility: What the candidates compete by: score + `width_utility` per doubling of channels + `depth_utility`
-            per doubling of cells; if `score` is below `KEPT`, so much less that it comes after all others.
+            per doubling of cells; if `score` is below `KEPT`, reduced so that it ranks behind all others.
         interval_ms: (low, high) that holds the measured latency with 95 % confidence; None for an untested table.
         others: What is predicted for each further `Constraint`.
     """
@@ -133,7 +133,7 @@ class Candidate:
 
 
 class Contest:
-    """The solvers of all scales, and what the candidates of one compete by with those of another."""
+    """The solvers of all scales, and the utility by which their candidates compete."""
 
     def __init__(
         self,
@@ -152,8 +152,8 @@ class Contest:
             scales: Deployment scales, narrowest and shallowest first.
             models: Their prices.
             probs: After the softmax.
-            width_utility: What doubling the channels is worth, as a share of the paper's score.
-            depth_utility: What doubling the cells is worth.
+            width_utility: Utility of doubling the channels, in units of the score without a budget.
+            depth_utility: Utility of doubling the cells.
             constraints: What else a network may not exceed.
         """
         self.problem = problem
@@ -164,13 +164,13 @@ class Contest:
             width_utility * math.log2(s.channels / channels) + depth_utility * math.log2(s.cells / cells)
             for s in scales
         ]
-        self._setback = 1.0 + max(self.bonus)
+        self._penalty = 1.0 + max(self.bonus)
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
         self.solvers = [Solver(problem, every) for every in per_scale]
         self._margins = [[safety(m) for m in every] for every in per_scale]
-        # By scale: the least budget that was solved for, what it gave, and the largest that nothing meets; and a budget
-        # with a utility that was found to be out of reach there.
-        self._known: dict[int, tuple[float, Candidate]] = {}
+        # By scale: the smallest budget solved for with its candidate; a budget with a utility that is out of reach
+        # under it; the largest budget that nothing meets.
+        self._solved: dict[int, tuple[float, Candidate]] = {}
         self._beaten: dict[int, tuple[float, float]] = {}
         self._impossible = [0.0] * len(self.scales)
 
@@ -179,7 +179,7 @@ class Contest:
         return self._sum(strongest(self.problem, self.probs))
 
     def budgets(self, scale: int, budget_ms: float) -> list[float]:
-        """Return what may be predicted at a scale, by table or resource: budget and constraints, less the safety."""
+        """Return the bounds on predictions at a scale: budget and constraints, each over its safety factor."""
         return [
             x / m for x, m in zip([budget_ms, *(b.most for b in self.constraints)], self._margins[scale], strict=True)
         ]
@@ -187,26 +187,26 @@ class Contest:
     def candidates(self, scale: int, budget_ms: float, k: int = 1) -> list[Candidate]:
         """Return the k best of a scale, best first, or one without an architecture if none meets the budget."""
         try:
-            found = self.solvers[scale].best(self.probs, self.budgets(scale, budget_ms), k)
+            solutions = self.solvers[scale].best(self.probs, self.budgets(scale, budget_ms), k)
         except BudgetError:
             return [Candidate(self.scales[scale], None, self.fastest_ms(scale))]
-        return [self._candidate(scale, s) for s in found]
+        return [self._candidate(scale, s) for s in solutions]
 
     def winner(self, budget_ms: float) -> Candidate | None:
         """Return the candidate of the highest utility; None if no scale meets the budget.
 
-        The same as the best of `candidates` at every scale, but asked for falling budgets it solves little: what a
-        larger budget gave bounds the utility under a smaller one, and where it meets that it is the answer.
+        Equal to the best of `candidates` over all scales. For a sequence of falling budgets it solves few programs: the
+        candidate of a larger budget bounds the utility under a smaller one, and is the answer where it meets that.
         """
         best: tuple[float, int, Candidate] | None = None
         order = sorted(range(len(self.scales)), key=lambda i: -self._bound(i, budget_ms))
         for i in order:
-            # Among equals the first of the scales wins, so that a later one must be better.
+            # Of equal candidates the one of the first scale wins.
             if best is not None and (-self._bound(i, budget_ms), i) > best[:2]:
                 continue
-            found = self._at(i, budget_ms, -math.inf if best is None else -best[0])
-            if found is not None and (best is None or (-found.utility, i) < best[:2]):
-                best = (-found.utility, i, found)
+            candidate = self._at(i, budget_ms, -math.inf if best is None else -best[0])
+            if candidate is not None and (best is None or (-candidate.utility, i) < best[:2]):
+                best = (-candidate.utility, i, candidate)
         return None if best is None else best[2]
 
     def is_met(self, budget_ms: float) -> bool:
@@ -215,13 +215,13 @@ class Contest:
         return any(0 < ms <= budget_ms for ms in least)
 
     def score(self, arch: Architecture) -> float:
-        """Return the sum of the probabilities of what is kept, as a share of that of the rule without a budget."""
+        """Return the score of an architecture relative to that of the network derived without a budget."""
         return self._sum(arch) / self._best_score
 
     def cost_of_change(self, chosen: Candidate, budget_ms: float, update: Update = ignore) -> dict[str, float]:
-        """Return for each decision how much of the sum of probabilities is lost at least if it is answered otherwise.
+        """Return for each decision the least score lost by another answer, at the scale of the chosen candidate.
 
-        At the scale of the chosen candidate, under budget and constraints; see `Solver.cost_of_change`.
+        Budget and constraints hold for the alternatives too; see `Solver.cost_of_change`.
         """
         assert chosen.arch is not None
         i = self.scales.index(chosen.scale)
@@ -232,7 +232,7 @@ class Contest:
         return self._least(scale, 0, self.budgets(scale, math.inf)) or self._least(scale, 0)
 
     def free_ms(self, scale: int) -> float:
-        """Return the budget from which on a larger one changes nothing; 0 if the scale meets no constraints."""
+        """Return the budget beyond which a larger one changes nothing; 0 if the scale cannot meet the constraints."""
         best = self._at(scale, math.inf)
         return 0.0 if best is None else best.latency_ms * self._margins[scale][0]
 
@@ -248,40 +248,42 @@ class Contest:
     def refusal(self, budget_ms: float) -> BudgetError:
         """Return the error for a budget that no scale meets; it names what can be reached."""
         fastest_ms = min(self._least(i, 0) for i in range(len(self.scales)))
-        asked = f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms)"
+        refused = f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms)"
         reach = (
             f"the fastest reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error "
             "allowed for)"
         )
         if not self.constraints:
-            return BudgetError(f"{asked}; {reach}; ask for at most --fps {reachable_fps(fastest_ms)}")
+            return BudgetError(f"{refused}; {reach}; ask for at most --fps {reachable_fps(fastest_ms)}")
         least = [min(self._least(i, 1 + j) for i in range(len(self.scales))) for j in range(len(self.constraints))]
-        alone = "; ".join(f"{b.say(b.most)} (at best {b.say(v)})" for b, v in zip(self.constraints, least, strict=True))
+        listed = "; ".join(
+            f"{b.say(b.most)} (at best {b.say(v)})" for b, v in zip(self.constraints, least, strict=True)
+        )
         factor = min(s.nearest(self.budgets(i, budget_ms)) for i, s in enumerate(self.solvers))
         eased = [
             f"--fps {reachable_fps(factor * budget_ms)}",
             *(b.say(1.001 * factor * b.most) for b in self.constraints),
-        ]  # said in four digits
-        return BudgetError(f"{asked} and {alone} at once; {reach}; all eased alike: {', '.join(eased)}")
+        ]  # 1.001: messages have four digits
+        return BudgetError(f"{refused} and {listed} at once; {reach}; all eased alike: {', '.join(eased)}")
 
     def _bound(self, scale: int, budget_ms: float) -> float:
-        """Return what the utility of a scale cannot exceed under a budget, from what larger budgets gave."""
+        """Return an upper bound of the utility of a scale under a budget, from the candidates of larger budgets."""
         if budget_ms <= self._impossible[scale]:
             return -math.inf
-        bound, known, beaten = 1.0 + self.bonus[scale], self._known.get(scale), self._beaten.get(scale)
-        if known is not None and budget_ms <= known[0]:
-            bound = known[1].utility
+        bound, solved, beaten = 1.0 + self.bonus[scale], self._solved.get(scale), self._beaten.get(scale)
+        if solved is not None and budget_ms <= solved[0]:
+            bound = solved[1].utility
         if beaten is not None and budget_ms <= beaten[0]:
             bound = min(bound, beaten[1])
         return bound
 
     def _at(self, scale: int, budget_ms: float, utility: float = -math.inf) -> Candidate | None:
-        """Return the best of a scale under a budget; None if nothing meets it, or has at least that utility."""
+        """Return the best candidate of a scale under a budget; None if none meets it with at least this utility."""
         if budget_ms <= self._impossible[scale]:
             return None
-        known = self._known.get(scale)
-        if known is not None and known[1].latency_ms * self._margins[scale][0] <= budget_ms <= known[0]:
-            return known[1]
+        solved = self._solved.get(scale)
+        if solved is not None and solved[1].latency_ms * self._margins[scale][0] <= budget_ms <= solved[0]:
+            return solved[1]
         if utility > -math.inf:
             solution = self.solvers[scale].beats(
                 self.probs, self.budgets(scale, budget_ms), self._needed(scale, utility)
@@ -289,23 +291,23 @@ class Contest:
             if solution is None:
                 self._beaten[scale] = (budget_ms, utility)
                 return None
-            found = self._candidate(scale, solution)
+            candidate = self._candidate(scale, solution)
         else:
-            (found,) = self.candidates(scale, budget_ms)
-        if found.arch is None:
+            (candidate,) = self.candidates(scale, budget_ms)
+        if candidate.arch is None:
             self._impossible[scale] = budget_ms
             return None
-        if known is None or budget_ms <= known[0]:
-            self._known[scale] = (budget_ms, found)
-        return found
+        if solved is None or budget_ms <= solved[0]:
+            self._solved[scale] = (budget_ms, candidate)
+        return candidate
 
     def _needed(self, scale: int, utility: float) -> float:
-        """Return the sum of probabilities from which on a candidate of a scale has a utility."""
+        """Return the least sum of probabilities with which a candidate of a scale has at least this utility."""
         score = utility - self.bonus[scale]
-        if score + self._setback >= KEPT:
-            score = max(score, KEPT)  # what is set back does not get there
+        if score + self._penalty >= MIN_SCORE:
+            score = max(score, MIN_SCORE)  # below it the penalty applies
         else:
-            score += self._setback
+            score += self._penalty
         return score * self._best_score
 
     def _sum(self, arch: Architecture) -> float:
@@ -316,9 +318,10 @@ class Contest:
         assert solution.latency_ms is not None
         score = solution.score / self._best_score
         interval = self.models[scale].interval_ms(solution.arch)
-        utility = score + self.bonus[scale] - self._setback * (score < KEPT)
-        at = self.scales[scale]
-        return Candidate(at, solution.arch, solution.latency_ms, score, utility, interval, solution.others)
+        utility = score + self.bonus[scale] - self._penalty * (score < MIN_SCORE)
+        return Candidate(
+            self.scales[scale], solution.arch, solution.latency_ms, score, utility, interval, solution.others
+        )
 
 
 def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Candidate, list[Candidate]]:
@@ -343,7 +346,7 @@ def choose(contest: Contest, budget_ms: float, candidates: int = 1) -> tuple[Can
 
 
 def margins(probs: Probabilities) -> dict[str, float]:
-    """Return for each decision the best probability less the second best: how sure the search is of it."""
+    """Return for each decision the best probability less the second best."""
     out: dict[str, float] = {}
     matrices = probs.matrices()
     for g in probs.literals.groups:

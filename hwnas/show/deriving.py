@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.derived import Contender, Derived, Landing, Measurement, Reranking
-from hwnas.jobs.deriving import COIN_TOSS, DeriveResult
+from hwnas.jobs.deriving import UNDECIDED, DeriveResult
 from hwnas.jobs.fronts import FrontResult
 from hwnas.jobs.landing import NotLanded
 from hwnas.jobs.reranking import REPEATS
 from hwnas.jobs.searching import SearchResult
 from hwnas.latency.resources import RESOURCES
-from hwnas.search.widths import KEPT
+from hwnas.search.widths import MIN_SCORE
 from hwnas.show.console import console, summary, table
 from hwnas.show.drawings import draw_front, picture
 
@@ -107,7 +107,7 @@ def _contenders(contenders: Sequence[Contender]) -> None:
             f"{v.predicted:.4g} {v.name}" if v.name in RESOURCES else f"{1000 / v.predicted:.1f} fps by {v.name}"
             for v in c.constraints
         ]
-        note = "<- chosen" if c.chosen else "keeps little" if (c.score or 0.0) < KEPT else ""
+        note = "<- chosen" if c.chosen else "low score" if (c.score or 0.0) < MIN_SCORE else ""
         rows.append([*size, *figures, *values, note])
     header = ("channels", "cells", "score", "utility", "predicted ms", "95 % interval", "fps")
     table("candidates", (*header, *(v.name for v in constraints), ""), rows, numbers=True)
@@ -122,9 +122,10 @@ def _facts(path: Path, network: Derived) -> dict[str, object]:
         "arch": path,
         "predicted": f"{network.predicted_ms:.4g} ms ({1000 / network.predicted_ms:.1f} fps), "
         f"budget {network.budget_ms:.4g} ms",
-        "coin tosses": f"{len(network.coin_tosses)} of {decisions} decisions led by less than {COIN_TOSS}",
+        "undecided": f"{len(network.coin_tosses)} of {decisions} decisions: the best option leads by less than "
+        f"{UNDECIDED}",
         "would flip": f"{len(network.flips)} of {decisions} answers: another network that differs there and meets the "
-        f"budget scores less than {COIN_TOSS} less{least}",
+        f"budget scores less than {UNDECIDED} less{least}",
     }
     if network.landing is not None and network.measured_ms is not None:
         facts |= _landed(network.budget_ms, network.measured_ms, network.landing)

@@ -543,7 +543,7 @@ def show(found: Mapping[str, Any]) -> None:
         + "".join(f"; DARTS_V2 {d['miou']:.4f}, z {d['z']:+.2f}" for d in found["darts_v2"])
         + f"\nrandom ones as wide as the searched: {_as_wide(found['as_wide'])}\n"
         f"search: entropy {s['entropy']:.3f}, margins mean {s['margin_mean']:.3f} median {s['margin_median']:.3f}, "
-        f"{s['coin_tosses']} coin tosses and {s['flips']} flips of {s['decisions']}, "
+        f"{s['coin_tosses']} undecided decisions and {s['flips']} flips of {s['decisions']}, "
         f"discretisation gap {s['discretisation'].get('gap', float('nan')):+.3f}; "
         f"rank correlation of score and test mIoU {found['score_against_test_miou']:+.2f}\n{s['genotype']}",
         flush=True,

@@ -134,7 +134,7 @@ def show(found: dict[str, Any], seconds: dict[str, float], resumed: list[str]) -
         ["noise floor", share("noise_floor")],
         ["the machine was slow", share("slow_share")],
         ["ops not ok", f"{found['ops_not_ok']} of {found['ops']}"],
-        ["coin tosses", f"{found['coin_tosses']} of {found['decisions']} decisions"],
+        ["undecided", f"{found['coin_tosses']} of {found['decisions']} decisions"],
         ["best val mIoU", share("val_miou")],
         ["test mIoU", share("test_miou")],
         ["measured on", f"{found['device']}, {found['engine']}, {found['threads']} thread(s), {found['clock']}"],
