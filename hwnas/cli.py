@@ -172,9 +172,7 @@ class Derive:
         arg(help="let the weights of the search, or short trainings, choose among the candidates"),
     ] = None
     rerank_steps: Annotated[int | None, arg(help="steps of each short training (default: the recipe's)")] = None
-    max_skips: Annotated[
-        int | None, arg(metavar="M", help="skip_connect in each cell that keeps the resolution, at most")
-    ] = None
+    max_skips: Annotated[int | None, arg(metavar="M", help="skip_connect in each cell of stride 1, at most")] = None
     max_macs: Annotated[float | None, arg(help="multiply-adds, at most")] = None
     max_params: Annotated[float | None, arg(help="parameters, at most")] = None
     measure: Measure = False

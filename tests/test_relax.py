@@ -202,7 +202,7 @@ class TestInTheSearch:
         before = {k: p.detach().clone() for k, p in s.net.named_parameters()}
         drawn = s.config.relaxation.weights(s.alphas(), s._moment(FOR_WEIGHTS, 0))
         s._move_weights(s._batches(s.weight_batches))
-        kinds = {f"cells.{k}": kind for k, kind in enumerate(s.net.kinds)}
+        kinds = {f"cells.{k}": spec.name for k, spec in enumerate(SPACE.encoder.kinds())}
         seen = set()
         for k, p in s.net.named_parameters():
             parts = k.split(".")

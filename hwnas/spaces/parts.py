@@ -71,7 +71,8 @@ Features = tuple[tuple[Feature, ...], ...]  # fine to coarse; each a tuple of al
 
 def size_at(size: Sequence[int], stride: int) -> tuple[int, int]:
     """Return (height, width) of a map of a stride, of an image of a size or of a tensor of this shape."""
-    return -(-size[-2] // stride), -(-size[-1] // stride)
+    # Not -(-size // stride): torch's exporter turns sizes into tensors, and rounds their negatives towards zero.
+    return (size[-2] + stride - 1) // stride, (size[-1] + stride - 1) // stride
 
 
 class Map(NamedTuple):
