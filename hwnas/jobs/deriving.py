@@ -30,13 +30,13 @@ from hwnas.problem import AtMost, Group, NoTwins, Probabilities
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
+from hwnas.search.guards import SKIP
 from hwnas.search.relax import open_logits
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.spaces import Space
 
 UNDECIDED = 0.01  # a decision is undecided where the best option leads by less than this in probability
 RERANKED = 4  # candidates of each width and depth, where one is to be chosen by what they score
-SKIP = "skip_connect"
 _NOTHING = Demands()
 
 

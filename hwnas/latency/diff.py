@@ -177,7 +177,7 @@ def order(a_ms: float, b_ms: float, relative_error: float | None) -> Order:
     Args:
         a_ms: Of the one network.
         b_ms: Of the other, possibly at another scale.
-        relative_error: Of the table's predictions; without it nothing can be told.
+        relative_error: Of the table's predictions; without it the answer is "cannot tell".
     """
     if relative_error is None:
         return "cannot tell"

@@ -115,8 +115,8 @@ class Problem:
             arch = self._draw(rng, concentration)
             if all(r.holds(arch) for r in self.rules if not r.decisions):  # the others hold by how they draw
                 return arch
-        said = ", ".join(str(r) for r in self.rules if not r.decisions)
-        raise HwnasError(f"none of {TRIES} random architectures of space {self.name!r} has {said}; allow more of it")
+        limits = ", ".join(str(r) for r in self.rules if not r.decisions)
+        raise HwnasError(f"none of {TRIES} random architectures of space {self.name!r} has {limits}; allow more of it")
 
     def _draw(self, rng: np.random.Generator, concentration: float | None) -> Architecture:
         answers = dict(self.answers)
@@ -135,9 +135,9 @@ class Problem:
         return Architecture.of(self.name, answers)
 
     def strongest(self, probs: Probabilities) -> Architecture:
-        """Return the paper's answers; those outside of every rule are the most probable options, the first of equals.
+        """Return the strongest answers of each rule; other decisions take their most probable option, ties the first.
 
-        Rules that only exclude architectures are not asked: see `hwnas.search.derive.strongest`.
+        Rules that only exclude architectures may be broken; `hwnas.search.derive.strongest` obeys them too.
         """
         answers = dict(self.answers)
         for g in self.groups:

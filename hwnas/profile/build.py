@@ -93,7 +93,7 @@ def _op_row(key: str, op: Price, rows: Mapping[str, Row]) -> OpRow:
 
 
 def _about(op: Price, measured: Mapping[str, Measurement]) -> dict[str, Any]:
-    """Return what else the device told: other latencies, assembled as the price is, and facts of the op's own entry."""
+    """Return `OpRow.about`: other latencies, assembled as the price is, and facts of the entry of the op itself."""
     out = dict(measured[op.entry].about)
     for name in ("enqueue_ms", "cold_ms"):
         if all(name in m.about for m in measured.values()):

@@ -56,7 +56,7 @@ def add_derived(
         table: Complete; gets the networks, a new correction and the report.
         space: Any scale.
         scales: The deployment scales.
-        plan: The folder of the plan that the table was made of.
+        plan: The folder of the plan that was measured for the table.
         folder: Plans and results are kept in folders under it, named after the tables they are derived with.
         calibration: How many, each of another scale, alphas and budget in turn.
         measure: Measures a plan folder into a results file.

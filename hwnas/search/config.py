@@ -34,7 +34,7 @@ class SearchConfig:
         level: ``"bilevel"``: alphas learn on a half of the training set that weights never see (DARTS). ``"single"``:
             both from one loss on one batch of the whole set (SNAS, GAS).
         order: Of the gradient of alphas, see `hwnas.search.bilevel.alpha_gradient`.
-        relaxation: What stands for discrete decisions in the supernet.
+        relaxation: How discrete decisions are relaxed in the supernet.
         cost: How resources count in the loss of the alphas.
         guards: Against known ways in which such searches fail.
         cutout: Side of the square cut out of images that are classified, in pixels.

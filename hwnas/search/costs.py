@@ -125,7 +125,7 @@ class Mixture:
     """The expectation over the plain mixture: the rules of the derivation are ignored (CAS, section 3.3; GAS).
 
     Attributes:
-        model: What it is made of.
+        model: Whose gates and prices it reads.
     """
 
     model: LatencyModel

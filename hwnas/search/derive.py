@@ -202,14 +202,6 @@ class Solver:
             raise self._refusal(())
         return max(m.predict_ms(arch) / b for m, b in zip(self.models, budget_ms, strict=True))
 
-    def latency_of(self, arch: Architecture, model: int = 0) -> float:
-        """Return the latency that the constraints give an architecture: that of the loss, to the solver's tolerance."""
-        pinned = [({i: 1.0}, on, on) for i, on in enumerate(self.literals.vector(arch))]
-        cost = self._latency_cost(model)
-        result = self.program.values(cost, pinned)
-        assert result is not None, "a valid architecture meets its space's constraints"
-        return float(cost @ result) + self.program.prices[model][1]
-
     def _scores(self, probs: Matrices) -> tuple[np.ndarray, np.ndarray]:
         """Return the probability of each literal, and what it adds to the score."""
         probabilities = self.problem.probabilities(probs)

@@ -18,7 +18,7 @@ class Point:
     """One network of a front.
 
     Attributes:
-        fps: What was asked for, as text that gives the same budget again: `hwnas derive --fps` finds this network.
+        fps: The budget as text, which `hwnas derive --fps` takes to derive this network.
         candidate: Of the highest utility under that budget.
     """
 

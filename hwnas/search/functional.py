@@ -14,7 +14,7 @@ Owners = dict[str, tuple[dict[str, Tensor | None], str]]
 
 
 class Functional:
-    """Computes a network with other weights than its own; its buffers are written to copies that nobody reads.
+    """Computes a network with other weights than its own; writes to its buffers go to copies that are never read.
 
     As `torch.func.functional_call`, at a hundredth of its cost for the many small tensors of a supernet. The weights
     may require gradients, have a graph, or neither.

@@ -34,7 +34,7 @@ from hwnas.steplog import StepLog
 
 __all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
 
-CHECKPOINT_SHARE = 0.05  # of the time, at most, goes to checkpoints beyond those that are asked for
+CHECKPOINT_SHARE = 0.05  # of the time, at most, for checkpoints more frequent than `checkpoint_every`
 
 
 class Alphas(nn.Module):

@@ -91,7 +91,7 @@ class Goal:
     def guard(self, processes: int) -> float:
         """Return how far inside the range a network must be for the next process to find it there, relative.
 
-        The error of the mean of the processes so far and that of the next one add up.
+        The variances of the mean of these processes and of the next one add up.
         """
         return min(self.tolerance / 3, SURE * self.repeatability * math.sqrt(1 + 1 / processes))
 

@@ -61,7 +61,7 @@ def forecast(
         update: Told after each of the two.
 
     Returns:
-        None where the system does not tell how high memory rose (Linux does).
+        None where the system does not report the peak of memory (Linux does).
     """
     if not reset_peak():
         return None
@@ -97,7 +97,7 @@ def _highest_bytes(space: Space, config: SearchConfig, data: SegmentationData, b
 
 
 def release() -> None:
-    """Give memory that is not used back to the system, where that can be asked for."""
+    """Return unused memory to the system, where glibc can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)

@@ -77,9 +77,9 @@ def minimise(cost: np.ndarray, upper: np.ndarray, integer: np.ndarray, rows: Row
 def _silent() -> Iterator[None]:
     """Throw away what C code writes to the standard output.
 
-    HiGHS says its version when it is made, before it can be told to be silent, and prints a line now and then whatever
-    it was told (ERGO-Code/HiGHS issues 2734 and 2783). It stays in C's buffer, and would come after the last line of
-    ours, which programs read.
+    HiGHS prints its version when it is constructed, before its output can be switched off, and some lines despite
+    `output_flag` (ERGO-Code/HiGHS 2734 and 2783). C buffers them, so they would follow our last line, which programs
+    read.
     """
     libc = ctypes.CDLL(None)
     sys.stdout.flush()

@@ -12,13 +12,13 @@ from hwnas.records import stored
 class Multiplier:
     """Gradient ascent on the Lagrange multiplier of the constraint ``derived / budget <= 1`` (LightNAS).
 
-    What is constrained is the network that the paper's rule would derive now, not an expectation. So where the ascent
-    settles, no budget has to be enforced in the derivation, and its answers are the search's own.
+    The constraint is on the network that would be derived now without a budget, not on an expectation. So where the
+    ascent converges, that network meets the budget, and the constraint of the derivation changes nothing.
 
     Attributes:
-        lr: Step of the ascent: what a network at twice its budget adds in one step.
-        damping: What it adds as long as it is at twice its budget, and no longer: the quadratic term of an augmented
-            Lagrangian, without which networks swing about the budget.
+        lr: Step size of the ascent: a network at twice its budget adds this in one step.
+        damping: The quadratic term of an augmented Lagrangian: a network at twice its budget adds this to the weight
+            while it is there. Without it latency oscillates about the budget.
         reset: LightNAS' own rule: the multiplier may be negative, which rewards networks for being slow, and is set
             to 0 when its sign contradicts the violation. Otherwise it is never negative, and falls as it rose.
     """

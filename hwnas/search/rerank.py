@@ -187,7 +187,7 @@ def judge_trained(
     settings: object,
     update: Update = ignore,
 ) -> Judgement:
-    """Train a network for a short while and judge it on val; goes on from the checkpoint in `folder`.
+    """Train a network for a few steps and judge it on val; resumes from the checkpoint in `folder`.
 
     Args:
         space: At the deployment scale.

@@ -121,35 +121,25 @@ class OpenEncoderNet(nn.Module):
         """Yield feature, alternative and what stands for its value, in the order in which a network comes to them."""
 
 
-class Encoder(Protocol):
-    """Turns an image into features, fine to coarse. Frozen, hashable, cheap; holds sizes, never tensors.
-
-    Subclasses are frozen dataclasses whose first field is `scale`; `hwnas.spaces.registry.encoder` names them.
+class Part(Protocol):
+    """The decisions of an encoder or a head; by default those of its cells.
 
     Attributes:
-        name: Of the family; architectures of spaces whose head decides nothing carry it.
-        scale: What networks are built at.
+        name: Of the family.
         groups: The decisions, by the matrix of logits they share.
         cells: The cells these decisions are about.
     """
 
     name: ClassVar[str] = ""
 
-    # Not properties at run time: a dataclass would take them for the defaults of its fields.
-    if TYPE_CHECKING:
-
-        @property
-        def scale(self) -> Scale:
-            """See above."""
-
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Those of the cells."""
+        """The groups of the cells."""
         return tuple(spec.group for spec in self.cells)
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
-        """None."""
+        """The cells: none by default."""
         return ()
 
     def rules(self) -> list[Rule]:
@@ -159,6 +149,25 @@ class Encoder(Protocol):
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two nodes compute the same: each time, those that do so together."""
         return tuple(answers for spec in self.cells for answers in spec.twins())
+
+
+class Encoder(Part, Protocol):
+    """Turns an image into features, fine to coarse. Frozen, hashable, cheap; holds sizes, never tensors.
+
+    Subclasses are frozen dataclasses whose first field is `scale`; `hwnas.spaces.registry.encoder` names them.
+
+    Architectures carry its name, with that of the head where the head decides something.
+
+    Attributes:
+        scale: What networks are built at.
+    """
+
+    # Not properties at run time: a dataclass would take them for the defaults of its fields.
+    if TYPE_CHECKING:
+
+        @property
+        def scale(self) -> Scale:
+            """What networks are built at."""
 
     def at(self, scale: Scale) -> Self:
         """Return the same decisions at another scale."""
@@ -245,36 +254,16 @@ class HeadNet(nn.Module):
         return self.body(image, necks, probs, sampled)
 
 
-class Head(Protocol):
+class Head(Part, Protocol):
     """Turns features into scores. Frozen, hashable, cheap; `hwnas.spaces.registry.head` names its subclasses.
 
+    Names of its groups differ from those of every encoder.
+
     Attributes:
-        name: Of the family.
         task: What its scores are for.
-        groups: Its own decisions, of names that no encoder has.
-        cells: The cells these decisions are about.
     """
 
-    name: ClassVar[str] = ""
     task: ClassVar[Task]
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """Those of the cells."""
-        return tuple(spec.group for spec in self.cells)
-
-    @property
-    def cells(self) -> tuple[CellSpec, ...]:
-        """None."""
-        return ()
-
-    def rules(self) -> list[Rule]:
-        """Return what every valid architecture obeys."""
-        return [rule for spec in self.cells for rule in spec.rules()]
-
-    def twins(self) -> tuple[Answers, ...]:
-        """Return which answers make two nodes compute the same: each time, those that do so together."""
-        return tuple(answers for spec in self.cells for answers in spec.twins())
 
     @abstractmethod
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:

@@ -1,4 +1,4 @@
-"""What a rule is: something every valid architecture obeys, and that knows itself in each of the ways it is needed."""
+"""What a rule is: a constraint on architectures, in each of the forms that samplers, losses and the solver need."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Rule(Protocol):
 
         @property
         def decisions(self) -> tuple[str, ...]:
-            """See above."""
+            """The decisions it answers."""
 
         @property
         def none(self) -> str | None:
-            """See above."""
+            """The option that means dropped."""
 
     def draw(self, rng: np.random.Generator) -> dict[str, str]:
         """Draw which decisions are dropped, and the answers to others as far as the rule is about them."""
@@ -44,12 +44,12 @@ class Rule(Protocol):
         return {}
 
     def strongest(self, probs: Probabilities) -> dict[str, str]:
-        """Return the paper's answers to all of its decisions."""
+        """Return the answers of the derivation without a budget, for all of its decisions."""
         del probs
         return {}
 
     def score(self, probs: Probabilities) -> dict[Literal, float]:
-        """Return what each option but `none` adds to a score: of all that obeys, `strongest` has the largest sum."""
+        """Return the score of each option but `none`: among valid answers `strongest` has the largest sum."""
         del probs
         return {}
 

@@ -14,9 +14,9 @@ from hwnas.problem.rules.base import Fixed, Rule
 
 @dataclass(frozen=True)
 class NoTwins(Rule):
-    """No two nodes compute the same: a second one adds nothing, and engines leave it out.
+    """No two nodes compute the same, called twins: the second adds nothing to a network, and engines leave it out.
 
-    A score counts it for all that, and a prediction that knows networks decision by decision prices it.
+    The score would count it, and a prediction that is a sum over decisions would price it.
 
     Attributes:
         twins: Answers that together make two nodes compute the same, see `Space.twins`.
