@@ -38,6 +38,7 @@ from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.plan import PRECISIONS, Call, Entry
 from hwnas.search.bilevel import Order
 from hwnas.search.config import SearchConfig
+from hwnas.search.costs import Bound
 from hwnas.search.derive import Solver, strongest
 from hwnas.search.gradient import BilevelSearch
 from hwnas.search.relax import open_logits, softmax
@@ -526,9 +527,29 @@ class PairContract:
         assert np.isfinite(search.advance()["train_loss"])
         assert all(not torch.equal(search.alphas()[name], a) for name, a in before.items())
 
+    def test_a_stage_searches_what_an_earlier_one_left_open(
+        self, space: Space, archs: list[Architecture], data: SegmentationData
+    ) -> None:
+        if len(space.groups) < 2:
+            pytest.skip("there is one stage at most")
+        table = roofline_table(space, CORRECTION)
+        model = LatencyModel(trace_space(space).terms(), table, space.problem)
+        config = SearchConfig(space.scale, steps=1, warmup=0, batch=2, crop=space.scale.size, alpha_lr=0.1)
+        bounds = [Bound("ms", model, model.predict_ms(archs[0]))]
+        for groups in (space.encoder.groups, space.groups[:1], space.groups[1:]):
+            own = {d.name for g in groups for d in g.decisions}
+            fixed = Architecture.of(space.name, {d: o for d, o in archs[0].answers if d in own})
+            if groups == space.groups:
+                with pytest.raises(HwnasError, match="no open decision"):
+                    BilevelSearch(space, config, data, bounds, fixed)
+                continue
+            search = BilevelSearch(space, config, data, bounds, fixed)
+            assert np.isfinite(search.advance()["train_loss"])
+            derived = strongest(search.problem, search.problem.uniform())
+            assert all(derived.get(d) == o for d, o in fixed.answers)
+            check(space, derived)
+
     def test_a_budget_is_kept(self, space: Space) -> None:
-        if not space.groups:
-            pytest.skip("nothing is to be derived")
         table, model = _priced(space)
         solver, probs = Solver(space.problem.with_rules(NoTwins(space.twins())), model), random_probs(space, 0)
         fastest, free = solver.fastest().latency_ms, solver.solve(probs).latency_ms

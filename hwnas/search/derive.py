@@ -258,7 +258,7 @@ class Solver:
 
     def _unit(self, score: np.ndarray) -> float:
         """Return the largest probability, which scores are relative to in the program."""
-        return max(float(np.abs(score).max()), 1e-300)
+        return max(float(np.abs(score).max(initial=0.0)), 1e-300)
 
     def _other_than(self, arch: Architecture) -> Bounded:
         """Return the cut that this architecture alone violates: not all of its answers at once."""

@@ -71,7 +71,12 @@ class BilevelSearch:
     """
 
     def __init__(
-        self, space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound] = ()
+        self,
+        space: Space,
+        config: SearchConfig,
+        data: SegmentationData,
+        bounds: Sequence[Bound] = (),
+        fixed: Architecture | None = None,
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 
@@ -80,12 +85,19 @@ class BilevelSearch:
             config: The settings.
             data: The training set.
             bounds: What the objective holds networks to.
+            fixed: Answers that are not searched: those of an earlier stage. The supernet mixes the others.
+
+        Raises:
+            HwnasError: If no decision is open, or the fixed answers break a rule.
         """
-        self.config, self.space, self.problem = config, space, space.problem
+        self.config, self.space = config, space
+        self.problem = space.problem if fixed is None else space.problem.fix(fixed)
+        if all(d.name in self.problem.answers for d in self.problem.decisions):
+            raise HwnasError(f"the space {space.name!r} has no open decision: there is nothing to search")
         self.cost = Cost(config.cost, bounds) if bounds else None
         config.guards.check(self.problem.groups)
         with seeded(config.seed):
-            net = space.at(config.scale).build(form="search")
+            net = space.at(config.scale).build(fixed, form="search")
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_evaluation(self.net, config.evaluation)
         self.net.train()
@@ -106,8 +118,8 @@ class BilevelSearch:
             self.alphas.parameters(), config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
         )
         self.step = 0
-        fixed = config.cost.weight
-        self.multiplier, self.weight = 0.0, 0.0 if isinstance(fixed, Multiplier) else fixed
+        weight = config.cost.weight
+        self.multiplier, self.weight = 0.0, 0.0 if isinstance(weight, Multiplier) else weight
         self.stopped: str | None = None
         self._last_checked, self._unchanged = "", 0
 
@@ -240,7 +252,7 @@ class BilevelSearch:
 
     def _probs(self, logits: Values) -> Probabilities:
         """Return the probabilities that costs, guards and the derivation read."""
-        return self.problem.probabilities(self.config.relaxation.probs(logits))
+        return self.problem.pin(self.problem.probabilities(self.config.relaxation.probs(logits)))
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
