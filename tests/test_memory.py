@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -50,10 +51,13 @@ print(json.dumps([foretold.peak_bytes, peak_bytes(), built]))
 )
 def test_a_search_takes_what_was_foretold(recipe: str, order: str, evaluation: str) -> None:
     command = [sys.executable, "-c", FORETELL_AND_DO, recipe, order, evaluation]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    foretold, taken, built = json.loads(said)
-    assert taken - built > 100 * 2**20  # the steps make up much of it
-    assert foretold - built == pytest.approx(taken - built, rel=0.15)
+    ratios = []
+    for _ in range(3):  # how full pages are differs between processes by more than a tenth: the median counts
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        foretold, peak, built = json.loads(said)
+        assert peak - built > 100 * 2**20  # the steps make up much of it
+        ratios.append((foretold - built) / (peak - built))
+    assert median(ratios) == pytest.approx(1, rel=0.15), ratios
 
 
 RECIPE = recipes.get("darts-tiny")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,8 @@ def _highest_bytes(space: Space, config: SearchConfig, data: SegmentationData, b
 
 
 def release() -> None:
-    """Return unused memory to the system, where glibc can."""
+    """Collect cyclic garbage, and return unused memory to the system, where glibc can."""
+    gc.collect()  # frames of what a first step imports hold the supernet in cycles
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)

@@ -13,7 +13,6 @@ example: python scripts/bench/search_step.py --space autodeeplab
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import subprocess
@@ -151,7 +150,6 @@ def rise_bytes(case: Case, order: int, mode: str) -> int:
     """Return how far the memory of this process rises in a step, over the level before it."""
     step = step_of(case, order, mode)
     step()  # makes what stays: momenta, compiled kernels
-    gc.collect()
     release()
     assert reset_peak(), "Linux only"
     before = held_bytes()
