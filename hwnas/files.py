@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -74,9 +75,17 @@ def read_json(path: Path, what: str, nan: bool = False) -> Any:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise HwnasError(f"cannot read {what} at {path}: {reason}") from e
     try:
-        return json.loads(text, parse_constant=float if nan else _refuse_constant, object_pairs_hook=_unique_keys)
+        number, constant = (float, float) if nan else (_finite, _refuse_constant)
+        return json.loads(text, parse_float=number, parse_constant=constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as e:
         raise HwnasError(f"{path} is not {what}: {e}; make it anew") from e
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999 is read as infinity
+        raise ValueError(f"{text} is not a number a file may hold")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

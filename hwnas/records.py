@@ -144,6 +144,9 @@ def _choose(data: Any, declared: Any, at: str) -> Any:
 
 def _object(cls: Any, data: Any, at: str) -> Any:
     _expect(isinstance(data, dict), data, f"an object of {cls.__name__}", at)
+    derived = _CLASSES.get(str(data.get(TYPE)))
+    if TYPE in data and derived is not None and derived is not cls and issubclass(derived, cls):
+        cls, data = derived, {k: v for k, v in data.items() if k != TYPE}
     if hasattr(cls, "from_json"):
         return cls.from_json(data)
     hints, declared = _hints(cls), {f.name: f for f in fields(cls) if f.init}
@@ -156,10 +159,20 @@ def _object(cls: Any, data: Any, at: str) -> Any:
 
 
 def save(path: Path, record: Any, indent: int | None = None) -> None:
-    """Write a record to a file; with `indent` for people to read, in the order of its fields."""
+    """Write a record to a file; with `indent` for people to read, in the order of its fields.
+
+    Raises:
+        HwnasError: If it could not be read again: it holds what a file may not hold, or a value of another type than is
+            declared. Nothing is written then.
+    """
+    body = encode(record, type(record))
+    try:
+        text = text_of(signed({SCHEMA: _VERSIONS[type(record)], **body}), indent)
+        decode(json.loads(json.dumps(body)), type(record))
+    except (HwnasError, ValueError) as e:
+        raise HwnasError(f"{path} is not written, for it could not be read again: {e}") from e
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = signed({SCHEMA: _VERSIONS[type(record)], **encode(record, type(record))})
-    write_atomic(path, text_of(content, indent))
+    write_atomic(path, text)
 
 
 def text_of(content: Mapping[str, Any], indent: int | None = None) -> str:
@@ -207,7 +220,7 @@ class File:
             raise HwnasError(f"{path} is not {self.what}: its checksum does not fit, so it was damaged; {self.mend}")
         try:
             record: T = decode(body if upgrade is None else upgrade(body), cls)
-        except (HwnasError, ValueError, TypeError, KeyError, AttributeError) as e:
+        except (HwnasError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
             raise HwnasError(f"{path} is not {self.what}: {e}; {self.mend}") from e
         return record
 

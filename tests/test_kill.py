@@ -42,6 +42,7 @@ from dataclasses import replace
 from hwnas import cli, jobs
 from hwnas.profile import Calibration
 from hwnas.recipes import base, darts
+from hwnas.spaces import trace_space
 
 def darts_longer():
     # less to measure than darts-tiny and more steps, so that there are checkpoints to go on from

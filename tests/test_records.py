@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,10 +14,12 @@ import pytest
 from hwnas import recipes
 from hwnas.derived import Derived
 from hwnas.errors import HwnasError
+from hwnas.learn import TrainConfig
 from hwnas.problem import Architecture
 from hwnas.recipes import Recipe, base
 from hwnas.records import Difference, File, decode, differences, encode, save, signed, stored, text_of
-from hwnas.run import Run
+from hwnas.run import FILE as RUN_FILE
+from hwnas.run import Run, Settings
 from hwnas.search.costs import CostConfig
 from hwnas.search.relax import GumbelSoftmax, SinglePath, Temperature
 from hwnas.spaces import Scale
@@ -232,3 +234,31 @@ def test_what_users_read_in_a_derived_network_is_where_it_was(finished: Path) ->
     assert {"budget_ms", "predicted_ms", "table", "candidates", "margins", "coin_tosses", "flips"} <= data.keys()
     assert "measured_ms" not in data
     assert re.fullmatch(r"[0-9a-f]{64}", data["sha256"])
+
+
+@stored("narrow training of a test")
+@dataclass(frozen=True)
+class Narrow(TrainConfig):
+    """Settings of a training that have one more."""
+
+    extra: int = 3
+
+
+def test_a_subclass_in_the_place_of_a_class_is_read_as_it_was_written(tmp_path: Path) -> None:
+    recipe = recipes.get("darts-tiny")
+    own = replace(recipe, train=Narrow(**{f.name: getattr(recipe.train, f.name) for f in fields(TrainConfig)}))
+    assert decode(encode(own, Recipe), Recipe) == own
+
+
+@pytest.mark.parametrize("change", [{"budget_percentile": float("inf")}, {"rerank_steps": 2.5}])
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, change: dict[str, Any]) -> None:
+    recipe = replace(recipes.get("darts-tiny"), **change)
+    with pytest.raises(HwnasError, match=r"run\.json is not written, for it could not be read again"):
+        save(tmp_path / "run.json", Settings(recipe.name, recipe))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_too_large_for_a_float_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema":2,"recipe":"x","budget_ms":1e999,"sha256":""}')
+    with pytest.raises(HwnasError, match="1e999 is not a number a file may hold"):
+        RUN_FILE.load(tmp_path / "run.json", Settings)

@@ -163,6 +163,17 @@ def test_fixed_answers_that_break_a_rule_are_refused(name: str, answers: dict[st
         CASES[name].fix(Architecture.of("s", answers))
 
 
+def test_what_is_fixed_is_not_answered_otherwise() -> None:
+    fixed = CASES["top-k"].fix(Architecture.of("s", {"a": "skip"}))
+    assert fixed.fix(Architecture.of("s", {"a": "skip", "b": "conv"})).answers == {"a": "skip", "b": "conv"}
+    with pytest.raises(HwnasError, match="a is fixed to 'skip', got 'conv'"):
+        fixed.fix(Architecture.of("s", {"a": "conv"}))
+    with pytest.raises(HwnasError, match="a is fixed to 'skip', got 'none'"):
+        fixed.check(Architecture.of("s", {"a": "none", "b": "conv", "c": "conv", "d": "none"}))
+    with pytest.raises(HwnasError, match="of space 's' was expected, got one of 't'"):
+        fixed.fix(Architecture.of("t", {"b": "conv"}))
+
+
 def test_fixed_answers_of_another_problem_are_refused() -> None:
     with pytest.raises(HwnasError, match="unknown decision 'z'"):
         CASES["top-k"].fix(Architecture.of("s", {"z": "skip"}))

@@ -596,3 +596,15 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_errors_are_of_the_family() -> None:
     with pytest.raises(HwnasError, match="name one with --recipe"):
         find_network("DARTS_V1")
+
+
+def test_a_file_that_was_changed_is_not_priced(finished: Path) -> None:
+    path = finished / "arch.json"
+    whole = path.read_text()
+    try:
+        path.write_text(whole.replace('"budget_ms":', '"budget_ms":1', 1))
+        said = hwnas("price", path)
+        assert said.code == 2
+        assert "checksum does not fit" in said.err
+    finally:
+        path.write_text(whole)

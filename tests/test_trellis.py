@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from hwnas import recipes
-from hwnas.errors import HwnasError
+from hwnas.errors import BudgetError, HwnasError
 from hwnas.jobs.pricing import Network, find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.onnx_graph import export_network
 from hwnas.ops.trace import _SHAPES, trace
-from hwnas.problem import Architecture, OnePath, Probabilities, TopK
+from hwnas.problem import Architecture, AtMost, OnePath, Probabilities, TopK
 from hwnas.problem.rules.one_path import STEPS, Boundary, arrow, existing, path_group, path_of, sources
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.search.derive import Solver, strongest
@@ -383,3 +383,11 @@ def test_the_published_networks_are_exported(filters: int) -> None:
         got, expected = runner.run({"image": image.numpy()})["scores"], net(image).numpy()
     assert got.shape == (1, 19, 513, 513)
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_limits_that_nothing_keeps_say_so_where_latency_is_a_product_of_counts() -> None:
+    model = LatencyModel(trace_space(SMALL).terms(), roofline_table(SMALL), SMALL.problem)
+    cell = SMALL.groups[0]
+    nothing = SMALL.problem.with_rules(*(AtMost.of(cell, o, 0) for o in cell.options if o != "none"))
+    with pytest.raises(BudgetError, match="no architecture of the space has 0 skip_connect at most"):
+        Solver(nothing, model)

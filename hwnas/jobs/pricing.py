@@ -19,6 +19,7 @@ from hwnas.ops.trace import Call, Term
 from hwnas.problem import ALWAYS, Architecture
 from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
+from hwnas.records import CHECKSUM, signed
 from hwnas.run import Run
 from hwnas.spaces import Scale, Space, check, published, published_names, trace_space
 
@@ -173,6 +174,10 @@ def _from_file(path: Path, recipe: str | None, scale: Scale | None) -> Network:
     data = read_json(path, "an architecture")
     if not isinstance(data, dict) or "architecture" not in data:
         raise HwnasError(f"{path}: an object with 'architecture', as hwnas search writes it, was expected")
+    if CHECKSUM in data and data[CHECKSUM] != signed(data)[CHECKSUM]:
+        raise HwnasError(
+            f"{path} is not an architecture: its checksum does not fit, so it was changed; derive it again"
+        )
     beside = None if "recipe" in data else recipe_beside(path)
     of = beside or _recipe(str(path), data.get("recipe"), recipe)
     own_scale = _scale(path, data["scale"]) if "scale" in data else scale or of.space.scale

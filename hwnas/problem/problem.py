@@ -76,7 +76,12 @@ class Problem:
         return replace(self, rules=(*self.rules, *rules))
 
     def fix(self, arch: Architecture) -> Problem:
-        """Return the same with the answers of a partial architecture fixed."""
+        """Return the same with the answers of a partial architecture fixed.
+
+        Raises:
+            HwnasError: If it is of another space, or answers what is fixed otherwise.
+        """
+        self.check(arch, partial=True)
         return replace(self, fixed=tuple((self.answers | dict(arch.answers)).items()))
 
     def check(self, arch: Architecture, partial: bool = False) -> None:
@@ -88,6 +93,9 @@ class Problem:
         if arch.space != self.name:
             raise HwnasError(f"an architecture of space {self.name!r} was expected, got one of {arch.space!r}")
         arch.check(self.decisions, partial)
+        for decision, option in self.fixed:
+            if arch.get(decision) not in (option, None):
+                raise HwnasError(f"{decision} is fixed to {option!r}, got {arch.get(decision)!r}")
         broken = None if partial else self.broken(arch)
         if broken is not None:
             raise HwnasError(f"the architecture breaks a rule of its space: {broken}")

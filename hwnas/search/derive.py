@@ -227,8 +227,7 @@ class Solver:
     def _refusal(self, budgets: Sequence[float]) -> BudgetError:
         """Return the error for budgets that nothing meets."""
         if not budgets:
-            limits = ", ".join(str(r) for r in self.problem.rules if not r.decisions) or "what is asked for"
-            return BudgetError(f"no architecture of the space has {limits}; allow more of it")
+            return BudgetError(self.program.refusal())
         if len(budgets) > 1:
             factor = self.nearest(budgets)
             listed = ", ".join(f"{b:.4g}" for b in budgets)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from hwnas.errors import BudgetError
 from hwnas.latency.model import LatencyModel
 from hwnas.problem import Architecture, Problem
 from hwnas.problem.linear import Bounded, Linear, add, less
@@ -80,6 +81,11 @@ class Program:
         """Minimise a linear cost; return the values of all variables, or None if nothing is feasible."""
         rows = self._stack.and_also(self._stacked(extra)) if extra else self._stack
         return minimise(cost, self._upper, self._integer, rows)
+
+    def refusal(self) -> str:
+        """Return what to say where no architecture obeys all rules."""
+        asked = ", ".join(str(r) for r in self.problem.rules if not r.decisions) or "what is asked for"
+        return f"no architecture of the space has {asked}; allow more of it"
 
     def once(self, key: Hashable, make: Callable[[], Linear]) -> Linear:
         """Return the expression under a key, made when it is first asked for."""
@@ -170,7 +176,8 @@ class Program:
         cost = np.zeros(n)
         cost[list(expression)] = list(expression.values())
         low, high = (minimise(sign * cost, np.ones(n), np.zeros(n, bool), stack) for sign in (1, -1))
-        assert low is not None and high is not None, "there is an architecture"
+        if low is None or high is None:
+            raise BudgetError(self.refusal())
         return float(cost @ low), float(cost @ high)
 
     def _stacked(self, rows: Sequence[Bounded]) -> Rows:
