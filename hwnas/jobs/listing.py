@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwnas import recipes
-from hwnas.errors import HwnasError
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RUNS, Run
 from hwnas.spaces import published_names
@@ -54,12 +53,9 @@ class Listing:
 def list_all() -> Listing:
     """List recipes, runs and published networks."""
     runs = []
-    for path in sorted(RUNS.glob("*/run.json")):
-        done = tuple(stage for stage, file in STAGES.items() if (path.parent / file).exists())
-        try:
-            run, table = Run(path.parent.name), path.parent / "table.json"
-            device = LatencyTable.load(table).name if table.exists() else ""
-            runs.append(RunListing(run.name, run.settings.recipe, done, device))
-        except HwnasError as e:  # the others are listed all the same
-            runs.append(RunListing(path.parent.name, f"cannot be read: {e}", done, ""))
+    for run in (Run(p.parent.name) for p in sorted(RUNS.glob("*/run.json"))):
+        done = tuple(stage for stage, file in STAGES.items() if (run.folder / file).exists())
+        table = run.folder / "table.json"
+        device = LatencyTable.load(table).name if table.exists() else ""
+        runs.append(RunListing(run.name, run.settings.recipe, done, device))
     return Listing({name: recipes.get(name).title for name in recipes.names()}, tuple(runs), tuple(published_names()))
