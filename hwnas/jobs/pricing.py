@@ -223,7 +223,7 @@ def price_network(network: Network, table: LatencyTable) -> Price:
     space, merge = network.recipe.space.at(network.scale), bool(table.where["merges"])
     # The trace of all alternatives tells what is there whatever was decided; that of the network alone would not.
     mixed = trace_space(space, merge=merge)
-    if any(c.gate.walks for c in mixed.calls):
+    if any(c.gate.counted for c in mixed.calls):
         # What lies on paths is written down once for all layers; the network itself tells where it is.
         always = {c.spec for c in mixed.calls if c.gate == ALWAYS}
         calls = list(trace_space(space, network.arch, merge=merge).calls)
