@@ -1,7 +1,8 @@
 """Stored records: frozen dataclasses as JSON files, by one codec, with a version and a checksum.
 
 A field that is declared as one dataclass is an object of its fields. Where a field takes a choice of classes (a union
-or a protocol), the object says which by its ``"type"``: the stable name that `stored` gave the class.
+or a protocol), the object says which by its ``"type"``: the stable name that `stored` gave the class. A class whose
+fields have changed may have a static method ``older(fields) -> fields`` that brings those of earlier files to them.
 """
 
 from __future__ import annotations
@@ -149,6 +150,8 @@ def _object(cls: Any, data: Any, at: str) -> Any:
         cls, data = derived, {k: v for k, v in data.items() if k != TYPE}
     if hasattr(cls, "from_json"):
         return cls.from_json(data)
+    if hasattr(cls, "older"):
+        data = cls.older(data)
     hints, declared = _hints(cls), {f.name: f for f in fields(cls) if f.init}
     odd = sorted(data.keys() - declared.keys())
     lacking = [n for n, f in declared.items() if n not in data and f.default is f.default_factory is MISSING]
@@ -250,6 +253,8 @@ def differences(old: Any, new: Any) -> tuple[Difference, ...]:
 
 
 def _flat(data: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(data, list) and data and all(isinstance(item, dict) and "name" in item for item in data):
+        data = {str(item["name"]): item for item in data}
     if not isinstance(data, dict) or not data:
         return {at: data}
     return {k: v for name, value in data.items() for k, v in _flat(value, _join(at, name)).items()}

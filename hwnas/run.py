@@ -16,7 +16,8 @@ from hwnas.derived import Demands, Derived
 from hwnas.errors import DataError, HwnasError
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
-from hwnas.records import Difference, File, differences, stored
+from hwnas.recipes.base import changed_settings
+from hwnas.records import Difference, File, stored
 from hwnas.spaces import Space, check
 
 RUNS = Path("runs")
@@ -113,7 +114,7 @@ class Run:
             if own is None:
                 content = recipes.get(recipe) if isinstance(recipe, str) else recipe
                 self._asked |= {"recipe": content.name, "recipe_settings": content}
-            elif isinstance(recipe, Recipe) and (changed := differences(own.recipe_settings, recipe)):
+            elif isinstance(recipe, Recipe) and (changed := changed_settings(own.recipe_settings, recipe)):
                 raise HwnasError(
                     f"the run {self.name!r} was made with other settings of {name}: {'; '.join(map(str, changed))}; "
                     "give the new one another name with --run"
@@ -139,7 +140,7 @@ class Run:
     def changes(self) -> tuple[Difference, ...]:
         """Return what the recipe of this run's name has otherwise by now; the run goes on with its own."""
         own = self.settings.recipe_settings
-        return differences(own, recipes.get(own.name)) if own.name in recipes.names() else ()
+        return changed_settings(own, recipes.get(own.name)) if own.name in recipes.names() else ()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -163,6 +164,11 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe the run was made with, whatever has become of it since."""
         return self.settings.recipe_settings
+
+    @property
+    def seeded_recipe(self) -> Recipe:
+        """The recipe with the seed that was asked for."""
+        return self.recipe.seeded(self.settings.seed)
 
     def data(self, split: str, size: tuple[int, int] | None = None) -> SegmentationData:
         """Open a split of the run's dataset at the deployment size, or at `size`.

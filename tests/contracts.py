@@ -523,9 +523,9 @@ class PairContract:
             alpha_lr=0.1,
         )
         search = BilevelSearch(space, config, data)
-        before = {name: a.detach().clone() for name, a in search.alphas().items()}
+        before = {name: a.detach().clone() for name, a in search.logits().items()}
         assert np.isfinite(search.advance()["train_loss"])
-        assert all(not torch.equal(search.alphas()[name], a) for name, a in before.items())
+        assert all(not torch.equal(search.logits()[name], a) for name, a in before.items())
 
     def test_a_stage_searches_what_an_earlier_one_left_open(
         self, space: Space, archs: list[Architecture], data: SegmentationData

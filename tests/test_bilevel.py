@@ -110,7 +110,7 @@ class Problem:
         self.val = s._losses([(x.double(), y) for x, y in s._batches(s.alpha_batches)], FOR_ALPHAS)
         self.train = s._losses([(x.double(), y) for x, y in s._batches(s.weight_batches)], FOR_WEIGHTS)
         self.weights = {k: p.detach() for k, p in s.net.named_parameters()}
-        self.logits = {k: a.detach() for k, a in s.alphas().items()}
+        self.logits = {k: a.detach() for k, a in s.logits().items()}
         state = s.w_optimizer.state
         buffers = {
             k: b.double() for k, p in s.net.named_parameters() if (b := state[p].get("momentum_buffer")) is not None
@@ -261,7 +261,7 @@ class TestSupernet:
             val = s._losses(s._batches(s.alpha_batches), FOR_ALPHAS)
             step = WeightStep(0.5)
             for order in ("first", "second"):
-                gradient = alpha_gradient(order, val, s._losses(batches, FOR_WEIGHTS), weights, s.alphas(), step)
+                gradient = alpha_gradient(order, val, s._losses(batches, FOR_WEIGHTS), weights, s.logits(), step)
                 found[how, order] = torch.cat([g.reshape(-1) for g in gradient.logits.values()])
             assert all(p.grad is not None for p in s.net.parameters())
         for order in ("first", "second"):

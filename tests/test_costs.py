@@ -109,7 +109,7 @@ class TestForms:
         bounds = [Bound("ms", priced({}, 0.1), 3.0)]
         s = BilevelSearch(SPACE, replace(CONFIG, cost=CostConfig(form, 0.4)), data, bounds)
         task = s._alpha_gradient(s._batches(s.weight_batches), 0.1)
-        fresh = {k: a.detach().clone().requires_grad_() for k, a in s.alphas().items()}
+        fresh = {k: a.detach().clone().requires_grad_() for k, a in s.logits().items()}
         s._move_alphas(task)
         probs = {k: torch.softmax(a, dim=1) for k, a in fresh.items()}
         share = bounds[0].resource(probs) / 3.0
@@ -121,7 +121,7 @@ class TestForms:
         bounds = [Bound("ms", priced({}, 0.1), 3.0)]
         s = BilevelSearch(SPACE, replace(CONFIG, cost=CostConfig("product", 0.4)), data, bounds)
         task = s._alpha_gradient(s._batches(s.weight_batches), 0.1)
-        fresh = {k: a.detach().clone().requires_grad_() for k, a in s.alphas().items()}
+        fresh = {k: a.detach().clone().requires_grad_() for k, a in s.logits().items()}
         s._move_alphas(task)
         probs = {k: torch.softmax(a, dim=1) for k, a in fresh.items()}
         factor = (bounds[0].resource(probs) / 3.0) ** 0.4
@@ -245,7 +245,7 @@ class TestSearches:
         s = BilevelSearch(SPACE, config, data, [Bound("ms", model, 10.0)])
 
         def expected_ms() -> float:
-            return float(model(s.config.relaxation.probs(s.alphas())).detach())
+            return float(model(s.config.relaxation.probs(s.logits())).detach())
 
         start_ms = expected_ms()
         for _ in range(config.steps):
@@ -257,6 +257,6 @@ class TestSearches:
             if not t.gate.clauses or (t.spec.kind == "add" and not dict(t.spec.attrs)["after_conv"])
         )
         assert expected_ms() - fixed_ms < 0.3 * (start_ms - fixed_ms)
-        probs = {k: p.detach().numpy() for k, p in s.config.relaxation.probs(s.alphas()).items()}
+        probs = {k: p.detach().numpy() for k, p in s.config.relaxation.probs(s.logits()).items()}
         derived = strongest(SPACE.problem, probs)
         assert {o for _, o in derived.answers} == {"none", option}

@@ -24,7 +24,7 @@ from hwnas.ops.fused.primitives_native import Native
 from hwnas.ops.fused.primitives_torch import Torch
 from hwnas.ops.layers import ConvBN
 from hwnas.search.functional import Functional
-from hwnas.search.gradient import Alphas
+from hwnas.search.logits import Alphas
 from hwnas.spaces import Scale, Space, darts_space
 from hwnas.spaces.cell import Evaluation, set_evaluation
 

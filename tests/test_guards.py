@@ -60,12 +60,12 @@ class TestAuxiliarySkip:
             BilevelSearch(SPACE, replace(CONFIG, guards=Guards(auxiliary_skip=b)), data) for b in (0.0, 1.0)
         )
         batch = plain._batches(plain.weight_batches)[0]
-        losses = [float(s._loss(None, s.alphas(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]
+        losses = [float(s._loss(None, s.logits(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]
         assert losses[0] != losses[1]
         assert plain._monitor(trains_alphas=False) == helped._monitor(trains_alphas=False)
         for s in (plain, helped):
             s.step = CONFIG.steps - 1
-        losses = [float(s._loss(None, s.alphas(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]
+        losses = [float(s._loss(None, s.logits(), batch, s._moment(FOR_WEIGHTS, 0)).detach()) for s in (plain, helped)]
         assert losses[0] == losses[1]
 
 

@@ -71,7 +71,7 @@ def test_a_search_opens_its_data_once_and_prints_nothing(
     assert told.notes[0].startswith("budget 0.3333 ms (3000.0 fps); random networks take ")
     assert capsys.readouterr() == ("", "")
     assert not result.complete
-    assert [s["step"] for s in result.steps] == list(range(recipes.get(RECIPE).search.steps))
+    assert [s["step"] for s in result.stages[0].steps] == list(range(recipes.get(RECIPE).search.steps))
     assert result.derived == run.derived()
     again = search(run, SearchSettings(fps=(3000.0,)))
     assert again.complete

@@ -47,14 +47,14 @@ from hwnas.spaces import trace_space
 def darts_longer():
     # less to measure than darts-tiny and more steps, so that there are checkpoints to go on from
     tiny = darts.darts_tiny()
-    search, train = replace(tiny.search, steps=16), replace(tiny.train, steps=12, evaluate_every=4)
+    tiny, train = tiny.searching(steps=16), replace(tiny.train, steps=12, evaluate_every=4)
     calibration = Calibration(fit=4, test=1, derived=1, isolated=False)
-    return replace(tiny, name="darts-longer", widths=(4,), search=search, train=train, calibration=calibration)
+    return replace(tiny, name="darts-longer", widths=(4,), train=train, calibration=calibration)
 
 def darts_every():
     # a checkpoint after every step, whatever it costs
     longer = darts_longer()
-    return replace(longer, name="darts-every", search=replace(longer.search, steps=40, checkpoint_every=1))
+    return replace(longer.searching(steps=40, checkpoint_every=1), name="darts-every")
 
 base.recipe(darts_longer)
 base.recipe(darts_every)

@@ -12,9 +12,9 @@ import pytest
 
 from hwnas import recipes
 from hwnas.data import Synthetic
-from hwnas.jobs import searching
 from hwnas.search import memory
 from hwnas.search.memory import Forecast, forecast
+from hwnas.search.strategy import Inputs
 from hwnas.show.console import TERMINAL, console
 
 # In a process of its own: how high memory rises there, nothing else has raised before.
@@ -24,13 +24,14 @@ from dataclasses import replace
 from hwnas import recipes
 from hwnas.data import Synthetic
 from hwnas.search.gradient import BilevelSearch
+from hwnas.search.strategy import Inputs
 from hwnas.search.memory import forecast, peak_bytes, reset_peak
 
 name, order, evaluation = sys.argv[1:]
 recipe = recipes.get(name)
 config = replace(recipe.search, warmup=0, order=order, evaluation=evaluation, batch=8, crop=(160, 208))
 data = Synthetic("train", config.crop, length=4)
-foretold = forecast(recipe.space, config, data)
+foretold = forecast(config, Inputs(recipe.space, data))
 reset_peak()
 search = BilevelSearch(recipe.space, config, data)
 built = peak_bytes()
@@ -75,20 +76,20 @@ def test_a_container_allows_less_than_the_machine_has(tmp_path: Path, monkeypatc
 
 def test_where_the_system_does_not_tell_nothing_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PROC", tmp_path / "not there")
-    assert forecast(RECIPE.space, RECIPE.search, DATA) is None
+    assert forecast(RECIPE.search, Inputs(RECIPE.space, DATA)) is None
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (None, "cannot be foretold"),
+        (None, "cannot be forecast"),
         (Forecast(3 * 2**30, 4 * 2**30), "about 3.0 GiB of 4.0 that are free"),
         (Forecast(5 * 2**30, 4 * 2**30), "the system may end the search"),
     ],
 )
 def test_what_is_said(found: Forecast | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "forecast", lambda *_: found)
+    monkeypatch.setattr(memory, "forecast", lambda *_: found)
     with console.capture() as captured:
-        searching.report_memory(RECIPE.space, RECIPE.search, DATA, [], TERMINAL)
+        memory.report_memory(RECIPE.search, Inputs(RECIPE.space, DATA), TERMINAL)
     assert said in captured.get()
     assert ("may end the search" in captured.get()) == (found is not None and not found.enough)

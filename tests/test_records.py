@@ -17,7 +17,8 @@ from hwnas.errors import HwnasError
 from hwnas.learn import TrainConfig
 from hwnas.problem import Architecture
 from hwnas.recipes import Recipe, base
-from hwnas.records import Difference, File, decode, differences, encode, save, signed, stored, text_of
+from hwnas.recipes.base import changed_settings
+from hwnas.records import Difference, File, decode, encode, save, signed, stored, text_of
 from hwnas.run import FILE as RUN_FILE
 from hwnas.run import Run, Settings
 from hwnas.search.costs import CostConfig
@@ -155,28 +156,27 @@ def test_every_recipe_is_read_as_it_was_written(name: str) -> None:
     recipe = recipes.get(name)
     assert decode(json.loads(json.dumps(encode(recipe, Recipe))), Recipe) == recipe
     for relaxation in (GumbelSoftmax(Temperature(2.0, 0.5, "linear")), SinglePath()):
-        search = replace(recipe.search, relaxation=relaxation, cost=CostConfig("two-sided", 0.5))
-        other = replace(recipe, search=search)
+        other = recipe.searching(relaxation=relaxation, cost=CostConfig("two-sided", 0.5))
         assert decode(json.loads(json.dumps(encode(other, Recipe))), Recipe) == other
-        assert {d.name.split(".")[0] for d in differences(recipe, other)} == {"search"}
+        assert {d.name.split(".")[0] for d in changed_settings(recipe, other)} == {"search"}
 
 
 def test_differences_are_named_with_dots() -> None:
     recipe = recipes.get(RECIPE)
-    other = replace(recipe, search=replace(recipe.search, steps=7), widths=(4,))
-    assert differences(recipe, other) == (
+    other = replace(recipe.searching(steps=7), widths=(4,))
+    assert changed_settings(recipe, other) == (
         Difference("search.steps", recipe.search.steps, 7),
         Difference("widths", list(recipe.widths), [4]),
     )
-    assert str(differences(recipe, other)[0]) == f"search.steps {recipe.search.steps}, now 7"
-    assert differences(recipe, recipe) == ()
+    assert str(changed_settings(recipe, other)[0]) == f"search.steps {recipe.search.steps}, now 7"
+    assert changed_settings(recipe, recipe) == ()
 
 
 @pytest.fixture
 def changed(profiled: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """The recipe darts-tiny as somebody edited it after the run was made."""
     old = recipes.get(RECIPE)
-    new = replace(old, search=replace(old.search, steps=3, warmup=1))
+    new = old.searching(steps=3, warmup=1)
     monkeypatch.setattr(base, "_RECIPES", {RECIPE: lambda: new})
     return new
 

@@ -22,8 +22,9 @@ from hwnas.problem import Decision, Group
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.functional import Functional
-from hwnas.search.gradient import Alphas, BilevelSearch, SearchConfig, search
+from hwnas.search.gradient import BilevelSearch, SearchConfig, search
 from hwnas.search.guards import Guards
+from hwnas.search.logits import Alphas
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.relax import FOR_WEIGHTS, GumbelSoftmax, SinglePath
 from hwnas.spaces import Scale, darts_space
@@ -73,24 +74,24 @@ class TestAlphas:
         assert float(one.logits["g"].detach().std()) == pytest.approx(1e-3, rel=0.1)
         assert one.logits["g"].dtype == torch.float32
 
-    def test_numpy_is_a_copy(self) -> None:
-        alphas = Alphas(SPACE.groups, 0)
-        before = alphas.numpy()
+    def test_findings_are_a_copy(self, data: SegmentationData) -> None:
+        s = BilevelSearch(SPACE, CONFIG, data)
+        before = s.findings().logits
         with torch.no_grad():
-            alphas.logits["normal"].add_(1)
-        assert not np.array_equal(before["normal"], alphas.numpy()["normal"])
-        assert np.array_equal(before["reduce"], alphas.numpy()["reduce"])
+            s.alphas.logits["normal"].add_(1)
+        assert not np.array_equal(before["normal"], s.findings().logits["normal"])
+        assert np.array_equal(before["reduce"], s.findings().logits["reduce"])
 
 
 class TestSteps:
     def test_alphas_stay_where_they_are_during_warm_up_and_move_after_it(self, data: SegmentationData) -> None:
         s = BilevelSearch(SPACE, CONFIG, data)
-        start = s.alphas.numpy()
+        start = s.findings().logits
         for step in range(CONFIG.warmup + 2):
             metrics = s.advance()
             assert metrics["step"] == step
             assert ("val_loss" in metrics) == (step >= CONFIG.warmup)
-            for name, a in s.alphas.numpy().items():
+            for name, a in s.findings().logits.items():
                 assert np.array_equal(a, start[name]) == (step < CONFIG.warmup)
         assert s.step == CONFIG.warmup + 2
 
@@ -128,19 +129,19 @@ class TestSteps:
         """One pass a step, and the gradient of alphas is that of the loss before the weights move."""
         s = BilevelSearch(SPACE, replace(CONFIG, warmup=0, level="single"), data)
         batch = s._batches(s.weight_batches)[0]
-        logits = {k: a.detach().clone().requires_grad_() for k, a in s.alphas().items()}
+        logits = {k: a.detach().clone().requires_grad_() for k, a in s.logits().items()}
         s.net.train()
         loss = s._loss(dict(s.net.named_parameters()), logits, batch, s._moment(FOR_WEIGHTS, 0))
         expected = torch.autograd.grad(loss, list(logits.values()))
         monkeypatch.setattr(s, "alpha_batches", lambda step: pytest.fail("there is one batch"))
-        before = s.alphas.numpy()
+        before = s.findings().logits
         metrics = s.advance()
         assert metrics["train_loss"] == pytest.approx(float(loss.detach()))
         assert "val_loss" not in metrics
         for a, e in zip(s.alphas.parameters(), expected, strict=True):
             assert a.grad is not None
             torch.testing.assert_close(a.grad, e)
-        assert all(not np.array_equal(a, before[k]) for k, a in s.alphas.numpy().items())
+        assert all(not np.array_equal(a, before[k]) for k, a in s.findings().logits.items())
         assert sorted(s.weight_batches.indices) == list(range(len(data)))
 
     def test_batches_that_are_accumulated_are_one_large_batch(self, data: SegmentationData) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from hwnas.complexity import complexity
 from hwnas.derived import ConstraintValue, Contender, Demands, Derived
-from hwnas.errors import HwnasError
+from hwnas.errors import BudgetError, HwnasError
 from hwnas.files import write_atomic
+from hwnas.jobs.findings import Found, read_findings
 from hwnas.jobs.inputs import (
     budgets_ms_of,
     keep_table,
@@ -26,12 +27,12 @@ from hwnas.jobs.pricing import parts_ms
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
-from hwnas.problem import AtMost, Group, NoTwins, Probabilities
+from hwnas.problem import Architecture, AtMost, Group, NoTwins, Probabilities
 from hwnas.progress import SILENT, Reporter
-from hwnas.records import File, stored
+from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.search.guards import SKIP
-from hwnas.search.relax import open_logits
+from hwnas.search.strategy import Findings, Stage
 from hwnas.search.widths import Candidate, Constraint, Contest, choose, count, margins, price
 from hwnas.spaces import Space
 
@@ -80,34 +81,6 @@ class DeriveResult:
     parts_ms: Mapping[str, float] = field(default_factory=dict)
 
 
-@stored("alphas", version=2)
-@dataclass(frozen=True)
-class Alphas:
-    """What `alphas.json` holds.
-
-    Attributes:
-        groups: Logits by group, (decisions, options).
-        table: Latency table of the search.
-    """
-
-    groups: Mapping[str, tuple[tuple[float, ...], ...]]
-    table: str
-
-
-FILE = File("the alphas of a search", "search again", lambda data: data)
-
-
-def read_probs(run: Run) -> Probabilities:
-    """Return what a search found: the probabilities of each group, as its relaxation reads them off its logits."""
-    path = run.require("alphas.json", "search")
-    groups, recipe = FILE.load(path, Alphas).groups, run.recipe
-    logits = {k: torch.tensor(v, dtype=torch.float32) for k, v in groups.items()}
-    if {k: tuple(v.shape) for k, v in logits.items()} != {g.name: g.shape for g in recipe.space.groups}:
-        raise HwnasError(f"{path} does not hold the alphas of {recipe.name}, but of another space; search again")
-    problem = recipe.space.problem
-    return problem.probabilities(recipe.search.relaxation.probs(open_logits(logits, problem.groups)))
-
-
 def skip_groups(space: Space) -> list[Group]:
     """Return the groups of the cells that keep the resolution and may skip."""
     return [cell.group for cell in space.cells if cell.stride == 1 and SKIP in cell.ops]
@@ -121,7 +94,10 @@ def open_contest(run: Run, table: LatencyTable, demands: Demands = _NOTHING) -> 
         table: What the budget is held against.
         demands: What else is asked for.
     """
-    recipe = run.recipe
+    return _contest(run.recipe, read_findings(run), table, demands)
+
+
+def _contest(recipe: Recipe, found: Found, table: LatencyTable, demands: Demands) -> Contest:
     space, scales = recipe.space, recipe.scales()
     constraints = [
         Constraint.on_table(space, scales, LatencyTable.load(Path(other.table)), other.budget_ms)
@@ -131,11 +107,61 @@ def open_contest(run: Run, table: LatencyTable, demands: Demands = _NOTHING) -> 
         most = getattr(demands, f"max_{resource}")
         if most is not None:
             constraints.append(Constraint(resource, count(space, scales, resource), most))
-    problem = space.problem.with_rules(NoTwins(space.twins()))
+    problem = space.problem.fix(found.decided).with_rules(NoTwins(space.twins()))
     if demands.max_skips is not None:
         problem = problem.with_rules(*(AtMost.of(g, SKIP, demands.max_skips) for g in skip_groups(space)))
-    models = price(space, scales, table)
-    return Contest(problem, scales, models, read_probs(run), recipe.width_utility, recipe.depth_utility, constraints)
+    models, utilities = price(space, scales, table), (recipe.width_utility, recipe.depth_utility)
+    return Contest(problem, scales, models, found.probs, *utilities, constraints, found.trials)
+
+
+def decide(
+    recipe: Recipe,
+    stage: Stage,
+    decided: Architecture,
+    findings: Findings,
+    table: LatencyTable,
+    budget_ms: float,
+    demands: Demands,
+) -> Architecture:
+    """Return what is decided after a stage that is not the last.
+
+    Its groups get the answers of the network that would be derived now under the budget, where all options of later
+    groups count the same; or those of the best trial that some network under the budget has.
+
+    Args:
+        recipe: Of the search.
+        stage: One of its stages.
+        decided: The answers of earlier stages.
+        findings: Of this stage.
+        table: What the budget is held against.
+        budget_ms: What the network may take.
+        demands: What else is asked for.
+
+    Raises:
+        BudgetError: If no network meets the budget.
+    """
+    problem = recipe.space.problem
+    probs = dict(problem.uniform()) | {k: torch.from_numpy(v) for k, v in findings.probabilities.items()}
+    found = Found(problem.probabilities(probs), (), decided)
+    if not findings.trials:
+        contest = _contest(recipe, found, table, demands)
+        best = contest.winner(budget_ms)
+        if best is None or best.arch is None:
+            raise contest.refusal(budget_ms)
+        names = {d.name for g in problem.groups if g.name in findings.probabilities for d in g.decisions}
+        return Architecture.of(problem.name, dict(decided.answers) | {d: o for d, o in best.arch.answers if d in names})
+    for trial in sorted(findings.trials, key=lambda t: -t.score):
+        answers = Architecture.of(problem.name, dict(decided.answers) | dict(trial.architecture.answers))
+        try:
+            met = _contest(recipe, replace(found, decided=answers), table, demands).is_met(budget_ms)
+        except HwnasError:  # it breaks a rule
+            continue
+        if met:
+            return answers
+    raise BudgetError(
+        f"none of the {len(findings.trials)} trials of the stage {stage.name!r} meets {budget_ms:.4g} ms "
+        f"({1000 / budget_ms:.1f} fps); ask for less, or search for more of them"
+    )
 
 
 def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Reporter = SILENT) -> DeriveResult:

@@ -13,11 +13,13 @@ from hwnas.data import SegmentationData
 from hwnas.data.base import task_of
 from hwnas.derived import Gap, Judged, Rerank, Reranking
 from hwnas.errors import HwnasError
+from hwnas.jobs.findings import read_findings
 from hwnas.problem import Architecture, Probabilities
 from hwnas.progress import Reporter, Update
 from hwnas.run import Run
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.search.rerank import Judgement, Supernet, decide, judge_trained
+from hwnas.search.strategy import Inputs
 from hwnas.search.widths import Candidate
 
 REPEATS = 2  # trainings of each network, of another seed each: one says nothing about what the seed does
@@ -33,10 +35,13 @@ def open_supernet(run: Run, data: SegmentationData | None = None) -> Supernet:
     Raises:
         HwnasError: If they are not there, do not fit the recipe, or have seen all images; if the data is not there.
     """
-    path = run.require("search.pt", "search")
-    recipe, seed = run.recipe, run.settings.search_seed
-    config = recipe.search if seed is None else replace(recipe.search, seed=seed)
-    return Supernet(recipe.space, config, checkpoint.read(path)["net"], data or run.data("train", config.scale.size))
+    recipe = run.recipe.seeded(run.settings.search_seed)
+    stage = recipe.stages[-1]
+    path = run.require(stage.file("search.pt"), "search")
+    images = data or run.data("train", stage.strategy.size)
+    decided = read_findings(run).decided
+    inputs = Inputs(recipe.space, images, open_groups=stage.groups, fixed=decided if decided.answers else None)
+    return stage.strategy.supernet(inputs, checkpoint.read(path))
 
 
 class Judge:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hwnas import records
+from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
 from hwnas.derived import Demands, Derived
 from hwnas.errors import HwnasError
-from hwnas.jobs.deriving import Alphas, DeriveResult, derive_into, open_contest
+from hwnas.jobs.deriving import DeriveResult, decide, derive_into, open_contest
+from hwnas.jobs.findings import read_stage, stored_findings
 from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budgets, read_all, refuse_second_table
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
-from hwnas.ops.fused import native
-from hwnas.problem import NoTwins
+from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.gradient import search as search_gradient
-from hwnas.search.memory import forecast
+from hwnas.search.gradient import search as run_search
+from hwnas.search.strategy import Inputs, Stage
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
-from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
 RANDOM_NETWORKS = 200  # per width, for the default budget
@@ -52,23 +49,40 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class StageResult:
+    """What one stage of a search found.
+
+    Attributes:
+        name: Of the stage.
+        groups: What it decided.
+        decisions: How many there were.
+        steps: The lines of its step log.
+        trials: How many architectures it scored; 0 for a strategy that finds probabilities.
+        findings: The file of what it found.
+        stopped: Why it ended early; None if it did not.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    decisions: int
+    steps: tuple[dict[str, Any], ...]
+    trials: int
+    findings: Path
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
     Attributes:
         derivation: Of the network, as `hwnas.jobs.derive` gives it.
-        groups: What was decided.
-        decisions: How many there were.
-        steps: The lines of the step log; empty where the search was complete already.
-        stopped: Why it ended early; None if it did not.
+        stages: One for each stage; empty where the search was complete already.
         aim_ms: What the loss aimed at.
     """
 
     derivation: DeriveResult
-    groups: tuple[str, ...] = ()
-    decisions: int = 0
-    steps: tuple[dict[str, Any], ...] = ()
-    stopped: str | None = None
+    stages: tuple[StageResult, ...] = ()
     aim_ms: float = 0.0
 
     @property
@@ -88,7 +102,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
     Raises:
         BudgetError: If no network meets the budgets.
     """
-    recipe, tables = run.recipe, settings.tables
+    tables = settings.tables
     budgets = budgets_ms_of(settings.fps, len(tables))
     if len(tables) > 1 and not budgets:
         raise HwnasError(f"{len(tables)} --table need a budget: give --fps once for all of them, or once for each")
@@ -96,9 +110,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
     with run.locked():
         if budgets:
             run.ask(budget_ms=budgets[0], how=demands if demands.others else None)
-        seed = run.settings.seed
-        config = recipe.search if seed is None else replace(recipe.search, seed=seed)
-        run.ask(search_seed=config.seed, data=run.settings.data or recipe.data)
+        run.ask(search_seed=run.seeded_recipe.stages[0].strategy.seed, data=run.settings.data or run.recipe.data)
         if (run.folder / "arch.json").exists():
             derived = run.derived()
             if settings.measure and derived.measured_ms is None:
@@ -108,15 +120,13 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
                 )
             return SearchResult(DeriveResult(run, derived, complete=True))
         demands = replace(demands, measure=settings.measure)
-        return _search(run, config, settings, demands, report)
+        return _search(run, settings, demands, report)
 
 
-def _search(
-    run: Run, config: SearchConfig, settings: SearchSettings, demands: Demands, report: Reporter
-) -> SearchResult:
-    recipe, tables = run.recipe, settings.tables
+def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
+    recipe, tables = run.seeded_recipe, settings.tables
     space, scales = recipe.space, recipe.scales()
-    data = run.data("train", config.scale.size)  # whether it is there at all; reading it comes after the budget
+    data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
     others = [LatencyTable.load(Path(other.table)) for other in demands.others]
     refuse_second_table(run, table)
@@ -136,7 +146,8 @@ def _search(
     contest = Contest(problem, scales, models, problem.uniform(), 0.0, constraints=elsewhere)
     if not contest.is_met(budget_ms):
         raise contest.refusal(budget_ms)
-    read_all(data, report)
+    for images in data.values():
+        read_all(images, report)
     run.ask(budget_ms=budget_ms)
     run.commit()
     keep_table(run, table)
@@ -144,62 +155,77 @@ def _search(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
         f"{typical.min():.4g} to {typical.max():.4g} ms"
     )
-    report_kernels(config, report)
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
-    checkpoint = run.folder / "search.pt"
-    if not checkpoint.exists():
-        report_memory(space, config, data, bounds, report)
-    bilevel = BilevelSearch(space, config, data, bounds)
-    made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": data.name}
+    images = data[recipe.stages[-1].strategy.size]
+    made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": images.name}
     if others:
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    log = StepLog(run.folder / "search.jsonl")
-    with report.bar("search", config.steps) as update:
-        logits = search_gradient(bilevel, checkpoint, made_with, log, update)
-    records.save(
-        run.folder / "alphas.json",
-        Alphas({k: tuple(map(tuple, v.tolist())) for k, v in logits.items()}, str(table.path)),
+    context = _Context(run, data, tuple(bounds), table, demands, made_with)
+    results, fixed = [], Architecture.of(space.name, {})
+    for i, stage in enumerate(recipe.stages):
+        result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
+        results.append(result)
+    judge = Judge(run, images)
+    derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
+    return SearchResult(derivation, tuple(results), bounds[0].budget)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all stages of a search share."""
+
+    run: Run
+    data: dict[tuple[int, int] | None, SegmentationData]
+    bounds: tuple[Bound, ...]
+    table: LatencyTable
+    demands: Demands
+    made_with: dict[str, Any] = field(default_factory=dict)
+
+
+def _search_stage(
+    context: _Context, stage: Stage, fixed: Architecture, last: bool, report: Reporter
+) -> tuple[StageResult, Architecture]:
+    """Run a stage, unless that has been done, and return what it found and what is decided after it."""
+    run, strategy = context.run, stage.strategy
+    path, log = run.folder / stage.file("search.pt"), StepLog(run.folder / stage.file("search.jsonl"))
+    weights = None
+    if stage.weights_from is not None:
+        source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
+        weights = checkpoint.read(run.folder / source.file("search.pt"))["net"]
+    inputs = Inputs(
+        run.recipe.space,
+        context.data[strategy.size],
+        context.bounds,
+        stage.groups,
+        fixed if fixed.answers else None,
+        weights,
     )
-    contest = open_contest(run, table, demands)
-    derivation = derive_into(run, table, budget_ms, demands, contest, Judge(run, data), report)
-    return SearchResult(
-        derivation,
-        tuple(g.name for g in space.groups),
-        sum(len(g.decisions) for g in space.groups),
+    groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
+    stopped = None
+    if not (run.folder / stage.file("alphas.json")).exists():
+        strategy.prepare(inputs, not path.exists(), report)
+        made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
+        with report.bar(stage.name, strategy.steps) as update:
+            search = strategy.begin(inputs)
+            findings = run_search(search, path, made_with, log, update)
+        stopped = search.stopped
+        decided = None
+        if not last:
+            budget_ms = context.made_with["budget_ms"]
+            decided = decide(run.recipe, stage, fixed, findings, context.table, budget_ms, context.demands)
+        records.save(run.folder / stage.file("alphas.json"), stored_findings(findings, context.table, decided))
+    there = read_stage(run, stage)
+    result = StageResult(
+        stage.name,
+        groups,
+        sum(d.name not in answers for g in inputs.groups for d in g.decisions),
         tuple(log.read()),
-        bilevel.stopped,
-        bounds[0].budget,
+        len(there.trials),
+        run.folder / stage.file("alphas.json"),
+        stopped,
     )
-
-
-def report_kernels(config: SearchConfig, report: Reporter) -> None:
-    """Say that kernels are being compiled, which takes some seconds, or that there is nothing to compile them."""
-    if config.evaluation == "plain":
-        return
-    if native.compiler() is None:
-        report.note("no C++ compiler here, so torch alone computes the supernet, more slowly; see: hwnas doctor")
-    elif not native.built():
-        report.note("compiling the supernet's kernels for this CPU, once")
-        native.library()
-
-
-def report_memory(
-    space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound], report: Reporter
-) -> None:
-    """Say how much memory the search will take, and what to do where there is not as much."""
-    with report.bar("memory: two small steps", 2) as update:
-        memory = forecast(space, config, data, bounds, update)
-    if memory is None:
-        report.note("how much memory the search will take cannot be foretold on this system")
-        return
-    report.note(f"memory: about {memory.peak_bytes / 2**30:.1f} GiB of {memory.free_bytes / 2**30:.1f} that are free")
-    if not memory.enough:
-        report.note(
-            "that is more than there is, and the system may end the search: in the recipe's search, divide `batch` and "
-            "multiply `accumulate`, make `crop` smaller, or set evaluation='lean'",
-            warning=True,
-        )
+    return result, fixed if there.decided is None else there.decided

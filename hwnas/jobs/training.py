@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.jobs.inputs import read_all
@@ -40,8 +40,7 @@ def train(run: Run, report: Reporter = SILENT) -> TrainResult:
         weights, derived = run.folder / "train" / "model.safetensors", run.derived()
         if weights.exists():
             return TrainResult(weights)
-        config, seed = run.recipe.train, run.settings.seed
-        config = config if seed is None else replace(config, seed=seed)
+        config = run.seeded_recipe.train
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         training = Training(run.space(derived), derived.architecture, config, data)
         settings = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}

@@ -100,6 +100,17 @@ class Problem:
         if broken is not None:
             raise HwnasError(f"the architecture breaks a rule of its space: {broken}")
 
+    def completed(self, arch: Architecture) -> Architecture:
+        """Return a partial architecture with the fixed answers added.
+
+        Raises:
+            HwnasError: If it leaves other decisions open, or answers what is fixed otherwise.
+        """
+        self.check(arch, partial=True)
+        out = Architecture.of(self.name, self.answers | dict(arch.answers))
+        out.check(self.decisions)
+        return out
+
     def broken(self, arch: Architecture) -> Rule | None:
         """Return the first rule that a complete architecture breaks."""
         return next((r for r in self.rules if not r.holds(arch)), None)

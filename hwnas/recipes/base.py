@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from hwnas.errors import unknown
+from hwnas import records
+from hwnas.errors import HwnasError, unknown
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.records import stored
+from hwnas.records import Difference, stored
 from hwnas.runtime.measuring.measure import StopRule
-from hwnas.search.gradient import SearchConfig
+from hwnas.search.config import SearchConfig
+from hwnas.search.strategy import SEARCH, Stage, Strategy, check_stages
 from hwnas.spaces import Scale, Space
 
 
@@ -24,7 +28,7 @@ class Recipe:
         title: One line for people.
         space: At the deployment scale.
         widths: Channels the derived network may have, narrowest first: multiples of what the engine computes at once.
-        search: The search; it sees images at the size of its scale.
+        stages: Of the search, in their order; one, called ``"search"``, where all is decided at once.
         train: The training of the derived network.
         data: ``"synthetic"`` or ``"synthetic-shapes"``, or None where the user names a folder.
         needs: What that folder is, for people.
@@ -43,7 +47,7 @@ class Recipe:
     title: str
     space: Space
     widths: tuple[int, ...]
-    search: SearchConfig
+    stages: tuple[Stage, ...]
     train: TrainConfig
     data: str | None = "synthetic"
     needs: str = "a folder in CamVid's layout"
@@ -55,10 +59,57 @@ class Recipe:
     rerank_steps: int = 100
     stop: StopRule = field(default_factory=StopRule)
 
+    def __post_init__(self) -> None:
+        """Raise HwnasError if the stages do not decide each group of the space once."""
+        check_stages(self.stages, self.space.groups)
+
+    @property
+    def search(self) -> SearchConfig:
+        """The settings of the one stage of gradient search.
+
+        Raises:
+            HwnasError: If the recipe has several stages, or another strategy.
+        """
+        strategy = self.stages[0].strategy
+        if len(self.stages) > 1 or not isinstance(strategy, SearchConfig):
+            raise HwnasError(f"the recipe {self.name} has no single stage of gradient search; see its stages")
+        return strategy
+
+    def searching(self, **settings: Any) -> Recipe:
+        """Return the same with other settings of `search`."""
+        return replace(self, stages=once(replace(self.search, **settings)))
+
+    def seeded(self, seed: int | None) -> Recipe:
+        """Return the same with another seed of all stages, and of the training; None for its own."""
+        if seed is None:
+            return self
+        stages = tuple(replace(s, strategy=s.strategy.with_seed(seed)) for s in self.stages)
+        return replace(self, stages=stages, train=replace(self.train, seed=seed))
+
+    @staticmethod
+    def older(fields: dict[str, Any]) -> dict[str, Any]:
+        """Bring a stored recipe from before there were stages to the present form."""
+        if "search" not in fields:
+            return fields
+        rest = {k: v for k, v in fields.items() if k != "search"}
+        return {**rest, "stages": [{"name": SEARCH, "strategy": {"type": "gradient", **fields["search"]}}]}
+
     def scales(self) -> tuple[Scale, ...]:
         """Return the deployment scale at each width and depth, narrowest first, then shallowest."""
         scale = self.space.scale
         return tuple(replace(scale, channels=w, cells=d) for w in self.widths for d in self.depths or (scale.cells,))
+
+
+def changed_settings(old: Recipe, new: Recipe) -> tuple[Difference, ...]:
+    """Return which settings two recipes have otherwise; those of a strategy go by the name of its stage."""
+    return tuple(
+        replace(d, name=re.sub(r"^stages\.(\w+)\.strategy\.", r"\1.", d.name)) for d in records.differences(old, new)
+    )
+
+
+def once(strategy: Strategy) -> tuple[Stage, ...]:
+    """Return the stages of a search that decides everything at once."""
+    return (Stage(SEARCH, strategy),)
 
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.recipes.base import Recipe, recipe
+from hwnas.recipes.base import Recipe, once, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
@@ -31,13 +31,15 @@ def darts_cifar10() -> Recipe:
         title="DARTS on CIFAR-10 as in the paper, 32x32: days on a GPU",
         space=_space(36, 20),
         widths=(36,),
-        search=SearchConfig(
-            scale=Scale(16, 8, SIZE),
-            steps=50 * (TRAIN_IMAGES // 2) // 64,
-            warmup=0,
-            batch=64,
-            crop=SIZE,
-            cost=CostConfig(weight=0.0),
+        stages=once(
+            SearchConfig(
+                scale=Scale(16, 8, SIZE),
+                steps=50 * (TRAIN_IMAGES // 2) // 64,
+                warmup=0,
+                batch=64,
+                crop=SIZE,
+                cost=CostConfig(weight=0.0),
+            )
         ),
         train=TrainConfig(
             steps=600 * TRAIN_IMAGES // 96,
@@ -66,8 +68,10 @@ def darts_cifar10_quick() -> Recipe:
         title="DARTS cells that classify, synthetic shapes or CIFAR-10, 32x32: minutes on a laptop",
         space=_space(16, 6),
         widths=(16, 32),
-        search=SearchConfig(
-            scale=Scale(8, 3, SIZE), steps=150, warmup=30, batch=16, crop=SIZE, w_lr=0.1, alpha_lr=0.02, cutout=8
+        stages=once(
+            SearchConfig(
+                scale=Scale(8, 3, SIZE), steps=150, warmup=30, batch=16, crop=SIZE, w_lr=0.1, alpha_lr=0.02, cutout=8
+            )
         ),
         train=TrainConfig(
             steps=500,
@@ -91,8 +95,10 @@ def darts_cifar10_tiny() -> Recipe:
         title="DARTS cells that classify, synthetic shapes, 32x32: seconds, for trying things out",
         space=_space(4, 3, nodes=2),
         widths=(4, 8),
-        search=SearchConfig(
-            scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.5, cutout=8
+        stages=once(
+            SearchConfig(
+                scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.5, cutout=8
+            )
         ),
         train=TrainConfig(
             steps=6,

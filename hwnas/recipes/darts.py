@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.recipes.base import Recipe, recipe
+from hwnas.recipes.base import Recipe, once, recipe
 from hwnas.runtime.measuring.measure import StopRule
-from hwnas.search.gradient import SearchConfig
+from hwnas.search.config import SearchConfig
 from hwnas.spaces import Scale, darts_space
 
 CAMVID_CLASSES = 11
@@ -25,8 +25,10 @@ def darts_quick() -> Recipe:
         widths=(16, 32),
         depths=(6, 8, 10, 12, 14),
         depth_utility=0.3,
-        search=SearchConfig(
-            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
+        stages=once(
+            SearchConfig(
+                scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
+            )
         ),
         train=TrainConfig(steps=500, batch=8, crop=(128, 160), evaluate_every=125),
         calibration=Calibration(fit=16),
@@ -44,8 +46,10 @@ def darts_camvid() -> Recipe:
         widths=(16, 32),
         depths=(6, 8, 10, 12),
         depth_utility=0.3,
-        search=SearchConfig(
-            scale=Scale(8, 5, size), steps=200, warmup=40, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
+        stages=once(
+            SearchConfig(
+                scale=Scale(8, 5, size), steps=200, warmup=40, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
+            )
         ),
         train=TrainConfig(steps=900, batch=8, crop=(240, 320), evaluate_every=150),
         data=None,
@@ -61,7 +65,9 @@ def darts_tiny() -> Recipe:
         title="DARTS cells, synthetic streets, 48x64: seconds, for trying things out",
         space=darts_space(Scale(8, 3, size), CAMVID_CLASSES),
         widths=(4, 8),
-        search=SearchConfig(scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.5),
+        stages=once(
+            SearchConfig(scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.5)
+        ),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
         calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
@@ -78,8 +84,10 @@ def darts_gpu() -> Recipe:
         space=darts_space(Scale(16, 6, size), CAMVID_CLASSES),
         # TensorRT computes 8 channels of float16 at once, and tensor cores like 16 and more.
         widths=(16, 32, 64),
-        search=SearchConfig(
-            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(256, 512), w_lr=0.1, alpha_lr=0.02
+        stages=once(
+            SearchConfig(
+                scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(256, 512), w_lr=0.1, alpha_lr=0.02
+            )
         ),
         train=TrainConfig(steps=500, batch=8, crop=(256, 512), evaluate_every=250),
         calibration=Calibration(fit=12, test=30, derived=12),

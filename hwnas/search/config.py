@@ -1,22 +1,33 @@
-"""Settings of a search, as data that recipes hold."""
+"""The strategy of gradient descent: its settings, as data that recipes hold."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from hwnas.errors import HwnasError
+from hwnas.ops.fused import native
+from hwnas.progress import Reporter
+from hwnas.records import stored
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import CostConfig
 from hwnas.search.guards import Guards
+from hwnas.search.logits import LogitModel, Table
 from hwnas.search.relax import Relaxation, Softmax
+from hwnas.search.strategy import Inputs, Strategy
 from hwnas.spaces import Scale
 from hwnas.spaces.cell import Evaluation
 
+if TYPE_CHECKING:
+    from hwnas.search.gradient import BilevelSearch
+    from hwnas.search.rerank import Supernet
 
+
+@stored("gradient")
 @dataclass(frozen=True)
-class SearchConfig:
-    """Settings of a search; the defaults are those of DARTS (section 3.1 and its code), the steps are the recipe's.
+class SearchConfig(Strategy):
+    """Settings of a gradient search; defaults are those of DARTS (section 3.1 and its code), steps are the recipe's.
 
     Attributes:
         scale: Of the supernet: the proxy the search runs at.
@@ -34,6 +45,7 @@ class SearchConfig:
         level: ``"bilevel"``: alphas learn on a half of the training set that weights never see (DARTS). ``"single"``:
             both from one loss on one batch of the whole set (SNAS, GAS).
         order: Of the gradient of alphas, see `hwnas.search.bilevel.alpha_gradient`.
+        logits: What the logits of the decisions come from.
         relaxation: How discrete decisions are relaxed in the supernet.
         cost: How resources count in the loss of the alphas.
         guards: Against known ways in which such searches fail.
@@ -60,6 +72,7 @@ class SearchConfig:
     alpha_decay: float = 1e-3
     level: Literal["bilevel", "single"] = "bilevel"
     order: Order = "first"
+    logits: LogitModel = field(default_factory=Table)
     relaxation: Relaxation = field(default_factory=Softmax)
     cost: CostConfig = field(default_factory=CostConfig)
     guards: Guards = field(default_factory=Guards)
@@ -78,6 +91,39 @@ class SearchConfig:
         if min(self.accumulate, self.checkpoint_every) < 1:
             raise HwnasError("accumulate and checkpoint_every must be 1 or more")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all settings; those that are objects of a choice of classes say which."""
-        return asdict(self) | {"relaxation": [type(self.relaxation).__name__, asdict(self.relaxation)]}  # type: ignore[call-overload]
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images: that of the supernet's scale."""
+        return self.scale.size
+
+    def begin(self, inputs: Inputs) -> BilevelSearch:
+        """Build the supernet and start at its first step."""
+        from hwnas.search.gradient import BilevelSearch
+
+        i = inputs
+        return BilevelSearch(i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights)
+
+    def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
+        """Compile the supernet's kernels, and before the first step report how much memory the search will take."""
+        from hwnas.search.memory import report_memory
+
+        if self.evaluation != "plain":
+            native.prepare(report)
+        if fresh:
+            report_memory(self, inputs, report)
+
+    def note(self, metrics: Mapping[str, Any]) -> str:
+        """Return loss, entropy, weight of the cost, and what the network derived now takes."""
+        out = [f"loss {metrics['train_loss']:.3f}", f"entropy {metrics['entropy']:.3f}"]
+        out += [f"{k} {v:.4g}" for k, v in metrics.items() if k == "lambda" or k.startswith("derived_")]
+        return " ".join(out)
+
+    def supernet(self, inputs: Inputs, state: Mapping[str, Any]) -> Supernet:
+        """Return the trained supernet, from the state of a search.
+
+        Raises:
+            HwnasError: If its weights have learned on all images.
+        """
+        from hwnas.search.rerank import Supernet
+
+        return Supernet(inputs.space, self, state["net"], inputs.data, inputs.fixed)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from hwnas.data.augment import BatchSource, batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
 from hwnas.learn.losses import Batch, task_loss, tensors
-from hwnas.problem import Architecture, Group, Probabilities
+from hwnas.problem import Architecture, Probabilities
 from hwnas.progress import Update, ignore
 from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
 from hwnas.search.config import SearchConfig
@@ -27,35 +26,15 @@ from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
+from hwnas.search.strategy import Findings, Inputs, Search
 from hwnas.seeding import seeded
 from hwnas.spaces import Space
 from hwnas.spaces.cell import set_evaluation
 from hwnas.steplog import StepLog
 
-__all__ = ["Alphas", "BilevelSearch", "SearchConfig", "search"]
+__all__ = ["BilevelSearch", "SearchConfig", "search"]
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, for checkpoints more frequent than `checkpoint_every`
-
-
-class Alphas(nn.Module):
-    """The logits of a space's decisions, one matrix per group."""
-
-    def __init__(self, groups: Sequence[Group], seed: int) -> None:
-        """Initialise with 1e-3 * N(0, 1), as DARTS does."""
-        super().__init__()
-        self.groups = tuple(groups)
-        rng = np.random.default_rng(seed)
-        self.logits = nn.ParameterDict(
-            {g.name: nn.Parameter(torch.from_numpy(1e-3 * rng.standard_normal(g.shape)).float()) for g in groups}
-        )
-
-    def forward(self) -> dict[str, Tensor]:
-        """Return ``{group: (decisions, options)}``, -inf for closed options."""
-        return open_logits(dict(self.logits.items()), self.groups)
-
-    def numpy(self) -> dict[str, np.ndarray]:
-        """Return the logits as arrays, those of closed options as they are, which means nothing."""
-        return {name: a.detach().numpy().copy() for name, a in self.logits.items()}
 
 
 class BilevelSearch:
@@ -77,6 +56,8 @@ class BilevelSearch:
         data: SegmentationData,
         bounds: Sequence[Bound] = (),
         fixed: Architecture | None = None,
+        open_groups: Sequence[str] = (),
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 
@@ -86,14 +67,16 @@ class BilevelSearch:
             data: The training set.
             bounds: What the objective holds networks to.
             fixed: Answers that are not searched: those of an earlier stage. The supernet mixes the others.
+            open_groups: Names of the groups that are searched; none for all. The options of others are mixed evenly.
+            weights: Of another supernet of the same scale, to start from, by name; what it lacks starts at random.
 
         Raises:
-            HwnasError: If no decision is open, or the fixed answers break a rule.
+            HwnasError: If no decision is open, the fixed answers break a rule, or the weights are those of another
+                scale.
         """
         self.config, self.space = config, space
-        self.problem = space.problem if fixed is None else space.problem.fix(fixed)
-        if all(d.name in self.problem.answers for d in self.problem.decisions):
-            raise HwnasError(f"the space {space.name!r} has no open decision: there is nothing to search")
+        inputs = Inputs(space, data, bounds, tuple(open_groups), fixed, weights)
+        self.problem, searched = inputs.problem, inputs.groups
         self.cost = Cost(config.cost, bounds) if bounds else None
         config.guards.check(self.problem.groups)
         with seeded(config.seed):
@@ -101,8 +84,11 @@ class BilevelSearch:
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_evaluation(self.net, config.evaluation)
         self.net.train()
+        if weights is not None:
+            _start_from(self.net, weights)
         self._weights = dict(self.net.named_parameters())  # by name: collecting them takes longer than a cell
-        self.alphas = Alphas(self.problem.groups, config.seed)
+        self.alphas = config.logits.build(searched, config.seed)
+        self._even = {g.name: torch.zeros(g.shape) for g in self.problem.groups if g not in searched}
         self._functional = Functional(self.net)
         for_weights, for_alphas = split_halves(len(data), config.seed)
         if config.level == "single":
@@ -127,6 +113,20 @@ class BilevelSearch:
     def finished(self) -> bool:
         """Whether there is no step left to do."""
         return self.stopped is not None or self.step >= self.config.steps
+
+    def logits(self) -> dict[str, Tensor]:
+        """Return ``{group: (decisions, options)}`` of all groups, differentiable: -inf for closed options."""
+        return open_logits({**self._even, **self.alphas()}, self.problem.groups)
+
+    def findings(self) -> Findings:
+        """Return the logits of the groups that are searched, and their probabilities by the relaxation."""
+        with torch.no_grad():
+            own = self.alphas()
+            probs = self.config.relaxation.probs(self.logits())
+        return Findings(
+            {name: probs[name].detach().float().cpu().numpy().copy() for name in own},
+            {name: a.detach().float().cpu().numpy().copy() for name, a in own.items()},
+        )
 
     def advance(self) -> dict[str, Any]:
         """Do one step of alphas (after the warm-up) and one of weights; return what happened.
@@ -190,13 +190,14 @@ class BilevelSearch:
             self._losses(self._batches(self.alpha_batches), FOR_ALPHAS),
             self._losses(batches, FOR_WEIGHTS),
             self._weights,
-            self.alphas(),
+            self.logits(),
             WeightStep(lr, self.config.w_momentum, self.config.w_decay, buffers),
         )
 
     def _move_alphas(self, task: Gradient) -> None:
         """Add the gradients of the cost and of the relaxation to that of the task loss, and step."""
-        logits, relaxation = self.alphas(), self.config.relaxation
+        logits = {name: a.detach().requires_grad_() for name, a in self.logits().items()}
+        relaxation = self.config.relaxation
         value = torch.tensor(task.loss, requires_grad=True)
         total: Tensor = value
         if self.cost is not None:
@@ -204,14 +205,16 @@ class BilevelSearch:
         total = total + relaxation.own_loss(logits)
         # The first gradient is that of the total by the task loss: not 1 where the cost is a product.
         scale, *grads = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
-        for name, g in zip(logits, grads, strict=True):
-            self.alphas.logits[name].grad = scale * task.logits[name] + g
+        through = {name: scale * task.logits[name] + g for name, g in zip(logits, grads, strict=True)}
+        self.alpha_optimizer.zero_grad()
+        own = self.alphas()
+        torch.autograd.backward(list(own.values()), [through[name] for name in own])
         self.alpha_optimizer.step()
 
     def _move_weights(self, batches: Sequence[Batch]) -> Gradient:
         """Step the weights; in a single-level search, return the gradient of the alphas from the same passes."""
         single = self.config.level == "single"
-        logits = {k: a.detach().requires_grad_(single) for k, a in self.alphas().items()}
+        logits = {k: a.detach().requires_grad_(single) for k, a in self.logits().items()}
         self.w_optimizer.zero_grad()
         total = 0.0
         for part, batch in enumerate(batches):
@@ -226,7 +229,7 @@ class BilevelSearch:
     def _monitor(self, trains_alphas: bool) -> dict[str, Any]:
         """Derive a network from the present probabilities; update the multiplier and the guards by it."""
         c = self.config
-        probs = self._probs(self.alphas())
+        probs = self._probs(self.logits())
         metrics: dict[str, Any] = decidedness(probs)
         arch = strongest(self.problem, probs)
         if self.cost is not None:
@@ -282,9 +285,7 @@ class BilevelSearch:
         self.stopped, self._last_checked, self._unchanged = state["checks"]
 
 
-def search(
-    bilevel: BilevelSearch, path: Path, settings: object, log: StepLog, update: Update = ignore
-) -> dict[str, np.ndarray]:
+def search(bilevel: Search, path: Path, settings: object, log: StepLog, update: Update = ignore) -> Findings:
     """Run a search to its end, from its checkpoint if there is one.
 
     Args:
@@ -296,7 +297,7 @@ def search(
         update: Told after each step.
 
     Returns:
-        The logits by group.
+        What it found.
 
     Raises:
         HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
@@ -312,18 +313,26 @@ def search(
         start_s = time.monotonic()
         metrics = bilevel.advance()
         now_s = time.monotonic()
-        log.append(metrics | {"seconds": round(now_s - start_s, 4)})
-        update(bilevel.step, _note(metrics))
+        log.append({**metrics, "seconds": round(now_s - start_s, 4)})
+        update(bilevel.step, bilevel.config.note(metrics))
         due = bilevel.finished or bilevel.step - saved_step >= bilevel.config.checkpoint_every
         if due or cost_s <= CHECKPOINT_SHARE * (now_s - saved_s):
             checkpoint.save(path, bilevel.state(), run_settings)
             saved_step, saved_s = bilevel.step, time.monotonic()
             cost_s = saved_s - now_s
-    return bilevel.alphas.numpy()
+    return bilevel.findings()
 
 
-def _note(metrics: Mapping[str, Any]) -> str:
-    """Return the few figures that are shown while a search runs."""
-    out = [f"loss {metrics['train_loss']:.3f}", f"entropy {metrics['entropy']:.3f}"]
-    out += [f"{k} {v:.4g}" for k, v in metrics.items() if k == "lambda" or k.startswith("derived_")]
-    return " ".join(out)
+def _start_from(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what a supernet shares with another by name.
+
+    Raises:
+        HwnasError: If they share nothing, or one of the tensors has another shape.
+    """
+    own = net.state_dict()
+    shared = {name: w for name, w in weights.items() if name in own}
+    other = [name for name, w in shared.items() if w.shape != own[name].shape]
+    if other or not shared:
+        what = f"{other[0]} has another shape there" if other else "they share no name"
+        raise HwnasError(f"the search cannot start from the weights of the earlier stage: {what}; give both one scale")
+    net.load_state_dict(shared, strict=False)

@@ -6,16 +6,13 @@ import contextlib
 import ctypes
 import gc
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hwnas.data.base import SegmentationData
-from hwnas.progress import Update, ignore
+from hwnas.progress import Reporter, Update, ignore
 from hwnas.runtime.measuring.work import free_memory_bytes
-from hwnas.search.costs import Bound
-from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.spaces import Space
+from hwnas.search.config import SearchConfig
+from hwnas.search.strategy import Inputs
 
 SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
 BATCHES = (1, 2)
@@ -42,23 +39,15 @@ class Forecast:
         return self.peak_bytes <= self.free_bytes
 
 
-def forecast(
-    space: Space,
-    config: SearchConfig,
-    data: SegmentationData,
-    bounds: Sequence[Bound] = (),
-    update: Update = ignore,
-) -> Forecast | None:
+def forecast(config: SearchConfig, inputs: Inputs, update: Update = ignore) -> Forecast | None:
     """Forecast the memory of a search from two small steps of the same supernet.
 
     What a step holds is what the weights take plus a part proportional to the pixels in a batch. So steps on one and on
     two small crops determine what a step on the crops of the search takes. They run on a supernet of their own.
 
     Args:
-        space: At any scale.
         config: Of the search.
-        data: The training set.
-        bounds: Of the search.
+        inputs: Of the search.
         update: Told after each of the two.
 
     Returns:
@@ -69,7 +58,7 @@ def forecast(
     crop = _small(config.crop)
     peaks = []
     for batch in BATCHES:
-        peaks.append(_highest_bytes(space, replace(config, batch=batch, crop=crop), data, bounds))
+        peaks.append(_highest_bytes(replace(config, batch=batch, crop=crop), inputs))
         update(len(peaks))
     low, high = peaks
     pixels = [b * crop[0] * crop[1] for b in BATCHES]
@@ -78,15 +67,31 @@ def forecast(
     return Forecast(round(max(peak, low)), _free_bytes())
 
 
+def report_memory(config: SearchConfig, inputs: Inputs, report: Reporter) -> None:
+    """Report how much memory a search will take, and what to do where there is not as much."""
+    with report.bar("memory: two small steps", 2) as update:
+        memory = forecast(config, inputs, update)
+    if memory is None:
+        report.note("how much memory the search will take cannot be forecast on this system")
+        return
+    report.note(f"memory: about {memory.peak_bytes / 2**30:.1f} GiB of {memory.free_bytes / 2**30:.1f} that are free")
+    if not memory.enough:
+        report.note(
+            "that is more than there is, and the system may end the search: in the recipe's search, divide `batch` and "
+            "multiply `accumulate`, make `crop` smaller, or set evaluation='lean'",
+            warning=True,
+        )
+
+
 def _small(crop: tuple[int, int]) -> tuple[int, int]:
     share = min(1.0, SHORT_SIDE / min(crop))
     return round(crop[0] * share), round(crop[1] * share)
 
 
-def _highest_bytes(space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> int:
+def _highest_bytes(config: SearchConfig, inputs: Inputs) -> int:
     """Return the highest level of this process in the second step of a search; the first makes what stays."""
     standing = replace(config, warmup=0, accumulate=1, w_lr=0.0, w_lr_end=0.0)  # what is not moved does not diverge
-    steps = BilevelSearch(space, standing, data, bounds)
+    steps = standing.begin(inputs)
     steps.advance()
     release()
     reset_peak()

@@ -125,7 +125,12 @@ class Supernet:
     """The weights of a finished search, and images that its weights did not learn on."""
 
     def __init__(
-        self, space: Space, config: SearchConfig, weights: Mapping[str, Tensor], data: SegmentationData
+        self,
+        space: Space,
+        config: SearchConfig,
+        weights: Mapping[str, Tensor],
+        data: SegmentationData,
+        fixed: Architecture | None = None,
     ) -> None:
         """Take the weights, and draw the batches that all networks are judged on.
 
@@ -134,6 +139,7 @@ class Supernet:
             config: Of the search.
             weights: Of the supernet: ``net`` in the state of the search.
             data: The training set.
+            fixed: Answers of earlier stages, which the supernet has no alternatives to.
 
         Raises:
             HwnasError: If the weights are those of another supernet, or learned on all images.
@@ -141,6 +147,7 @@ class Supernet:
         if config.level == "single":
             raise HwnasError("a single-level search leaves no image that its weights have not learned on")
         self.space, self.config, self.weights, self.task = space.at(config.scale), config, weights, task_of(data)
+        self.fixed = fixed
         learned, held_out = split_halves(len(data), config.seed)
         # Seeds of their own: crops that the search has not seen.
         first = batch_source(data, learned, config.batch, config.crop, 3 * config.seed + 1)
@@ -163,7 +170,7 @@ class Supernet:
             arch: Complete; None for the mixture.
             probs: Of the mixture.
         """
-        net = self.space.build(arch, form="search")
+        net = self.space.build(self.fixed if arch is None else arch, form="search")
         try:
             net.load_state_dict({k: self.weights[k] for k in net.state_dict()})
         except (KeyError, RuntimeError) as e:

@@ -18,6 +18,8 @@ from hwnas.problem import Architecture, Matrices, Probabilities, Problem
 from hwnas.progress import Update, ignore
 from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
+from hwnas.search.strategy import Trial
+from hwnas.search.trials import TrialSolver
 from hwnas.spaces import Scale, Space, trace_space
 
 # The prediction of a derived network stays below the budget by half the relative error of the table, 10 % at most: a
@@ -144,6 +146,7 @@ class Contest:
         width_utility: float,
         depth_utility: float = 0.0,
         constraints: Sequence[Constraint] = (),
+        trials: Sequence[Trial] = (),
     ) -> None:
         """Set up a solver for each scale.
 
@@ -155,6 +158,7 @@ class Contest:
             width_utility: Utility of doubling the channels, in units of the score without a budget.
             depth_utility: Utility of doubling the cells.
             constraints: What else a network may not exceed.
+            trials: What is chosen among by score, of all architectures; none to choose by probabilities.
         """
         self.problem = problem
         self.scales, self.models, self.constraints = tuple(scales), tuple(models), tuple(constraints)
@@ -166,7 +170,9 @@ class Contest:
         ]
         self._penalty = 1.0 + max(self.bonus)
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
-        self.solvers = [Solver(problem, every) for every in per_scale]
+        self.solvers: list[Solver | TrialSolver] = [
+            TrialSolver(problem, trials, every) if trials else Solver(problem, every) for every in per_scale
+        ]
         self._margins = [[safety(m) for m in every] for every in per_scale]
         # By scale: the smallest budget solved for with its candidate; a budget with a utility that is out of reach
         # under it; the largest budget that nothing meets.
@@ -176,6 +182,9 @@ class Contest:
 
     @cached_property
     def _best_score(self) -> float:
+        first = self.solvers[0]
+        if isinstance(first, TrialSolver):
+            return max((t.score for t in first.trials), default=1.0)
         return self._sum(strongest(self.problem, self.probs))
 
     def budgets(self, scale: int, budget_ms: float) -> list[float]:
@@ -311,7 +320,10 @@ class Contest:
         return score * self._best_score
 
     def _sum(self, arch: Architecture) -> float:
-        """Return the score of an architecture, see `Problem.scores`."""
+        """Return the score of an architecture: of a trial, or as `Problem.scores` has it."""
+        first = self.solvers[0]
+        if isinstance(first, TrialSolver):
+            return first.score(arch)
         return float(self.problem.scores(self.probs) @ self.problem.literals.vector(arch))
 
     def _candidate(self, scale: int, solution: Solution) -> Candidate:

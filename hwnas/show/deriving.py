@@ -12,7 +12,7 @@ from hwnas.jobs.deriving import UNDECIDED, DeriveResult
 from hwnas.jobs.fronts import FrontResult
 from hwnas.jobs.landing import NotLanded
 from hwnas.jobs.reranking import REPEATS
-from hwnas.jobs.searching import SearchResult
+from hwnas.jobs.searching import SearchResult, StageResult
 from hwnas.latency.resources import RESOURCES
 from hwnas.search.widths import MIN_SCORE
 from hwnas.show.console import console, summary, table
@@ -20,21 +20,38 @@ from hwnas.show.drawings import draw_front, picture
 
 
 def searched(result: SearchResult) -> None:
-    """Show what was searched, how sure the search is of it, and what was derived."""
-    if result.steps:
-        last, folder = result.steps[-1], result.derivation.run.folder
-        why = "" if result.stopped is None else f", ended early: {result.stopped}"
-        facts: dict[str, object] = {
-            "searched": f"{len(result.steps)} steps, {sum(s['seconds'] for s in result.steps):.0f} s{why}",
-            "decisions": f"{result.decisions} in {', '.join(result.groups)}; logits in {folder / 'alphas.json'}",
-            "loss": f"{last['train_loss']:.4g} where the weights learn"
-            + (f", {last['val_loss']:.4g} where the alphas do" if "val_loss" in last else ""),
-            "entropy": f"{last['entropy']:.3f} (1: nothing decided, 0: everything); mean margin {last['margin']:.3f}",
-            "cost": f"lambda {last['lambda']:.4g}; derived without a budget {last['derived_ms']:.4g} ms, "
-            f"{last['derived_ms'] / result.aim_ms:.3f} of the {result.aim_ms:.4g} ms that are aimed at",
-        }
-        summary(facts, None)
+    """Show what each stage searched, how sure it is of that, and what was derived."""
+    for stage in result.stages:
+        if len(result.stages) > 1:
+            console.print(f"stage {stage.name}", style="bold", markup=False)
+        summary(_searched(stage, result.aim_ms), None)
     derived(result.derivation)
+
+
+def _searched(stage: StageResult, aim_ms: float) -> dict[str, object]:
+    """Return what a summary says of a stage: what its steps logged."""
+    why = "" if stage.stopped is None else f", ended early: {stage.stopped}"
+    facts: dict[str, object] = {
+        "searched": f"{len(stage.steps)} steps, {sum(s.get('seconds', 0.0) for s in stage.steps):.0f} s{why}",
+        "decisions": f"{stage.decisions} in {', '.join(stage.groups)}; {'scores' if stage.trials else 'logits'} in "
+        f"{stage.findings}",
+    }
+    if stage.trials:
+        facts["trials"] = stage.trials
+    last = stage.steps[-1] if stage.steps else {}
+    if "train_loss" in last:
+        facts["loss"] = f"{last['train_loss']:.4g} where the weights learn" + (
+            f", {last['val_loss']:.4g} where the alphas do" if "val_loss" in last else ""
+        )
+    if "entropy" in last:
+        entropy, margin = last["entropy"], last["margin"]
+        facts["entropy"] = f"{entropy:.3f} (1: nothing decided, 0: everything); mean margin {margin:.3f}"
+    if "lambda" in last:
+        facts["cost"] = (
+            f"lambda {last['lambda']:.4g}; derived without a budget {last['derived_ms']:.4g} ms, "
+            f"{last['derived_ms'] / aim_ms:.3f} of the {aim_ms:.4g} ms that are aimed at"
+        )
+    return facts
 
 
 def derived(result: DeriveResult) -> None:

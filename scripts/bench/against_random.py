@@ -175,22 +175,21 @@ def small(space: str, search_steps: int, train_steps: int, batch: int) -> Recipe
     of, cells, searched = SPACES[space]
     base = recipes.get(of)
     name = "camvid-against-random"
+    # As deep as what is derived, so that width alone is a proxy.
+    made = base.searching(
+        scale=Scale(searched, cells, SIZE),
+        steps=search_steps,
+        warmup=search_steps // 6,
+        crop=CROP,
+        alpha_lr=0.1,  # in so few steps DARTS' own leaves all undecided
+    )
     return replace(
-        base,
+        made,
         name=name,
         title=f"{of} at 120x160, {cells} cells, 8 or 16 channels",
         space=base.space.at(Scale(WIDTHS[-1], cells, SIZE)),
         widths=WIDTHS,
         depths=(),
-        # As deep as what is derived, so that width alone is a proxy.
-        search=replace(
-            base.search,
-            scale=Scale(searched, cells, SIZE),
-            steps=search_steps,
-            warmup=search_steps // 6,
-            crop=CROP,
-            alpha_lr=0.1,  # in so few steps DARTS' own leaves all undecided
-        ),
         train=replace(base.train, steps=train_steps, batch=batch, crop=CROP, evaluate_every=max(1, train_steps // 4)),
         calibration=Calibration(isolated=False),
     )

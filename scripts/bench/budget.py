@@ -84,8 +84,8 @@ def bench_recipe(base: str, steps: int, widths: Sequence[int] | None) -> Recipe:
     """Return a recipe with a short search."""
     made = recipes.get(base)
     name = f"{base}-budget"
-    search = replace(made.search, steps=steps, warmup=min(made.search.warmup, steps // 5))
-    return replace(made, name=name, search=search, widths=tuple(widths or made.widths))
+    made = made.searching(steps=steps, warmup=min(made.search.warmup, steps // 5))
+    return replace(made, name=name, widths=tuple(widths or made.widths))
 
 
 def open_source(made: Recipe, seed: int, path: Path, budget_ms: float | None) -> Run:

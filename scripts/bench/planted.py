@@ -304,7 +304,7 @@ def find(way: str, seed: int, weight: float = 0.1) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     while not search.finished:
         metrics = search.advance()
-    logits = search.alphas()
+    logits = search.logits()
     probs = space.problem.probabilities(search.config.relaxation.probs(logits))
     rule = strongest(space.problem, probs)
     contest = Contest(space.problem, [space.scale], [model], probs, 0.0)

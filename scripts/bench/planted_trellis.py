@@ -221,7 +221,7 @@ def find(way: str, seed: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     while not search.finished:
         metrics = search.advance()
-    probs = space.problem.probabilities(config.relaxation.probs(search.alphas()))
+    probs = space.problem.probabilities(config.relaxation.probs(search.logits()))
     rule = strongest(space.problem, probs)
     contest = Contest(space.problem, [space.scale], [model], probs, 0.0)
     arch = rule if way == "free" else choose(contest, budget_ms)[0].arch

@@ -230,7 +230,7 @@ def term_share(case: Case) -> float:
 
     def term() -> None:
         value = torch.tensor(1.0, requires_grad=True)
-        logits = search.alphas()
+        logits = search.logits()
         total = search.cost.total(value, search.config.relaxation.probs(logits), search.weight)
         torch.autograd.grad(total, list(logits.values()))
 

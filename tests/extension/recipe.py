@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hwnas import recipes
 from hwnas.recipes import Recipe
-from hwnas.recipes.base import recipe
+from hwnas.recipes.base import once, recipe
 from hwnas.spaces import Chain, ContextHead, Scale, Space
 from tests.extension.encoder import Ladder
 from tests.extension.head import Fuse
@@ -17,8 +17,9 @@ SCALE = Scale(4, 3, (33, 48))
 def small(name: str, space: Space, data: str = "synthetic") -> Recipe:
     """Return the settings of the smallest recipe with another space."""
     base = recipes.get("darts-tiny")
-    search = replace(base.search, scale=replace(space.scale, channels=2))
-    return replace(base, name=name, title=f"{name}: for tests", space=space, widths=(4, 8), search=search, data=data)
+    scale = replace(space.scale, channels=2)
+    stages = once(replace(base.search, scale=scale))
+    return replace(base, name=name, title=f"{name}: for tests", space=space, widths=(4, 8), stages=stages, data=data)
 
 
 @recipe

@@ -15,6 +15,7 @@ import torch
 
 from hwnas.errors import BuildError
 from hwnas.files import sha256
+from hwnas.progress import Reporter
 from hwnas.resources import kernels_dir
 
 SOURCE = "cpu/supernet.cpp"
@@ -35,6 +36,15 @@ def built() -> bool:
     """Tell whether `library` has nothing left to compile, which takes some seconds."""
     command = compiler()
     return command is None or _target(command).exists()
+
+
+def prepare(report: Reporter) -> None:
+    """Compile what is not compiled yet, and report that it takes some seconds, or that nothing can compile it."""
+    if compiler() is None:
+        report.note("no C++ compiler here, so torch alone computes the supernet, more slowly; see: hwnas doctor")
+    elif not built():
+        report.note("compiling the supernet's kernels for this CPU, once")
+        library()
 
 
 @cache

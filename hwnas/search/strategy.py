@@ -1,0 +1,233 @@
+"""How a search is organised: stages in a row, each with the groups it decides and the strategy that decides them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+from torch import Tensor
+
+from hwnas.data.base import SegmentationData
+from hwnas.errors import HwnasError
+from hwnas.problem import Architecture, Group, Problem
+from hwnas.progress import Reporter
+from hwnas.records import encode
+from hwnas.search.costs import Bound
+from hwnas.spaces import Space
+
+if TYPE_CHECKING:
+    from hwnas.search.rerank import Supernet
+
+SEARCH = "search"  # the stage of a recipe that has one
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a strategy searches with.
+
+    Attributes:
+        space: At any scale.
+        data: The training set, of the size that the strategy reads it at.
+        bounds: What networks are held to, priced at a deployment scale.
+        open_groups: Names of the groups that are decided; none for all. Others that are not fixed are left to a later
+            stage, which decides them with what this one found.
+        fixed: Answers of earlier stages; None for none.
+        weights: Of an earlier stage's supernet, to start from; None to start from random ones.
+    """
+
+    space: Space
+    data: SegmentationData
+    bounds: Sequence[Bound] = ()
+    open_groups: tuple[str, ...] = ()
+    fixed: Architecture | None = None
+    weights: Mapping[str, Tensor] | None = None
+
+    @property
+    def problem(self) -> Problem:
+        """What is decided, the fixed answers included.
+
+        Raises:
+            HwnasError: If the fixed answers break a rule.
+        """
+        return self.space.problem if self.fixed is None else self.space.problem.fix(self.fixed)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that are decided and have a decision that is not fixed.
+
+        Raises:
+            HwnasError: If there are none.
+        """
+        problem = self.problem
+        named = [g for g in problem.groups if not self.open_groups or g.name in self.open_groups]
+        out = tuple(g for g in named if any(d.name not in problem.answers for d in g.decisions))
+        if not out:
+            raise HwnasError(f"the space {self.space.name!r} has no open decision: there is nothing to search")
+        return out
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An architecture that was tried.
+
+    Attributes:
+        architecture: Answers to the open groups at least.
+        score: What it is worth, above 0; larger is better.
+    """
+
+    architecture: Architecture
+    score: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a strategy found: probabilities of the groups it decides, or architectures with scores.
+
+    Attributes:
+        probabilities: By group, (decisions, options), in float32; empty where there are trials.
+        logits: What they were computed from, where a strategy has such.
+        trials: Empty where there are probabilities.
+    """
+
+    probabilities: Mapping[str, np.ndarray]
+    logits: Mapping[str, np.ndarray]
+    trials: tuple[Trial, ...] = ()
+
+
+class Search(Protocol):
+    """A search under way, step by step; all its state is in `state`.
+
+    Attributes:
+        step: Steps that are done.
+        stopped: Why it ended before its last step; None if it did not.
+    """
+
+    step: int
+    stopped: str | None
+
+    @property
+    def config(self) -> Strategy:
+        """The strategy."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to do."""
+
+    def advance(self) -> Mapping[str, Any]:
+        """Do one step and return what is logged of it."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all there is to resume from, as `hwnas.checkpoint` stores it."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+
+    def findings(self) -> Findings:
+        """Return what was found by now."""
+
+
+class Strategy:
+    """How the open decisions of a stage are searched: a frozen dataclass with a stored name, its fields the settings.
+
+    A strategy is one file: `steps`, `seed` and `checkpoint_every` are fields, and `begin` starts a search.
+
+    Attributes:
+        steps: Of the search, at most.
+        seed: Of everything random; a field.
+        checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
+    """
+
+    steps: int
+    seed: int
+    checkpoint_every: int = 10
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) at which images are read; None for that of the deployment scale."""
+        return None
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same with another seed."""
+        return replace(self, seed=seed)  # type: ignore[type-var]
+
+    def begin(self, inputs: Inputs) -> Search:
+        """Start a search at its first step."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
+        """Build what the search needs, and report what it will take where it is `fresh`: not resumed."""
+
+    def note(self, metrics: Mapping[str, Any]) -> str:
+        """Return the few figures of a step that are shown while the search runs."""
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings, as a recipe stores them."""
+        out: dict[str, Any] = encode(self, type(self))
+        return out
+
+    def supernet(self, inputs: Inputs, state: Mapping[str, Any]) -> Supernet:
+        """Return the trained supernet, to judge networks with, from the state of a search.
+
+        Raises:
+            HwnasError: If the strategy has none.
+        """
+        raise HwnasError(f"a {type(self).__name__} trains no supernet that could judge networks")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a search: which groups it decides, and how.
+
+    Attributes:
+        name: Unique in a recipe; of a recipe with one stage ``"search"``.
+        strategy: How.
+        groups: Names of the groups it decides; none for all that no earlier stage has decided. Groups that a later
+            stage decides are open meanwhile: a supernet mixes their options evenly.
+        weights_from: Name of the earlier stage whose supernet's weights it starts from; None for random ones.
+
+    Raises:
+        HwnasError: If the name is no word.
+    """
+
+    name: str
+    strategy: Strategy
+    groups: tuple[str, ...] = ()
+    weights_from: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise HwnasError(f"a stage's name is made of a-z, 0-9 and '_', got {self.name!r}")
+
+    def file(self, name: str) -> str:
+        """Return what a file of this stage is called in a run, where that of an only stage is called `name`."""
+        stem, dot, ending = name.partition(".")
+        return name if self.name == SEARCH else f"{stem}-{self.name}{dot}{ending}"
+
+
+def check_stages(stages: Sequence[Stage], groups: Sequence[Group]) -> None:
+    """Hold the stages of a recipe against the groups of its space: each is decided by one of them.
+
+    Raises:
+        HwnasError: If a group is unknown, is decided twice or never, or weights come from no earlier stage.
+    """
+    names = [g.name for g in groups]
+    if not stages or len({s.name for s in stages}) != len(stages):
+        raise HwnasError(f"a search needs stages of different names, at least one; got {[s.name for s in stages]}")
+    decided: list[str] = []
+    for i, stage in enumerate(stages):
+        own = list(stage.groups) or [n for n in names if n not in decided]
+        if unknown := [n for n in own if n not in names]:
+            raise HwnasError(f"the stage {stage.name!r} decides {unknown[0]!r}; the space has {', '.join(names)}")
+        if again := [n for n in own if n in decided]:
+            raise HwnasError(f"the stage {stage.name!r} decides {again[0]!r}, which an earlier stage has decided")
+        if names and not own:
+            raise HwnasError(f"the stage {stage.name!r} decides nothing: earlier ones decide all of {', '.join(names)}")
+        if stage.weights_from is not None and stage.weights_from not in [s.name for s in stages[:i]]:
+            raise HwnasError(f"the stage {stage.name!r} takes weights from {stage.weights_from!r}, no earlier stage")
+        decided += own
+    if missing := [n for n in names if n not in decided]:
+        raise HwnasError(f"no stage decides the group {missing[0]!r}; add it to one")
