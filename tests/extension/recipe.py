@@ -1,4 +1,4 @@
-"""Recipes over these parts: each part with what hwnas has, and all together."""
+"""Recipes over these parts: each part with what hwnas has, all together, and searches in other ways."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import replace
 from hwnas import recipes
 from hwnas.recipes import Recipe
 from hwnas.recipes.base import once, recipe
+from hwnas.search.strategy import Stage
 from hwnas.spaces import Chain, ContextHead, Scale, Space
 from tests.extension.encoder import Ladder
 from tests.extension.head import Fuse
+from tests.extension.logits import Chained
+from tests.extension.relaxation import Sparsemax
+from tests.extension.strategy import RandomSearch
 
 SCALE = Scale(4, 3, (33, 48))
 
@@ -39,3 +43,27 @@ def with_head() -> Recipe:
 def with_all() -> Recipe:
     """Return encoder, rule and head on the dataset."""
     return small("with-all", Space(Ladder(SCALE, least=2), Fuse(), 3), "stripes")
+
+
+@recipe
+def with_random() -> Recipe:
+    """Return the same searched by a strategy that trains nothing."""
+    return replace(small("with-random", Space(Ladder(SCALE, least=2), Fuse(), 11)), stages=once(RandomSearch()))
+
+
+@recipe
+def with_stages() -> Recipe:
+    """Return the encoder first, by the relaxation, then the head from its weights, by the logit model."""
+    base = small("with-stages", Space(Ladder(SCALE), Fuse(), 11))
+    stages = (
+        Stage("encoder", replace(base.search, relaxation=Sparsemax()), groups=("stage",)),
+        Stage("head", replace(base.search, logits=Chained()), weights_from="encoder"),
+    )
+    return replace(base, stages=stages)
+
+
+@recipe
+def with_trials_first() -> Recipe:
+    """Return the encoder by trials, then the head by gradients."""
+    base = small("with-trials-first", Space(Ladder(SCALE, least=2), Fuse(), 11))
+    return replace(base, stages=(Stage("encoder", RandomSearch(), ("stage",)), Stage("head", base.search)))
