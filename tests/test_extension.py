@@ -34,7 +34,10 @@ def python(*args: str, cwd: Path) -> str:
     ("recipe", "engine"),
     [
         pytest.param("with-encoder", "fake", marks=pytest.mark.slow),
-        ("with-head", "fake"),
+        pytest.param("with-head", "fake", marks=pytest.mark.slow),
+        pytest.param("with-trials-first", "fake", marks=pytest.mark.slow),
+        ("with-random", "fake"),
+        ("with-stages", "fake"),
         ("with-all", "tests.extension.engine:Tortoise"),
     ],
 )
@@ -46,9 +49,16 @@ def test_it_goes_from_profile_to_validate(recipe: str, engine: str, tmp_path: Pa
     assert report["where"]["engine"]["name"] == engine
     assert re.search(r"predicted [\d.]+ ms, measured [\d.]+ ms", out)
     arch = json.loads((tmp_path / "runs" / recipe / "arch.json").read_text())["architecture"]["answers"]
-    if recipe in ("with-encoder", "with-all"):
+    if recipe not in ("with-head", "with-stages"):
         stages = [op for decision, op in arch.items() if decision.startswith("stage/")]
-        assert stages.count("sep_conv_3x3") >= (2 if recipe == "with-all" else 1)  # the rule
+        assert stages.count("sep_conv_3x3") >= (1 if recipe == "with-encoder" else 2)  # the rule
+    if recipe in ("with-stages", "with-trials-first"):
+        first = json.loads((tmp_path / "runs" / recipe / "alphas-encoder.json").read_text())
+        decided = first["decided"]["answers"]
+        assert decided
+        assert decided.items() < arch.items()  # and the head's, which the second stage decides
+        assert len(first["groups"]) == (2 if recipe == "with-stages" else 0)
+        assert len(first.get("trials", ())) == (0 if recipe == "with-stages" else 20)
 
 
 def test_they_hold_the_contracts(tmp_path: Path) -> None:

@@ -235,8 +235,9 @@ def derive_into(
     if demands.rerank is not None:
         chosen, reranking = judge.rerank(target, candidates, chosen, demands.rerank, demands.rerank_steps, report)
     assert chosen.arch is not None
-    space, sure = recipe_space.at(chosen.scale), margins(contest.probs)
-    with report.bar("what changing a decision costs", len(sure)) as update:
+    space = recipe_space.at(chosen.scale)
+    sure = {} if contest.trials else margins(contest.probs)  # scores of whole networks say nothing of one decision
+    with report.bar("what changing a decision costs", len(contest.problem.decisions)) as update:
         cost = contest.cost_of_change(chosen, predicted_within_ms, update)
     counted = complexity(space, chosen.arch)
     assert all(c.name not in RESOURCES or v == getattr(counted, c.name) for c, v in _others(chosen, contest)), counted

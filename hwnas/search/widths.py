@@ -160,7 +160,7 @@ class Contest:
             constraints: What else a network may not exceed.
             trials: What is chosen among by score, of all architectures; none to choose by probabilities.
         """
-        self.problem = problem
+        self.problem, self.trials = problem, tuple(trials)
         self.scales, self.models, self.constraints = tuple(scales), tuple(models), tuple(constraints)
         self.probs = problem.probabilities(probs)
         channels, cells = (min(getattr(s, size) for s in scales) for size in ("channels", "cells"))
@@ -257,7 +257,8 @@ class Contest:
     def refusal(self, budget_ms: float) -> BudgetError:
         """Return the error for a budget that no scale meets; it names what can be reached."""
         fastest_ms = min(self._least(i, 0) for i in range(len(self.scales)))
-        refused = f"no architecture of the space meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms)"
+        what = f"none of the {len(self.trials)} trials" if self.trials else "no architecture of the space"
+        refused = f"{what} meets {1000 / budget_ms:.1f} fps ({budget_ms:.4g} ms)"
         reach = (
             f"the fastest reachable is {1000 / fastest_ms:.1f} fps ({fastest_ms:.4g} ms, with the table's error "
             "allowed for)"

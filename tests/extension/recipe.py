@@ -54,9 +54,11 @@ def with_random() -> Recipe:
 @recipe
 def with_stages() -> Recipe:
     """Return the encoder first, by the relaxation, then the head from its weights, by the logit model."""
-    base = small("with-stages", Space(Ladder(SCALE), Fuse(), 11))
+    base = small("with-stages", with_head().space)
     stages = (
-        Stage("encoder", replace(base.search, relaxation=Sparsemax()), groups=("stage",)),
+        Stage(
+            "encoder", replace(base.search, relaxation=Sparsemax()), tuple(g.name for g in base.space.encoder.groups)
+        ),
         Stage("head", replace(base.search, logits=Chained()), weights_from="encoder"),
     )
     return replace(base, stages=stages)
