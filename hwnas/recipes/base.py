@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from hwnas.errors import unknown
+from hwnas.errors import check_ranges, not_below, unknown
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.records import stored
@@ -55,10 +56,24 @@ class Recipe:
     rerank_steps: int = 100
     stop: StopRule = field(default_factory=StopRule)
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "a recipe",
+            ("widths of 1 or more, narrowest first", self.widths, _ascends(self.widths) and len(self.widths) > 0),
+            ("depths of 1 or more, least first", self.depths, _ascends(self.depths)),
+            ("a budget_percentile from 0 to 100", self.budget_percentile, 0 <= self.budget_percentile <= 100),
+            *not_below(self, ("width_utility", "depth_utility"), 0),
+            *not_below(self, ("rerank_steps",), 1),
+        )
+
     def scales(self) -> tuple[Scale, ...]:
         """Return the deployment scale at each width and depth, narrowest first, then shallowest."""
         scale = self.space.scale
         return tuple(replace(scale, channels=w, cells=d) for w in self.widths for d in self.depths or (scale.cells,))
+
+
+def _ascends(sizes: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise((0, *sizes)))
 
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {}

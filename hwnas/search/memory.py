@@ -18,6 +18,7 @@ from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.spaces import Space
 
 SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
+STILL = 1e-30  # a learning rate at which no weight moves: what is not moved does not diverge
 BATCHES = (1, 2)
 
 _PROC = Path("/proc/self")
@@ -85,7 +86,7 @@ def _small(crop: tuple[int, int]) -> tuple[int, int]:
 
 def _highest_bytes(space: Space, config: SearchConfig, data: SegmentationData, bounds: Sequence[Bound]) -> int:
     """Return the highest level of this process in the second step of a search; the first makes what stays."""
-    standing = replace(config, warmup=0, accumulate=1, w_lr=0.0, w_lr_end=0.0)  # what is not moved does not diverge
+    standing = replace(config, warmup=0, accumulate=1, w_lr=STILL, w_lr_end=STILL)
     steps = BilevelSearch(space, standing, data, bounds)
     steps.advance()
     release()
