@@ -28,6 +28,18 @@ Foreign = Annotated[bool, arg(help="accept a table of another device")]
 TableName = Annotated[Positional[str], arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
 Measure = Annotated[bool, arg(help="measure what is derived, here, and derive again until a network is at the budget")]
+RecipeName = Annotated[
+    Positional[str], arg(metavar="RECIPE", help="see hwnas ls; or FILE.py:FUNCTION, which returns a Recipe")
+]
+Set = Annotated[
+    tuple[str, ...],
+    UseAppendAction,
+    arg(
+        metavar="NAME=VALUE",
+        help="a setting of the recipe by its dotted name, e.g. search.steps=600, search.relaxation=gumbel-softmax, "
+        "search.crop=96x128; may be given again",
+    ),
+]
 DataFolder = Annotated[
     Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout, or of CIFAR-10 (default: the recipe's)")
 ]
@@ -72,9 +84,10 @@ class Profile:
     hwnas profile darts-quick --results results.jsonl
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    recipe: RecipeName
     run: RunName = None
     data: DataFolder = None
+    set: Set = ()
     engine: Annotated[
         str | None,
         arg(help="a name that hwnas doctor lists, or module:class (default: the run's, else onnxruntime)"),
@@ -95,13 +108,15 @@ class Profile:
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            from hwnas import recipes
+            from hwnas.recipes.from_file import load
+            from hwnas.recipes.override import assignments, override
 
             settings = jobs.PlanSettings(self.engine, self.precision)
-            plan = jobs.plan(recipes.get(self.recipe), self.plan_only, settings, show.TERMINAL)
+            recipe = override(load(self.recipe), assignments(self.set))
+            plan = jobs.plan(recipe, self.plan_only, settings, show.TERMINAL)
             show.planned(plan, self.plan_only)
             return 0
-        run = _begin(self.recipe, self.run, self.data)
+        run = _begin(self.recipe, self.run, self.data, self.set)
         if self.data is not None:
             run.data("train")  # a folder that cannot be used is refused before anything is measured
         how = jobs.ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
@@ -117,11 +132,16 @@ class Search:
     Example: hwnas search darts-quick --fps 200
 
     Example: hwnas search darts-quick --table a.json --fps 60 --table b.json --fps 30
+
+    Example: hwnas search darts-quick --run longer --set search.steps=600 --set search.relaxation=single-path
+
+    Example: hwnas search my_recipes.py:darts_longer --fps 100
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    recipe: RecipeName
     run: RunName = None
     data: DataFolder = None
+    set: Set = ()
     fps: Annotated[
         tuple[float, ...],
         UseAppendAction,
@@ -137,7 +157,7 @@ class Search:
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = _begin(self.recipe, self.run, self.data, self.seed)
+        run = _begin(self.recipe, self.run, self.data, self.set, self.seed)
         settings = jobs.SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
         with show.landing():
             show.searched(jobs.search(run, settings, show.TERMINAL))
@@ -394,10 +414,15 @@ VERBS = {
 }
 
 
-def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> jobs.Run:
+def _begin(
+    recipe: str, name: str | None, data: Path | None, settings: Sequence[str], seed: int | None = None
+) -> jobs.Run:
     """Return the run a verb works on, with what was asked for; nothing is written yet."""
-    run = jobs.Run(name or recipe)
-    run.ask(recipe, data=None if data is None else str(data.resolve()), seed=seed)
+    from hwnas.recipes.from_file import name_of
+    from hwnas.recipes.override import assignments
+
+    run = jobs.Run(name or name_of(recipe))
+    run.ask(recipe, assignments(settings), data=None if data is None else str(data.resolve()), seed=seed)
     show.recipe_changes(run)
     return run
 

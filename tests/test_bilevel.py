@@ -270,7 +270,7 @@ class TestSupernet:
 
     def test_the_step_that_is_unrolled_is_the_one_that_is_taken(self, data: SegmentationData) -> None:
         """With clipping out of the way, the weights of the unrolled pass are those after the real step."""
-        s = BilevelSearch(SPACE, replace(CONFIG, order="second", w_clip=1e9, alpha_lr=0.0, alpha_decay=0.0), data)
+        s = BilevelSearch(SPACE, replace(CONFIG, order="second", w_clip=1e9, alpha_lr=1e-30, alpha_decay=0.0), data)
         for _ in range(3):
             s.advance()
         used: list[Values] = []

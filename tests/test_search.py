@@ -366,7 +366,7 @@ class TestResume:
 
     def test_a_search_that_a_guard_ended_stays_ended(self, data: SegmentationData, tmp_path: Path) -> None:
         guards = Guards(stable_checks=2, check_every=2)
-        config = replace(CONFIG, alpha_lr=0.0, alpha_decay=0.0, guards=guards)
+        config = replace(CONFIG, alpha_lr=1e-30, alpha_decay=0.0, guards=guards)
         first = self.run(data, tmp_path, config=config)
         assert first.stopped == "the same network for 2 checks"
         assert first.step < config.steps

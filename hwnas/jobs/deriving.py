@@ -180,9 +180,10 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
     arch = target.folder / "arch.json"
     if arch.exists() and (there := target.settings.how or _NOTHING) != demands:
         raise HwnasError(f"{arch} was derived with {there.asked() or 'no other demands'}; give --to NAME")
-    inherited = ("data", "seed", "search_seed", "engine", "threads", "precision")
+    inherited = ("data", "seed", "search_seed", "engine", "threads", "precision", "source")
     target.ask(
-        recipe=own.recipe_settings,
+        own.recipe_settings,
+        own.overrides,
         **{name: getattr(own, name) for name in inherited},
         budget_ms=budgets[0],
         how=demands if demands.asked() else None,

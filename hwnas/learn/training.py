@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hwnas import checkpoint
 from hwnas.data.augment import batch_source
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
-from hwnas.errors import DataError, HwnasError
+from hwnas.errors import DataError, HwnasError, check_ranges, not_below, positive
 from hwnas.files import write_atomic
 from hwnas.images import normalise
 from hwnas.learn.losses import task_loss, tensors
@@ -86,6 +86,12 @@ class TrainConfig:
             "an aux_weight of 0 or more": self.aux_weight >= 0,
             f"an optimizer of {', '.join(optimizers)}": self.optimizer in optimizers,
         }
+        check_ranges(
+            "a training",
+            *positive(self, ("lr",)),
+            *not_below(self, ("decay", "cutout", "seed"), 0),
+            ("a crop (height, width) of 1 or more", self.crop, len(self.crop) == 2 and min(self.crop) >= 1),
+        )
         wrong = next((what for what, holds in good.items() if not holds), None)
         if wrong is not None:
             raise HwnasError(f"a training needs {wrong}; got {self}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.latency.calibrate import select
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Gate
@@ -36,6 +36,9 @@ class Calibration:
     derived: int = 12
     isolated: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges("a calibration", *not_below(self, ("fit", "test", "refit", "derived", "seed"), 0))
 
 
 def choose_networks(

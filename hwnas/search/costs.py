@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.latency.model import LatencyModel
 from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.search.multiplier import Multiplier
@@ -66,6 +66,14 @@ class CostConfig:
     weight: float | Multiplier = field(default_factory=Multiplier)
     expectation: Literal["derived", "mixture"] = "derived"
 
+    def __post_init__(self) -> None:
+        if self.form not in _FORMS:
+            raise HwnasError(f"unknown form of cost {self.form!r}; use one of {', '.join(_FORMS)}")
+        if not isinstance(self.weight, Multiplier):
+            check_ranges("a cost", *not_below(self, ("weight",), 0))
+        elif self.form not in ("linear", "log"):
+            raise HwnasError(f"a multiplier is learned for the forms linear and log; give {self.form!r} a number")
+
 
 class Cost:
     """The cost term of a search: a form, and resources with their budgets.
@@ -78,13 +86,8 @@ class Cost:
         """Take a form and at least one resource.
 
         Raises:
-            HwnasError: If the form is unknown, its weight cannot be learned, or a plain mixture is asked of what is
-                no `LatencyModel`.
+            HwnasError: If a plain mixture is asked of what is no `LatencyModel`.
         """
-        if config.form not in _FORMS:
-            raise HwnasError(f"unknown form of cost {config.form!r}; use one of {', '.join(_FORMS)}")
-        if isinstance(config.weight, Multiplier) and config.form not in ("linear", "log"):
-            raise HwnasError(f"a multiplier is learned for the forms linear and log; give {config.form!r} a number")
         assert bounds, "a cost is that of something"
         self.config = config
         self.bounds = tuple(bounds)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwnas.errors import check_ranges, positive
 from hwnas.problem import Group
 from hwnas.records import stored
 
@@ -102,6 +103,9 @@ class Temperature:
     start: float = 1.0
     end: float = 0.03
     schedule: Literal["geometric", "linear"] = "geometric"
+
+    def __post_init__(self) -> None:
+        check_ranges("a temperature", *positive(self, ("start", "end")))
 
     def __call__(self, at: Moment) -> float:
         """Return the temperature of a moment."""

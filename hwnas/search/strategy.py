@@ -129,10 +129,10 @@ class Search(Protocol):
         """Return what was found by now."""
 
 
-class Strategy:
+class Strategy(Protocol):
     """How the open decisions of a stage are searched: a frozen dataclass with a stored name, its fields the settings.
 
-    A strategy is one file: `steps`, `seed` and `checkpoint_every` are fields, and `begin` starts a search.
+    A strategy is one file, and what is derived from this class; `begin` starts a search.
 
     Attributes:
         steps: Of the search, at most.
@@ -140,9 +140,20 @@ class Strategy:
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
     """
 
-    steps: int
-    seed: int
-    checkpoint_every: int = 10
+    # Not properties at run time: a dataclass would take them for the defaults of its fields.
+    if TYPE_CHECKING:
+
+        @property
+        def steps(self) -> int:
+            """Steps of the search."""
+
+        @property
+        def seed(self) -> int:
+            """Of everything random."""
+
+        @property
+        def checkpoint_every(self) -> int:
+            """Steps between checkpoints at most."""
 
     @property
     def size(self) -> tuple[int, int] | None:

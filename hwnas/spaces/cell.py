@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, has_weights
@@ -42,6 +43,9 @@ class CellSpec:
     keep: int
     inputs: int = 2
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges("a cell", ("ops", self.ops, len(self.ops) > 0), *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def states(self) -> range:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops.trace import Trace, trace
 from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule
 from hwnas.spaces.cell import CellSpec
@@ -32,6 +33,9 @@ class Space:
     encoder: Encoder
     head: Head
     classes: int
+
+    def __post_init__(self) -> None:
+        check_ranges("a space", *not_below(self, ("classes",), 1))
 
     @property
     def name(self) -> str:

@@ -21,10 +21,12 @@ class RandomSearch(Strategy):
     Attributes:
         steps: Architectures in all.
         seed: Of the draws.
+        checkpoint_every: Steps between checkpoints.
     """
 
     steps: int = 20
     seed: int = 0
+    checkpoint_every: int = 10
 
     def begin(self, inputs: Inputs) -> Draws:
         """Start with nothing drawn."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture
@@ -58,6 +58,7 @@ class Chain(Encoder):
     def __post_init__(self) -> None:
         if self.scale.channels < 2:  # strided stems begin with half of them
             raise HwnasError(f"a network needs 2 channels or more, got {self.scale.channels}")
+        check_ranges("a chain", *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliaryClassification
@@ -28,6 +29,9 @@ class ClassifierHead(Head):
     pool_stride: int = 2
     second_norm: bool = True
     task: ClassVar[Task] = "classification"
+
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("pool_stride",), 1))
 
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
@@ -33,6 +34,9 @@ class DecoderHead(Head):
     channels: int = 256
     separable: bool = False
     task: ClassVar[Task] = "segmentation"
+
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("channels",), 1))
 
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
