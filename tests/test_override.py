@@ -44,7 +44,10 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted name of each setting that has none of its own, and its value."""
     for f in (f for f in fields(value) if f.init):
         name, own = f"{at}{f.name}", getattr(value, f.name)
-        if is_dataclass(own):
+        if name == "stages":  # their strategies, by their names
+            for stage in own:
+                yield from leaves(stage.strategy, f"{stage.name}.")
+        elif is_dataclass(own):
             yield from leaves(own, f"{name}.")
         elif name != "name":
             yield name, written(own)
@@ -57,6 +60,8 @@ def kinds(data: Any, at: str = "") -> Iterator[tuple[str, str]]:
             if "type" in value:
                 yield f"{at}{name}", value["type"]
             yield from kinds(value, f"{at}{name}.")
+        elif name == "stages":
+            yield from kinds({stage["name"]: stage["strategy"] for stage in value})
 
 
 class TestEveryRecipe:
@@ -104,7 +109,7 @@ class TestEveryRecipe:
 )
 def test_what_settings_mean(texts: tuple[str, ...], change: dict[str, Any]) -> None:
     changed = override(TINY, assignments([f"search.{text}" for text in texts]))
-    assert changed == replace(TINY, search=replace(TINY.search, **change))
+    assert changed == TINY.searching(**change)
 
 
 def test_what_settings_of_the_recipe_itself_mean() -> None:
@@ -140,7 +145,8 @@ REFUSED = [
     (("search.warmup=7",), "a search needs a warmup from 0 to its steps, got 7"),
     (("search.relaxation=gumbel", "search.relaxation.temperature.end=0"), "a temperature needs end of more than 0"),
     (("widths=8,4",), r"a recipe needs widths of 1 or more, narrowest first, got \(8, 4\)"),
-    (("search=fast",), "search has settings of its own: set search.scale, search.steps"),
+    (("search=fast",), "unknown search 'fast'; known: "),
+    (("train=fast",), "train has settings of its own: set train.steps, train.batch"),
     (("search.steps.a=1",), "search.steps has no settings of its own: it is 6"),
     (("name=other",), "name is what the recipe is called by, and no setting; name the run with --run"),
     (("search.steps",), "a setting is written as NAME=VALUE, such as search.steps=600; got 'search.steps'"),
@@ -225,7 +231,7 @@ def test_what_is_out_of_range_is_refused_in_a_line(whole: Any, change: dict[str,
     ("change", "match"),
     [
         ({"search": {"steps": -5}}, "a search needs steps of 1 or more, got -5"),
-        ({"search": {"relaxation": {"type": "multiplier"}}}, "search.relaxation.type should be a type that is one of"),
+        ({"search": {"relaxation": {"type": "multiplier"}}}, "relaxation.type should be a type that is one of"),
         ({"train": {"lr": -1.0}}, "a training needs lr of more than 0, got -1.0"),
         ({"widths": [0]}, r"a recipe needs widths of 1 or more, narrowest first, got \(0,\)"),
     ],
@@ -234,7 +240,10 @@ def test_a_run_with_impossible_settings_is_refused_however_it_is_signed(
     profiled: Path, change: dict[str, Any], match: str
 ) -> None:
     stored = encode(Run(RECIPE).recipe, Recipe)
-    new = {k: stored[k] | v if isinstance(v, dict) else v for k, v in change.items()}
+    (stage,) = stored["stages"]
+    strategy = stage["strategy"] | change.get("search", {})
+    new = {k: stored[k] | v if isinstance(v, dict) else v for k, v in change.items() if k != "search"}
+    new["stages"] = [stage | {"strategy": strategy}]
     edit(profiled / "run.json", recipe_settings=stored | new)
     refused("search", RECIPE, match=rf"run\.json is not the settings of a run: .*{match}")
 

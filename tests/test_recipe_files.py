@@ -39,10 +39,10 @@ def my_own() -> Recipe:
     """Return the smallest recipe on an encoder and a relaxation of this file."""
     base = recipes.get("darts-tiny")
     encoder = Stages(base.space.encoder.scale, ops=("none", "skip_connect", "max_pool_3x3"), nodes=2)
-    search = replace(base.search, steps=3, warmup=1, relaxation=Hesitant())
+    base = base.searching(steps=3, warmup=1, relaxation=Hesitant())
     calibration = replace(base.calibration, isolated=False, fit=3, test=1, derived=0)
     space = replace(base.space, encoder=encoder)
-    return replace(base, space=space, widths=(4,), search=search, calibration=calibration)
+    return replace(base, space=space, widths=(4,), calibration=calibration)
 
 
 def nothing():
