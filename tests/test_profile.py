@@ -29,7 +29,8 @@ from hwnas.profile import (
 from hwnas.profile.assembly import ASSEMBLY_FILE, Assembly
 from hwnas.profile.context import price
 from hwnas.profile.derived import ANCHORS, RANDOM
-from hwnas.profile.networks import estimate_ms, spread
+from hwnas.profile.networks import spread
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.profile.plan import trace_entry
 from hwnas.runtime.engines.fake import SAVING_MS, modelled_ms
 from hwnas.runtime.measuring.journal import Journal, read_journal

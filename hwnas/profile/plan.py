@@ -13,8 +13,9 @@ from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Marginals
 from hwnas.profile.assembly import Assembly, Network, Price
 from hwnas.profile.context import Boundary, Context, contexts, parts
-from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
+from hwnas.profile.networks import Calibration, choose_networks
 from hwnas.progress import Update, ignore
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.runtime.measuring.plan import Call, Entry, plan_id, write_plan
 from hwnas.spaces import Scale, Space, trace_space
 
