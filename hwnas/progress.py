@@ -106,7 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def span(low_s: float, high_s: float) -> str:
-    """Return a range of times in one unit: ``"4 to 12 min"``, ``"40 to 90 s"``, ``"2 s"`` if both ends read the same."""
+    """Return a range of times in one unit: ``"4 to 12 min"``, ``"40 to 90 s"``, ``"2 s"`` if its ends read the same."""
     unit, name = (1.0, "s") if high_s < 99.5 else (60.0, "min")
     low, high = (max(1, round(s / unit)) for s in (low_s, high_s))
     return f"{low} to {high} {name}" if low < high else f"{high} {name}"

@@ -45,7 +45,7 @@ class VirtualTime:
             self._until_s += float(np.exp(self.rng.uniform(*np.log(SPELL_S))))
             # A machine that has been slow for less than its share of the time is the more likely to become so.
             behind = self._share - self.slow_s / max(1.0, self.now_s - 1000)
-            slow = 0 < self._share and self.rng.random() < self._share + behind
+            slow = self._share > 0 and self.rng.random() < self._share + behind
             self.factor = float(self.rng.uniform(*SLOWER)) if slow else 1.0
         took_s = seconds * self.factor
         self.now_s += took_s

@@ -25,7 +25,7 @@ from hwnas.runtime.measuring.results import History
 # some of the time. It counts less with each visit, by the square of their number.
 PRIOR = 1.2
 NET_PRIOR = 1.5
-SLOWEST = 1.6  # what load on a sibling core makes of a time, at most
+SLOWEST = 2.0  # what other load makes of a time, at most: half of the core, where a busy sibling makes 1.6 of it
 
 
 class Left(NamedTuple):
@@ -97,7 +97,9 @@ class Forecast:
         visits = np.array([history.visits(e.key) for e in self._entries])
         open_ = (visits >= at.round) & np.array([history.bad(e.key) is None for e in self._entries], bool)
         now_s = history.before_s + at.elapsed_s
-        since_s = np.array([history.first_s(e.key) if n else math.inf for e, n in zip(self._entries, visits, strict=True)])
+        since_s = np.array(
+            [history.first_s(e.key) if n else math.inf for e, n in zip(self._entries, visits, strict=True)]
+        )
         each_s, load_s = self._seconds()
         loaded = np.array([i in self._first_s for i in range(len(self._entries))], bool)
         count, elapsed_s, at_most = 0, at.elapsed_s, stop.max_visits - 1
@@ -172,17 +174,17 @@ class Forecast:
         wait_s = float((self._min_s - np.maximum(0.0, for_s[due])).max(initial=0.0))
         return float(((rest * slow_s + SLOWEST * load_s) * due).sum()) + wait_s
 
-    def _visits_needed(self, key: str, net: bool) -> float:
+    def _visits_needed(self, key: str, net: bool) -> int:
         """Return about how many visits an entry needs in all."""
         medians_ms, stop = self._history.medians_ms(key), self._history.stop
         n = len(medians_ms)
         if n and self._history.reached(key) is not None:
-            return float(n)
-        needed = visits_needed(medians_ms, stop, net)
+            return n
+        needed, prior = visits_needed(medians_ms, stop, net), (NET_PRIOR if net else PRIOR) * stop.min_visits
         if n < stop.min_visits:
             trust = (n / stop.min_visits) ** 2
-            needed = trust * needed + (1 - trust) * (NET_PRIOR if net else PRIOR) * stop.min_visits
-        return min(stop.max_visits, max(stop.min_visits, n + 1, needed))
+            needed = trust * needed + (1 - trust) * prior if math.isfinite(needed) else prior
+        return min(stop.max_visits, max(stop.min_visits, n + 1, round(needed)))
 
     def _reason(self, visits: npt.NDArray[np.int_], open_: npt.NDArray[np.bool_]) -> str:
         stop = self._history.stop
