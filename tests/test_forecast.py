@@ -79,7 +79,7 @@ def replay(
     return Replay(took_s, told, clock.slow_s / took_s)
 
 
-MACHINES = [(share, seed) for share in (0.0, 0.3, 0.6) for seed in (1, 4)]
+MACHINES = [(0.0, 1), (0.3, 1), (0.3, 4), (0.6, 1), (0.6, 4)]  # share of the time that it is slow, seed
 
 
 @pytest.fixture(scope="module", params=MACHINES, ids=lambda m: f"slow-{m[0]:.0%}-{m[1]}")
@@ -153,8 +153,8 @@ def test_visits_follow_from_the_interval() -> None:
 
     assert visits_needed([], RULE, True) == visits_needed([1.0], RULE, True) == float("inf")
     assert visits_needed([1.0] * 5, RULE, True) == 1
-    assert needed(30, 0.01) == pytest.approx(4 * needed(30, 0.005), rel=0.05)  # the square of the width
-    assert needed(30, 0.04, net=False) == pytest.approx(needed(30, 0.02), rel=0.05)  # ops may be twice as wide
+    assert needed(30, 0.04) == pytest.approx(4 * needed(30, 0.02), rel=0.15)  # the square of the width
+    assert needed(30, 0.08, net=False) == pytest.approx(needed(30, 0.04), rel=0.15)  # ops may be twice as wide
     unsettled = replace(RULE, net_stable=False)
     assert 2 * RULE.min_visits < needed(30, 0.2) < RULE.max_visits < needed(30, 0.2, unsettled)
 
@@ -227,7 +227,9 @@ def test_minutes_bound_plan_and_derived_networks_too(
         {"plan: trace the scales": 20.0, "measure": 0.5, "derive networks to fit the table on": 1.0},
     )
     start_s = ticking[0]
-    result = profile(Run(RECIPE, both), ProfileSettings(engine="fake", minutes=10), told)
+    run = Run(RECIPE)
+    run.ask(recipe=both)
+    result = profile(run, ProfileSettings(engine="fake", minutes=10), told)
     assert "fake in fp32; takes a moment, at most 10 min in all: what matters most comes first" in told.notes[0]
     traced_min = 20 * (1 + len(both.scales())) / 60
     assert bounds[0] == (RECIPE, pytest.approx(0.85 * 10 - traced_min))
@@ -241,6 +243,7 @@ def test_minutes_bound_plan_and_derived_networks_too(
         "plan: trace networks",
         "plan: write files",
         "measure",
+        "make the table",
         "derive networks to fit the table on",
         "plan derived networks: write files",
         "measure derived networks",
@@ -255,7 +258,9 @@ def test_networks_that_there_is_no_time_to_derive_are_left_out_and_derived_later
 ) -> None:
     monkeypatch.chdir(tmp_path)
     slow = Passing(ticking, {"derive networks to check the table on": 40.0})
-    result = profile(Run(RECIPE, recipes.get(RECIPE)), ProfileSettings(engine="fake", minutes=1), slow)
+    run = Run(RECIPE)
+    run.ask(recipe=recipes.get(RECIPE))
+    result = profile(run, ProfileSettings(engine="fake", minutes=1), slow)
     assert len(bounds) == 1
     assert result.table.unsettled == [LEFT_OUT]
     assert "derived" not in result.table.report

@@ -122,7 +122,7 @@ def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Rep
             where = read_journal(results)[0]["where"]  # what cannot be read is refused before anything is written
             run.ask(**{name: where["engine"][key] for name, key in SETTINGS.items()})
             _write_plan(recipe, run.folder / "plan", bool(where["merges"]), str(where["engine"]["precision"]), report)
-            table = build_table(run.folder / "plan", results)
+            table = _make_table(run.folder / "plan", results, report)
         run.commit()
         table.save(path)
     return ProfileResult(table)
@@ -161,7 +161,7 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
             )
 
     measure(folder, results, "measure", stop, 1 - DERIVED_SHARE * bool(derived))
-    table = build_table(folder, results)
+    table = _make_table(folder, results, report)
     whole = all(r.status not in UNMEASURED for r in table.rows.values())  # else no network can be derived with it
     if table.correction.networks and whole:
         brief = replace(stop, min_s=stop.min_s / 2)
@@ -178,6 +178,11 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
             lambda: left(shares[0]) != 0,
         )
     return table
+
+
+def _make_table(folder: Path, results: Path, report: Reporter) -> LatencyTable:
+    with report.bar("make the table", None) as update:
+        return build_table(folder, results, update)
 
 
 def forecast_s(

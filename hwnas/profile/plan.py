@@ -123,10 +123,10 @@ class PlanWriter:
 
     def write(self, update: Update = ignore) -> int:
         """Write all files and tell `update` after each; return how many entries there are."""
-        exporter, start_s = OpExporter(), time.monotonic()
-        entries: list[Entry] = []
-        # The file of a network takes as long as those of its calls.
+        exporter, entries = OpExporter(), list[Entry]()
+        # The file of a network takes as long as those of its calls, and the first file as long as imports.
         calls, done = sum(len(trace.calls) for _, trace in self._planned.values()), 0
+        first, start_s, left_s = 0, 0.0, None
         for key, (role, trace) in self._planned.items():
             model = exporter.network(trace)
             if self._precision == "fp16":
@@ -138,7 +138,10 @@ class PlanWriter:
                 write_atomic(self._folder / name, content)
             entries.append(trace_entry(role, key, trace, name, digest))
             done += len(trace.calls)
-            left_s = (time.monotonic() - start_s) * (calls - done) / max(1, done)
+            if start_s:
+                left_s = (time.monotonic() - start_s) * (calls - done) / max(1, done - first)
+            else:
+                first, start_s = done, time.monotonic()
             update(len(entries), key, len(self._planned), left_s)
         # The plan comes last: where it is, everything is.
         Assembly(self._ops, self._networks).save(self._folder, plan_id(entries, self._precision))

@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnxruntime", help="%(default)s")
     args = parser.parse_args()
     recipe = recipes.get(args.recipe)
+    recipe = replace(recipe, calibration=replace(recipe.calibration, isolated=True))  # for the usual way
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start_s = time.perf_counter()

@@ -203,8 +203,9 @@ def visits_needed(medians_ms: Sequence[float], stop: StopRule, net: bool) -> flo
     """Return about how many visits an entry needs in all by those it has had, not less than one; infinite for none.
 
     The ranks of `interval` are whole numbers, so that its width jumps as visits are added: here they are not rounded.
-    Where noise that has stabilised is enough, the chance that it has after twice the least visits is taken for that of
-    the interval to be narrow enough then, and the rest of the visits for what it takes otherwise.
+    Where noise that has stabilised is enough, the chance that it has after twice the least visits is taken for how much
+    narrower the interval would have to be then, and all visits for what it takes otherwise. What has not stabilised
+    after more visits is the less likely to do so with the next.
     """
     n, wide = len(medians_ms), stop.net_relative_ci if net else stop.relative_ci
     if n < 2:
@@ -216,7 +217,8 @@ def visits_needed(medians_ms: Sequence[float], stop: StopRule, net: bool) -> flo
     if needed <= stable or not (stop.net_stable or not net) or stable >= stop.max_visits:
         return max(1.0, needed)
     since = max(stable, n)
-    return since + (stop.max_visits - since) * (1 - math.sqrt(stable / needed))
+    chance = math.sqrt(stable / needed) * (stop.max_visits - since) / (stop.max_visits - stable)
+    return since + (stop.max_visits - since) * (1 - chance)
 
 
 def run_s(entry: Entry) -> float:

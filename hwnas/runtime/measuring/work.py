@@ -205,7 +205,8 @@ class _Work:
             self._left, self._left_done, self._left_at_s = self._forecast.left(at), done, elapsed_s
         left = self._left
         visits = max(0, left.visits - (done - self._left_done))
-        left_s = max(0.0, left.seconds - (elapsed_s - self._left_at_s))
+        least_s = left.seconds * visits / (2 * max(1, left.visits))  # what is late is not over
+        left_s = max(least_s, left.seconds - (elapsed_s - self._left_at_s))
         note = at_most(left) if visits else ""
         self._on_record(Progress(done, done + visits, record, left_s if visits else 0.0, note))
 
