@@ -99,8 +99,8 @@ def _add(
     folder = folder / sha256(table.text())[:12]
     if not (folder / PLAN_FILE).exists():
         writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]), scales=scales)
-        _plan_anchors(writer, table, space, plan)
         with report.bar(f"derive networks {WHAT_FOR[use]}", n) as update:
+            _plan_anchors(writer, table, space, plan)
             _plan_derived(writer, table, space, scales, n, use, update, in_time)
         with report.bar("plan derived networks: write files", None) as update:
             writer.write(update)
