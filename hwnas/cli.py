@@ -98,7 +98,7 @@ class Profile:
     threads: Annotated[int | None, arg(help="threads of the engine (default: the run's, else 1)")] = None
     plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
     results: Annotated[Path | None, arg(metavar="FILE", help="build the table from results measured elsewhere")] = None
-    minutes: Annotated[float | None, arg(help="bound on the time to measure; what matters most comes first")] = None
+    minutes: Annotated[float | None, arg(help="bound on the time of all of it; what matters most comes first")] = None
     require_mape: Annotated[
         float | None, arg(metavar="PERCENT", help="exit with code 1 if the table's error is more than this")
     ] = None

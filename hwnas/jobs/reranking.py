@@ -173,7 +173,7 @@ def _by_training(
 def _after(before: int, key: str, update: Update) -> Update:
     """Return an update that counts on from `before`."""
 
-    def counted(done: int, note: str = "", total: int | None = None) -> None:
+    def counted(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
         update(before + done, f"{key} {note}")
 
     return counted

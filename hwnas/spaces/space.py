@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -184,3 +184,9 @@ def trace_space(space: Space, arch: Architecture | None = None, labels: bool = T
     with torch.device("meta"):
         network = space.build(arch, form="deploy", labels=labels)
     return trace(network.eval(), (1, 3, *space.scale.size), merge)
+
+
+@lru_cache(maxsize=32)
+def trace_alternatives(space: Space, merge: bool = True) -> Trace:
+    """Return `trace_space` of all alternatives; it takes a second or two, and plans, tables and counts share it."""
+    return trace_space(space, merge=merge)
