@@ -18,6 +18,7 @@ from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budge
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, CPU, open_device
 from hwnas.ops.fused import native
 from hwnas.problem import NoTwins
 from hwnas.progress import SILENT, Reporter
@@ -43,12 +44,16 @@ class SearchSettings:
         fps: Budget for each table, or one for all; none for the recipe's percentile, where there is one table.
         foreign_table: Whether tables of another device will do. Further tables are of other devices anyway.
         measure: Whether networks are measured here until one is at the budget.
+        device: Where the supernet computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     tables: tuple[Path, ...] = ()
     fps: tuple[float, ...] = ()
     foreign_table: bool = False
     measure: bool = False
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
 def _search(
     run: Run, config: SearchConfig, settings: SearchSettings, demands: Demands, report: Reporter
 ) -> SearchResult:
-    recipe, tables = run.recipe, settings.tables
+    recipe, tables, device = run.recipe, settings.tables, open_device(settings.device)
     space, scales = recipe.space, recipe.scales()
     data = run.data("train", config.scale.size)  # whether it is there at all; reading it comes after the budget
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
@@ -144,14 +149,15 @@ def _search(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
         f"{typical.min():.4g} to {typical.max():.4g} ms"
     )
-    report_kernels(config, report)
+    if device == CPU:
+        report_kernels(config, report)
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
     checkpoint = run.folder / "search.pt"
-    if not checkpoint.exists():
+    if device == CPU and not checkpoint.exists():
         report_memory(space, config, data, bounds, report)
-    bilevel = BilevelSearch(space, config, data, bounds)
+    bilevel = BilevelSearch(space, config, data, bounds, device=device, workers=settings.workers)
     made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": data.name}
     if others:
         made_with["others"] = [
@@ -165,7 +171,7 @@ def _search(
         Alphas({k: tuple(map(tuple, v.tolist())) for k, v in logits.items()}, str(table.path)),
     )
     contest = open_contest(run, table, demands)
-    derivation = derive_into(run, table, budget_ms, demands, contest, Judge(run, data), report)
+    derivation = derive_into(run, table, budget_ms, demands, contest, Judge(run, data, device), report)
     return SearchResult(
         derivation,
         tuple(g.name for g in space.groups),

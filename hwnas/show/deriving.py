@@ -24,8 +24,9 @@ def searched(result: SearchResult) -> None:
     if result.steps:
         last, folder = result.steps[-1], result.derivation.run.folder
         why = "" if result.stopped is None else f", ended early: {result.stopped}"
+        on = f" on {last['device']}" if "device" in last else ""
         facts: dict[str, object] = {
-            "searched": f"{len(result.steps)} steps, {sum(s['seconds'] for s in result.steps):.0f} s{why}",
+            "searched": f"{len(result.steps)} steps, {sum(s['seconds'] for s in result.steps):.0f} s{on}{why}",
             "decisions": f"{result.decisions} in {', '.join(result.groups)}; logits in {folder / 'alphas.json'}",
             "loss": f"{last['train_loss']:.4g} where the weights learn"
             + (f", {last['val_loss']:.4g} where the alphas do" if "val_loss" in last else ""),
@@ -135,6 +136,7 @@ def _facts(path: Path, network: Derived) -> dict[str, object]:
         if gap.reason
         else f"{gap.gap:+.3f}: the supernet's loss is {gap.mixture_loss:.3f} as the mixture and "
         f"{gap.derived_loss:.3f} as this network, on {gap.images} held-out images"
+        + ("" if gap.device is None else f", computed on {gap.device}")
     )
     if network.rerank is not None:
         facts["rerank"] = network.rerank.reason
