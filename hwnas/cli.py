@@ -40,6 +40,12 @@ Set = Annotated[
         "search.crop=96x128; may be given again",
     ),
 ]
+Device = Annotated[
+    str, arg(metavar="DEVICE", help="where networks compute: auto (a GPU if there is one), cpu, cuda or cuda:N")
+]
+Workers = Annotated[
+    int | None, arg(metavar="N", help="processes that make batches ahead (default: none on a CPU, up to 4 on a GPU)")
+]
 DataFolder = Annotated[
     Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout, or of CIFAR-10 (default: the recipe's)")
 ]
@@ -154,11 +160,15 @@ class Search:
     foreign_table: Foreign = False
     seed: Annotated[int | None, arg(help="of everything random (default: the recipe's)")] = None
     measure: Measure = False
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.set, self.seed)
-        settings = jobs.SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
+        settings = jobs.SearchSettings(
+            self.table, self.fps, self.foreign_table, self.measure, self.device, self.workers
+        )
         with show.landing():
             show.searched(jobs.search(run, settings, show.TERMINAL))
         return 0
@@ -199,6 +209,8 @@ class Derive:
     pareto: Annotated[
         int | None, arg(metavar="N", help="derive at N budgets from the fastest on, and list what is best at each")
     ] = None
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
@@ -212,7 +224,9 @@ class Derive:
             self.measure,
         )
         if self.pareto is None:
-            settings = jobs.DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
+            settings = jobs.DeriveSettings(
+                self.to, self.table, self.fps, self.foreign_table, demands, self.device, self.workers
+            )
             with show.landing():
                 show.derived(jobs.derive(_open(self.source), settings, show.TERMINAL))
             return 0
@@ -231,11 +245,15 @@ class Train:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a derived network")]
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _open(self.run)
-        show.trained(jobs.train(run, show.TERMINAL), run.command("export"))
+        show.trained(
+            jobs.train(run, jobs.TrainSettings(self.device, self.workers), show.TERMINAL), run.command("export")
+        )
         return 0
 
 
@@ -288,12 +306,12 @@ class Validate:
     foreign_table: Foreign = False
     again: Annotated[bool, arg(help="measure anew although there is a report; the old one is kept")] = False
     require_budget: Annotated[bool, arg(help="exit with code 1 if the budget is missed")] = False
+    device: Device = "auto"
 
     def __call__(self) -> int:
         """Run the verb."""
-        result = jobs.validate(
-            _open(self.run), jobs.ValidateSettings(self.table, self.foreign_table, self.again), show.TERMINAL
-        )
+        settings = jobs.ValidateSettings(self.table, self.foreign_table, self.again, self.device)
+        result = jobs.validate(_open(self.run), settings, show.TERMINAL)
         show.validated(result)
         result.require_accepted()
         return 1 if self.require_budget and not result.report.met else 0

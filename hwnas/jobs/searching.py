@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
@@ -18,12 +19,13 @@ from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budge
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.gradient import search as run_search
 from hwnas.search.strategy import Inputs, Stage
+from hwnas.search.strategy import search as run_search
 from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
 from hwnas.steplog import StepLog
 
@@ -40,12 +42,16 @@ class SearchSettings:
         fps: Budget for each table, or one for all; none for the recipe's percentile, where there is one table.
         foreign_table: Whether tables of another device will do. Further tables are of other devices anyway.
         measure: Whether networks are measured here until one is at the budget.
+        device: Where the supernet computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     tables: tuple[Path, ...] = ()
     fps: tuple[float, ...] = ()
     foreign_table: bool = False
     measure: bool = False
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
 
 
 def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
-    recipe, tables = run.seeded_recipe, settings.tables
+    recipe, tables, device = run.seeded_recipe, settings.tables, open_device(settings.device)
     space, scales = recipe.space, recipe.scales()
     data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
@@ -164,12 +170,12 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), table, demands, made_with)
+    context = _Context(run, data, tuple(bounds), table, demands, made_with, device, settings.workers)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.stages):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
         results.append(result)
-    judge = Judge(run, images)
+    judge = Judge(run, images, device)
     derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
     return SearchResult(derivation, tuple(results), bounds[0].budget)
 
@@ -183,7 +189,9 @@ class _Context:
     bounds: tuple[Bound, ...]
     table: LatencyTable
     demands: Demands
-    made_with: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any]
+    device: torch.device
+    workers: int | None
 
 
 def _search_stage(
@@ -203,6 +211,8 @@ def _search_stage(
         stage.groups,
         fixed if fixed.answers else None,
         weights,
+        context.device,
+        context.workers,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     stopped = None
@@ -211,7 +221,7 @@ def _search_stage(
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
         with report.bar(stage.name, strategy.steps) as update:
             search = strategy.begin(inputs)
-            findings = run_search(search, path, made_with, log, update)
+            findings = run_search(search, path, made_with, log, update, {"device": title(context.device)})
         stopped = search.stopped
         decided = None
         if not last:

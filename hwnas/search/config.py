@@ -111,15 +111,18 @@ class SearchConfig(Strategy):
         from hwnas.search.gradient import BilevelSearch
 
         i = inputs
-        return BilevelSearch(i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights)
+        return BilevelSearch(
+            i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights, device=i.device, workers=i.workers
+        )
 
     def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
         """Compile the supernet's kernels, and before the first step report how much memory the search will take."""
         from hwnas.search.memory import report_memory
 
-        if self.evaluation != "plain":
+        on_host = inputs.device.type == "cpu"
+        if on_host and self.evaluation != "plain":
             native.prepare(report)
-        if fresh:
+        if on_host and fresh:
             report_memory(self, inputs, report)
 
     def note(self, metrics: Mapping[str, Any]) -> str:
@@ -136,4 +139,4 @@ class SearchConfig(Strategy):
         """
         from hwnas.search.rerank import Supernet
 
-        return Supernet(inputs.space, self, state["net"], inputs.data, inputs.fixed)
+        return Supernet(inputs.space, self, state["net"], inputs.data, inputs.fixed, inputs.device)

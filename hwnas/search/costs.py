@@ -93,6 +93,11 @@ class Cost:
         self.bounds = tuple(bounds)
         self._expected = [_expectation(b, config.expectation) for b in bounds]
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies the task loss, so that its gradient depends on that."""
+        return self.config.form == "product"
+
     def expected(self, probs: Matrices) -> list[Tensor]:
         """Return the expectation of each resource, in its unit."""
         return [e(probs) for e in self._expected]
@@ -137,5 +142,5 @@ class Mixture:
         """Return it, in the unit of the model."""
         gates = self.model.marginals
         q = gates.problem.probabilities(probs).vector
-        out: Tensor = self.model.base_ms + gates.gate_probs(q) @ torch.from_numpy(self.model.gate_ms).to(q)
+        out: Tensor = self.model.base_ms + gates.gate_probs(q) @ self.model.gate_weights.to(q)
         return out

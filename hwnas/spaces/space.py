@@ -92,7 +92,7 @@ class Space:
             labels: Whether it ends in the label map instead of scores, where that is a choice.
 
         Returns:
-            A module ``net(image, probs=None, sampled=False)`` with image (N, 3, H, W) and probs
+            A module ``net(image, probs=None, sampled=None)`` with image (N, 3, H, W) and probs
             ``{group: (decisions, options)}``; see `SpaceNet`. Where shapes in what ships depend on open decisions, it
             can be traced and does not compute.
         """

@@ -13,7 +13,7 @@ from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
 from hwnas.spaces.heads.deeplab import ASPP, LightNet
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task
 from hwnas.spaces.registry import head
 
 
@@ -51,11 +51,11 @@ class _ASPPNet(HeadNet):
         self.classifier = layers.Classifier(own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores at full size: the one size that does not depend on the stride of the feature."""
         return layers.resize(self.classifier(self.aspp(x)), image)
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Return scores or labels."""
         out: Tensor = self.argmax(necks[0])
         return out

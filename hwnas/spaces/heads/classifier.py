@@ -12,7 +12,7 @@ from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliaryClassification
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task
 from hwnas.spaces.registry import head
 
 
@@ -49,12 +49,12 @@ class _ClassifierNet(HeadNet):
         self.linear = layers.Linear(features[-1].channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores (N, classes)."""
         scores: Tensor = self.linear(self.pool(x))
         return scores
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Return scores or labels."""
         out: Tensor = self.argmax(necks[0])
         return out
