@@ -147,12 +147,12 @@ def test_a_search_step_reads_the_gradient_of_the_logits_and_nothing_else(
     change, expected = SEARCHES[name]
     s = BilevelSearch(SPACE, replace(CONFIG, **change), data, BOUNDS, device=LAZY)
     assert {p.device for p in s.net.parameters()} == {LAZY}
-    before = s.alphas.numpy()
+    before = s.findings().logits
     for step in range(2 if name == "first-fast" else 1):  # a second one has momenta
         metrics = s.advance()
         assert metrics["train_loss"].device == LAZY
         assert reads.count == (step + 1) * expected, reads.shapes
-    moved = [not np.array_equal(a, before[k]) for k, a in s.alphas.numpy().items()]
+    moved = [not np.array_equal(a, before[k]) for k, a in s.findings().logits.items()]
     assert all(moved) == (name != "warm-up")
     assert {v.device for state in s.w_optimizer.state.values() for v in state.values() if v is not None} == {LAZY}
 
@@ -237,7 +237,7 @@ def test_a_classifier_trains_without_a_read(reads: Reads) -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_judging_reads_scores_once_for_each_batch(data: SegmentationData, reads: Reads, mixed: bool) -> None:
     weights = {k: v.clone() for k, v in SPACE.build(form="search").state_dict().items()}
-    supernet = Supernet(SPACE, CONFIG, weights, data, LAZY)
+    supernet = Supernet(SPACE, CONFIG, weights, data, device=LAZY)
     arch = None if mixed else sample(SPACE, np.random.default_rng(0))
     found = supernet.judge(arch, SPACE.problem.uniform() if mixed else None)
     assert found.task is SEGMENTATION

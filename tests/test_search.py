@@ -313,8 +313,8 @@ class TestConfig:
         for change, match in (
             ({"level": "single", "order": "second"}, "a single-level search has no order 'second'"),
             ({"order": "second-exact", "evaluation": "fast"}, "differentiates twice, which 'fast' cannot: use 'plain'"),
-            ({"accumulate": 0}, "accumulate and checkpoint_every must be 1 or more"),
-            ({"checkpoint_every": 0}, "accumulate and checkpoint_every must be 1 or more"),
+            ({"accumulate": 0}, "accumulate of 1 or more, got 0"),
+            ({"checkpoint_every": 0}, "checkpoint_every of 1 or more, got 0"),
         ):
             with pytest.raises(HwnasError, match=match):
                 replace(CONFIG, **change)  # type: ignore[arg-type]
