@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 from hwnas.errors import check_ranges, not_below, unknown
 from hwnas.learn.training import TrainConfig
@@ -12,7 +13,14 @@ from hwnas.profile import Calibration
 from hwnas.records import stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
+from hwnas.search.relax import GumbelSoftmax, SinglePath, Temperature
 from hwnas.spaces import Scale, Space
+
+# How searches under a budget relax decisions, and how fast they learn: the settings that find a planted network under
+# one (docs/results/planted.md). The mixture of all candidates does not: it solves the task whatever the alphas say.
+COOLING = Temperature(1.0, 0.3)
+CHAIN_SEARCH: Mapping[str, Any] = {"relaxation": SinglePath(COOLING), "w_lr": 0.3, "alpha_lr": 0.05}
+TRELLIS_SEARCH: Mapping[str, Any] = {"relaxation": GumbelSoftmax(COOLING), "w_lr": 0.1, "alpha_lr": 0.05}
 
 
 @stored("recipe")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.recipes.base import Recipe, recipe
+from hwnas.recipes.base import CHAIN_SEARCH, Recipe, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.gradient import SearchConfig
 from hwnas.spaces import Scale, darts_space
@@ -25,9 +25,7 @@ def darts_quick() -> Recipe:
         widths=(16, 32),
         depths=(6, 8, 10, 12, 14),
         depth_utility=0.3,
-        search=SearchConfig(
-            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), w_lr=0.1, alpha_lr=0.02
-        ),
+        search=SearchConfig(scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(96, 128), **CHAIN_SEARCH),
         train=TrainConfig(steps=500, batch=8, crop=(128, 160), evaluate_every=125),
         calibration=Calibration(fit=16),
     )
@@ -44,9 +42,7 @@ def darts_camvid() -> Recipe:
         widths=(16, 32),
         depths=(6, 8, 10, 12),
         depth_utility=0.3,
-        search=SearchConfig(
-            scale=Scale(8, 5, size), steps=200, warmup=40, batch=4, crop=(120, 160), w_lr=0.1, alpha_lr=0.02
-        ),
+        search=SearchConfig(scale=Scale(8, 5, size), steps=200, warmup=40, batch=4, crop=(120, 160), **CHAIN_SEARCH),
         train=TrainConfig(steps=900, batch=8, crop=(240, 320), evaluate_every=150),
         data=None,
     )
@@ -61,7 +57,9 @@ def darts_tiny() -> Recipe:
         title="DARTS cells, synthetic streets, 48x64: seconds, for trying things out",
         space=darts_space(Scale(8, 3, size), CAMVID_CLASSES),
         widths=(4, 8),
-        search=SearchConfig(scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), w_lr=0.1, alpha_lr=0.5),
+        search=SearchConfig(
+            scale=Scale(4, 3, size), steps=6, warmup=2, batch=2, crop=(32, 48), **{**CHAIN_SEARCH, "alpha_lr": 0.5}
+        ),
         train=TrainConfig(steps=6, batch=2, crop=(32, 48), evaluate_every=3),
         calibration=Calibration(fit=6, test=3, refit=0, derived=2),
         stop=StopRule(min_visits=3, max_visits=12, min_s=0.0),
@@ -78,9 +76,7 @@ def darts_gpu() -> Recipe:
         space=darts_space(Scale(16, 6, size), CAMVID_CLASSES),
         # TensorRT computes 8 channels of float16 at once, and tensor cores like 16 and more.
         widths=(16, 32, 64),
-        search=SearchConfig(
-            scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(256, 512), w_lr=0.1, alpha_lr=0.02
-        ),
+        search=SearchConfig(scale=Scale(8, 3, size), steps=150, warmup=30, batch=4, crop=(256, 512), **CHAIN_SEARCH),
         train=TrainConfig(steps=500, batch=8, crop=(256, 512), evaluate_every=250),
         calibration=Calibration(fit=12, test=30, derived=12),
     )
