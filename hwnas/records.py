@@ -7,6 +7,7 @@ or a protocol), the object says which by its ``"type"``: the stable name that `s
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import types
 import typing
@@ -222,7 +223,7 @@ def _fits(cls: type, declared: Any) -> bool:
     if not _is_protocol(declared) or declared in cls.__mro__:
         return declared in cls.__mro__
     bases = [b for b in declared.__mro__ if _is_protocol(b)]
-    members = {n for b in bases for n in (*vars(b), *b.__dict__.get("__annotations__", {})) if not n.startswith("_")}
+    members = {n for b in bases for n in (*vars(b), *inspect.get_annotations(b)) if not n.startswith("_")}
     own = {f.name for f in fields(cls)}
     return all(n in own or hasattr(cls, n) for n in members)
 
