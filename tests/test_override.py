@@ -23,7 +23,7 @@ from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
 from hwnas.search.guards import Guards
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.relax import GumbelSoftmax, SinglePath, Temperature
+from hwnas.search.relax import GumbelSoftmax, SinglePath, Softmax, Temperature
 from hwnas.spaces import Scale, Trellis
 from tests.test_verb_errors import nothing, refused
 from tests.verbs import RECIPE, done, edit, hwnas
@@ -108,8 +108,9 @@ class TestEveryRecipe:
     ],
 )
 def test_what_settings_mean(texts: tuple[str, ...], change: dict[str, Any]) -> None:
-    changed = override(TINY, assignments([f"search.{text}" for text in texts]))
-    assert changed == TINY.searching(**change)
+    mixture = TINY.searching(relaxation=Softmax())
+    changed = override(mixture, assignments([f"search.{text}" for text in texts]))
+    assert changed == mixture.searching(**change)
 
 
 def test_what_settings_of_the_recipe_itself_mean() -> None:
@@ -129,7 +130,10 @@ REFUSED = [
     (("search.stps=3",), "unknown setting 'search.stps'; did you mean 'search.steps'. known: search.accumulate, "),
     (("serch.steps=3",), "unknown setting 'serch'; did you mean 'search'. known: "),
     (("search.cost.wieght=3",), "unknown setting 'search.cost.wieght'; did you mean 'search.cost.weight'"),
-    (("search.relaxation.temperature.end=1",), "unknown setting 'search.relaxation.temperature'"),
+    (
+        ("search.relaxation=softmax", "search.relaxation.temperature.end=1"),
+        "unknown setting 'search.relaxation.temperature'",
+    ),
     (("search.relaxation=gumble",), "unknown search.relaxation 'gumble'; did you mean 'gumbel-softmax'. known: "),
     (("search.relaxation=s",), "search.relaxation 's' may be single-path or softmax; write more of it"),
     (("search.order=secnd",), "unknown search.order 'secnd'; did you mean 'second'. known: first, second, "),
@@ -266,8 +270,8 @@ class TestRuns:
         settings = Run(RECIPE).settings
         assert settings.overrides == {"search.steps": "4", "calibration.fit": "5", "search.warmup": "1"}
         assert settings.recipe_settings.search == replace(TINY.search, steps=4, warmup=1)
-        refused("search", RECIPE, "--set", "search.w_lr=0.2", match="was made with search.w_lr 0.1, not 0.2; ")
-        for options in ((), sets, ("--set", "search.warmup=1"), ("--set", "search.w_lr=0.1")):
+        refused("search", RECIPE, "--set", "search.w_lr=0.2", match="was made with search.w_lr 0.3, not 0.2; ")
+        for options in ((), sets, ("--set", "search.warmup=1"), ("--set", "search.w_lr=0.3")):
             again = done("search", RECIPE, *options)
             assert "nothing to do" in again.out
             assert "has changed" not in again.out

@@ -33,7 +33,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ import torch
 from planted_trellis import WHERE
 from torch import Tensor, nn
 
+from hwnas import recipes
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
@@ -49,10 +50,9 @@ from hwnas.learn.losses import task_loss
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec
 from hwnas.problem import Architecture
-from hwnas.search.costs import Bound, CostConfig
+from hwnas.search.costs import Bound
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.relax import SinglePath, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
 from hwnas.show.console import bar, console, table
@@ -77,15 +77,9 @@ ROOM_MS = 0.5  # of the budget above the planted network: half of what the next 
 PLANES, MARGIN, ROWS, WIDTH = 3, 4, 8, 24  # augmentation moves images by up to 4 pixels: windows stay in their strip
 STRIP = ROWS + 2 * MARGIN
 NOISE = 0.1  # share of pixels that are turned over afterwards
-# One sampled op at a time: the mixture of all of them solves the task, so that no alpha would have to decide anything.
-SETTINGS: Mapping[str, Any] = {
-    "relaxation": SinglePath(Temperature(1.0, 0.3)),
-    "steps": 560,
-    "warmup": 200,
-    "batch": 16,
-    "w_lr": 0.3,
-    "alpha_lr": 0.05,
-}
+# What a search of the recipes of chains has, but for how long it takes.
+RECIPE = recipes.get("darts-quick").search
+STEPS, WARMUP, BATCH = 560, 200, 16
 WAYS = ("budget", "free", "mixture", "fixed")
 
 
@@ -274,13 +268,19 @@ def planted(plant: Plant) -> Architecture:
 
 def config_of(space: Space, way: str, seed: int, weight: float) -> SearchConfig:
     """Return the settings of a search."""
-    cost = {"mixture": CostConfig(expectation="mixture"), "fixed": CostConfig(weight=weight)}.get(way, CostConfig())
-    return SearchConfig(
-        space.scale,
+    cost = {
+        "mixture": replace(RECIPE.cost, expectation="mixture"),
+        "fixed": replace(RECIPE.cost, weight=weight),
+    }.get(way, RECIPE.cost)
+    return replace(
+        RECIPE,
+        scale=space.scale,
+        steps=STEPS,
+        warmup=WARMUP,
+        batch=BATCH,
         crop=space.scale.size,
         cost=cost,
         seed=seed,
-        **SETTINGS,
     )
 
 
