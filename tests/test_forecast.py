@@ -80,8 +80,9 @@ def replay(
     return Replay(took_s, told, clock.slow_s / took_s, slow_share)
 
 
-# Share of the time that a machine is slow, and the seed of when. Of six seeds each, all quiet and 30 % slow machines are
-# foretold within 30 %, of the 60 % slow ones four: not seeds 2 and 3, whose first third is unlike the rest.
+# Share of the time that a machine is slow, and the seed of when. Of six seeds each, all machines that are quiet or slow
+# 30 % of the time are foretold within 30 %, of those slow 60 % four are: not seeds 2 and 3, whose first third is unlike
+# the rest.
 MACHINES = [
     pytest.param((share, seed), id=f"slow-{share:.0%}-{seed}", marks=() if seed == 2 else pytest.mark.slow)
     for share in (0.0, 0.3, 0.6)
