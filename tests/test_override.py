@@ -270,8 +270,8 @@ class TestRuns:
         settings = Run(RECIPE).settings
         assert settings.overrides == {"search.steps": "4", "calibration.fit": "5", "search.warmup": "1"}
         assert settings.recipe_settings.search == replace(TINY.search, steps=4, warmup=1)
-        refused("search", RECIPE, "--set", "search.w_lr=0.2", match="was made with search.w_lr 0.3, not 0.2; ")
-        for options in ((), sets, ("--set", "search.warmup=1"), ("--set", "search.w_lr=0.3")):
+        refused("search", RECIPE, "--set", "search.w_lr=0.2", match="was made with search.w_lr 0.1, not 0.2; ")
+        for options in ((), sets, ("--set", "search.warmup=1"), ("--set", "search.w_lr=0.1")):
             again = done("search", RECIPE, *options)
             assert "nothing to do" in again.out
             assert "has changed" not in again.out

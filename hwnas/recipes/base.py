@@ -22,7 +22,7 @@ from hwnas.spaces import Scale, Space
 # How searches under a budget relax decisions, and how fast they learn: the settings that find a planted network under
 # one (docs/results/planted.md). The mixture of all candidates does not: it solves the task whatever the alphas say.
 COOLING = Temperature(1.0, 0.3)
-CHAIN_SEARCH: Mapping[str, Any] = {"relaxation": SinglePath(COOLING), "w_lr": 0.3, "alpha_lr": 0.05}
+CHAIN_SEARCH: Mapping[str, Any] = {"relaxation": SinglePath(COOLING), "w_lr": 0.1, "alpha_lr": 0.05}
 TRELLIS_SEARCH: Mapping[str, Any] = {"relaxation": GumbelSoftmax(COOLING), "w_lr": 0.1, "alpha_lr": 0.05}
 
 

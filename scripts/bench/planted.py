@@ -79,7 +79,7 @@ STRIP = ROWS + 2 * MARGIN
 NOISE = 0.1  # share of pixels that are turned over afterwards
 # What a search of the recipes of chains has, but for how long it takes.
 RECIPE = recipes.get("darts-quick").search
-STEPS, WARMUP, BATCH = 560, 200, 16
+STEPS, WARMUP, BATCH = 1680, 600, 16
 WAYS = ("budget", "free", "mixture", "fixed")
 
 
