@@ -24,10 +24,8 @@ from hwnas.run import Run
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import search as run_search
 from hwnas.search.strategy import Inputs, Stage
-from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
+from hwnas.search.widths import RANDOM_NETWORKS, Constraint, Contest, count, price, random_latencies_ms, typical
 from hwnas.steplog import StepLog
-
-RANDOM_NETWORKS = 200  # per width, for the default budget
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,10 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     if demands.measure:
         check_measurable(table)  # before the search
     models = price(space, scales, table)
-    typical = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
+    random_ms = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     budget_ms = run.settings.budget_ms
     if budget_ms is None:
-        budget_ms = float(np.percentile(typical, recipe.budget_percentile))
+        budget_ms = float(np.percentile(random_ms, recipe.budget_percentile))
     here = Constraint(str(table.path), models, budget_ms)
     elsewhere = [
         Constraint.on_table(space, scales, t, other.budget_ms) for t, other in zip(others, demands.others, strict=True)
@@ -153,18 +151,20 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     keep_table(run, table)
     report.note(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
-        f"{typical.min():.4g} to {typical.max():.4g} ms"
+        f"{random_ms.min():.4g} to {random_ms.max():.4g} ms"
     )
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
-    nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
+    nearest = int(np.abs(np.log(np.median(random_ms, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
+    weighed = dict.fromkeys(r for stage in recipe.stages for r in stage.strategy.resources)
+    counted = {r: typical(space.problem, count(space, [scales[nearest]], r)[0], r) for r in weighed}
     images = data[recipe.stages[-1].strategy.size]
     made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": images.name}
     if others:
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), table, demands, made_with)
+    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.stages):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
@@ -181,6 +181,7 @@ class _Context:
     run: Run
     data: dict[tuple[int, int] | None, SegmentationData]
     bounds: tuple[Bound, ...]
+    counted: dict[str, Bound]  # what has no budget and is weighed by a strategy
     table: LatencyTable
     demands: Demands
     made_with: dict[str, Any] = field(default_factory=dict)
@@ -199,7 +200,7 @@ def _search_stage(
     inputs = Inputs(
         run.recipe.space,
         context.data[strategy.size],
-        context.bounds,
+        (*context.bounds, *(context.counted[r] for r in strategy.resources)),
         stage.groups,
         fixed if fixed.answers else None,
         weights,

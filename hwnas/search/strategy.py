@@ -149,6 +149,11 @@ class Strategy:
         """(height, width) at which images are read; None for that of the deployment scale."""
         return None
 
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
+        return ()
+
     def with_seed(self, seed: int) -> Self:
         """Return the same with another seed."""
         return replace(self, seed=seed)  # type: ignore[type-var]
