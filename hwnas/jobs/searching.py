@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
@@ -125,6 +126,9 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     recipe, tables = run.seeded_recipe, settings.tables
     space, scales = recipe.space, recipe.scales()
     data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
+    for stage in recipe.stages:
+        if stage.before is not None:
+            stage.before.open("train")  # what cannot be used is refused now
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
     others = [LatencyTable.load(Path(other.table)) for other in demands.others]
     refuse_second_table(run, table)
@@ -187,27 +191,35 @@ class _Context:
     made_with: dict[str, Any] = field(default_factory=dict)
 
 
+def _weights(run: Run, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
+    """Return what the supernet of a stage starts from; pre-train the encoder where the stage has that before it."""
+    out: dict[str, Tensor] = {}
+    if stage.weights_from is not None:
+        source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
+        out |= checkpoint.read(run.folder / source.file("search.pt"))["net"]
+    if stage.before is not None:
+        with report.bar("pre-train", stage.before.settings.steps) as update:
+            out |= stage.before.run(run.recipe.space, fixed, run.folder / f"pretrain-{stage.name}", update=update)
+    return out or None
+
+
 def _search_stage(
     context: _Context, stage: Stage, fixed: Architecture, last: bool, report: Reporter
 ) -> tuple[StageResult, Architecture]:
     """Run a stage, unless that has been done, and return what it found and what is decided after it."""
     run, strategy = context.run, stage.strategy
     path, log = run.folder / stage.file("search.pt"), StepLog(run.folder / stage.file("search.jsonl"))
-    weights = None
-    if stage.weights_from is not None:
-        source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
-        weights = checkpoint.read(run.folder / source.file("search.pt"))["net"]
     inputs = Inputs(
         run.recipe.space,
         context.data[strategy.size],
         (*context.bounds, *(context.counted[r] for r in strategy.resources)),
         stage.groups,
         fixed if fixed.answers else None,
-        weights,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     stopped = None
     if not (run.folder / stage.file("alphas.json")).exists():
+        inputs = replace(inputs, weights=_weights(run, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
         with report.bar(stage.name, strategy.steps) as update:

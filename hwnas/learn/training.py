@@ -25,7 +25,7 @@ from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
-from hwnas.spaces import Space
+from hwnas.spaces import Form, Space
 from hwnas.steplog import StepLog
 
 Optimizer = Literal["adamw", "sgd"]
@@ -135,7 +135,9 @@ def evaluate(network: Callable[[Tensor], Tensor], data: SegmentationData, update
 class Training:
     """The state of a training and its step."""
 
-    def __init__(self, space: Space, arch: Architecture, config: TrainConfig, data: SegmentationData) -> None:
+    def __init__(
+        self, space: Space, arch: Architecture, config: TrainConfig, data: SegmentationData, form: Form = "deploy"
+    ) -> None:
         """Build the network at the space's scale.
 
         Args:
@@ -143,11 +145,12 @@ class Training:
             arch: Complete.
             config: The settings.
             data: The training set.
+            form: Of the network.
         """
         self.config = config
         self.task = task_of(data)
         with seeded(config.seed):
-            net = space.build(arch, form="deploy")
+            net = space.build(arch, form=form)
             # Not a module of the network, so that it is never exported.
             self.auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
