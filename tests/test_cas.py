@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from hwnas import recipes
+from hwnas.complexity import complexity
 from hwnas.data import Synthetic
 from hwnas.errors import HwnasError
 from hwnas.files import read_json
-from hwnas.latency import LatencyTable, OpRow
+from hwnas.jobs.findings import read_stage
+from hwnas.jobs.training import start_pretrained
+from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.latency.resources import RESOURCES
-from hwnas.problem import Architecture
+from hwnas.learn.training import Training
+from hwnas.problem import Architecture, NoTwins
+from hwnas.progress import SILENT
 from hwnas.records import decode, encode
+from hwnas.run import Run
+from hwnas.search import pretrain
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound, Cost, CostConfig
+from hwnas.search.derive import Solver
 from hwnas.search.gradient import BilevelSearch
 from hwnas.search.relax import softmax
 from hwnas.search.widths import count, price, typical
 from hwnas.spaces import MultiScaleHead, Scale, Space, cas_space, multiscale_ops, sample, trace_space
-from tests.contracts import SpaceContract, paper_table
+from hwnas.steplog import StepLog
+from tests.contracts import SpaceContract, paper_table, random_probs, roofline_table
 from tests.verbs import STAGES, do_job
 
 SMALL = cas_space(Scale(4, 3, (45, 61)), 11, nodes=2, head_channels=6, head_nodes=2)
@@ -72,11 +84,108 @@ def test_the_whole_job(tmp_path: Path) -> None:
     verbs = [("profile", "cas-tiny", "--engine", "fake"), *((verb, "cas-tiny") for verb in STAGES[1:])]
     do_job(tmp_path, verbs)
     with contextlib.chdir(tmp_path):
-        report = read_json(Path("runs/cas-tiny/report.json"), "a report")
+        run = Run("cas-tiny")
+        report = read_json(run.folder / "report.json", "a report")
         assert report["met"]
         assert report["measured_ms"] == pytest.approx(report["predicted_ms"], rel=0.1)
-        drawing = Path("runs/cas-tiny/arch.svg").read_text()
+        drawing = (run.folder / "arch.svg").read_text()
         assert all(f"<!-- {name} -->" in drawing for name in ("normal", "reduce", "multiscale"))
+        assert {"expected_ms", "expected_macs"} <= StepLog(run.folder / "search-cells.jsonl").read()[0].keys()
+        decided = read_stage(run, run.recipe.stages[0]).decided
+        assert decided is not None
+        assert {d.partition("/")[0] for d, _ in decided.answers} == {"normal", "reduce"}
+        assert set(decided.answers) < set(run.derived().architecture.answers)
+        # The supernet of the second stage started from one pre-training, the network from another one.
+        derived, folders = run.derived(), ("pretrain-multiscale", "train/pretrained")
+        weights = [load_file(run.folder / f / "model.safetensors") for f in folders]
+        assert "cells.0.preprocess0.1.bn.weight" not in weights[0]  # not affine, as in supernets
+        data = run.data("train")
+        training = Training(run.space(derived), derived.architecture, run.recipe.train, data)
+        start_pretrained(training, BEFORE, run, SILENT)
+        own = training.net.state_dict()
+        encoder = {n for n in own if not n.startswith("head.")}
+        assert encoder == {n for n in weights[1] if not n.startswith("head.")}
+        assert all(torch.equal(own[n], weights[1][n]) for n in encoder)
+
+
+def test_the_size_of_the_paper() -> None:
+    """Tracing, pricing and deriving at 768x1536 compute nothing."""
+    space = recipes.get("cas").space
+    assert space.scale.size == (768, 1536)
+    assert [f[0].stride for f in space.encoder.features(Architecture.of(space.name, {}), "deploy")] == [4, 8, 16]
+    traced = trace_space(space)
+    model = LatencyModel(traced.terms(), roofline_table(space), space.problem)
+    solver, probs = Solver(space.problem.with_rules(NoTwins(space.twins())), model), random_probs(space, 0)
+    fastest, free = solver.fastest().latency_ms, solver.solve(probs).latency_ms
+    assert fastest is not None
+    assert free is not None
+    found = solver.solve(probs, (fastest + free) / 2)
+    assert found.latency_ms == pytest.approx(
+        LatencyModel(trace_space(space, found.arch).terms(), roofline_table(space), space.problem).predict_ms(
+            found.arch
+        ),
+        rel=1e-9,
+    )
+    assert complexity(space, found.arch).macs == trace_space(space, found.arch).cost().macs
+
+
+TINY = recipes.get("cas-tiny")
+BEFORE = TINY.stages[1].before
+assert BEFORE is not None
+
+
+class TestPretraining:
+    @pytest.fixture
+    def arch(self) -> Architecture:
+        return sample(TINY.space, np.random.default_rng(0))
+
+    def test_a_supernet_starts_from_its_weights(self, arch: Architecture, tmp_path: Path) -> None:
+        weights = BEFORE.run(TINY.space, arch, tmp_path)
+        strategy = TINY.stages[1].strategy
+        assert isinstance(strategy, SearchConfig)
+        answers = {d: o for d, o in arch.answers if not d.startswith("multiscale")}
+        fixed = Architecture.of(TINY.space.name, answers)
+        data = Synthetic("train", strategy.scale.size, length=4)
+        net = BilevelSearch(TINY.space, strategy, data, fixed=fixed, weights=weights).net.state_dict()
+        assert {n for n in net if not n.startswith("head.")} == weights.keys()
+        assert all(torch.equal(net[n], w) for n, w in weights.items())
+        assert int(weights["stem0.0.bn.num_batches_tracked"]) > 0
+
+    def test_it_goes_on_where_it_was_interrupted_and_is_done_once(
+        self, arch: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Killed(Exception):
+            pass
+
+        def update(step: int, note: str = "") -> None:
+            if step == 3:
+                raise Killed
+
+        whole = BEFORE.run(TINY.space, arch, tmp_path / "whole")
+        with pytest.raises(Killed):
+            BEFORE.run(TINY.space, arch, tmp_path / "killed", update=update)
+        again = BEFORE.run(TINY.space, arch, tmp_path / "killed")
+        assert all(torch.equal(again[n], w) for n, w in whole.items())
+        assert [line["step"] for line in StepLog(tmp_path / "killed" / "train.jsonl").read()] == [0, 1, 2, 3]
+        monkeypatch.setattr(pretrain, "Training", lambda *_: pytest.fail("it is trained again"))
+        assert BEFORE.run(TINY.space, arch, tmp_path / "killed").keys() == whole.keys()
+
+    def test_the_encoder_is_decided_before(self, tmp_path: Path) -> None:
+        cells, last = TINY.stages
+        with pytest.raises(HwnasError, match="of which 'normal' is open then; decide it in an earlier stage"):
+            replace(TINY, stages=(replace(last, groups=()),))
+        with pytest.raises(HwnasError, match="open"):
+            BEFORE.run(TINY.space, Architecture.of(TINY.space.name, {}), tmp_path)
+        assert replace(TINY, stages=(replace(cells, name="search", groups=()),)).search is not None  # a joint search
+
+    def test_its_images_are_classified(self) -> None:
+        with pytest.raises(HwnasError, match="a pre-training classifies images"):
+            replace(BEFORE, data="synthetic").open("train")
+
+    def test_it_has_the_seed_of_its_stage(self) -> None:
+        before = TINY.seeded(7).stages[1].before
+        assert before is not None
+        assert before.settings.seed == 7
 
 
 def cost_of(weights: dict[str, float] | None) -> Cost:

@@ -47,7 +47,7 @@ def train(run: Run, report: Reporter = SILENT) -> TrainResult:
         training = Training(run.space(derived), derived.architecture, config, data)
         before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
         if before is not None:
-            _start_pretrained(training, before, run, report)
+            start_pretrained(training, before, run, report)
         settings = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
@@ -55,7 +55,7 @@ def train(run: Run, report: Reporter = SILENT) -> TrainResult:
         return TrainResult(weights, training.task.title, best)
 
 
-def _start_pretrained(training: Training, before: Pretraining, run: Run, report: Reporter) -> None:
+def start_pretrained(training: Training, before: Pretraining, run: Run, report: Reporter) -> None:
     """Start from the encoder pre-trained in the form and at the scale of the network; the head starts at random."""
     derived, folder = run.derived(), run.folder / "train" / "pretrained"
     with report.bar("pre-train", before.settings.steps) as update:
