@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from hwnas.search.relax import softmax
 from hwnas.search.widths import count, price, typical
 from hwnas.spaces import MultiScaleHead, Scale, Space, cas_space, multiscale_ops, sample, trace_space
 from hwnas.steplog import StepLog
+from tests.conftest import ROOT
 from tests.contracts import SpaceContract, paper_table, random_probs, roofline_table
 from tests.verbs import STAGES, do_job
 
@@ -255,3 +257,15 @@ class TestResources:
 def pools_are_slow(space: Space) -> LatencyTable:
     """Return a table in which convolutions cost nothing and poolings do."""
     return paper_table(OpRow(c.spec.key, 1.0 if "pool" in c.spec.kind else 0.001) for c in trace_space(space).calls)
+
+
+def test_the_rank_correlation_of_the_benchmark() -> None:
+    bench = runpy.run_path(str(ROOT / "scripts" / "bench" / "tradeoff.py"))
+    points = bench["points"](("ms", "macs"), (0.1, 1.0))
+    assert [p.name for p in points] == ["free-0", "ms-0.1", "ms-1", "macs-0.1", "macs-1"]
+    amounts = [(5.0, 5.0), (4.0, 9.0), (3.0, 1.0), (7.0, 5.0), (1.0, 5.0)]
+    found = [
+        bench["Outcome"](p.resource, p.weight, "id", {"ms": ms, "macs": macs}, 0.5)
+        for p, (ms, macs) in zip(points, amounts, strict=True)
+    ]
+    assert bench["correlations"](found) == {"ms": pytest.approx(-1.0), "macs": None}
