@@ -104,8 +104,8 @@ def heads() -> dict[str, Head]:
     """Return all heads, narrow ones, and one with decisions."""
     out: dict[str, Head] = {}
     for name, make in registered_heads().items():
-        narrow = {"channels": 4} if any(f.name == "channels" for f in fields(make)) else {}  # type: ignore[arg-type]
-        out[name] = make(**narrow)
+        there = {f.name for f in fields(make)}  # type: ignore[arg-type]
+        out[name] = make(**{k: v for k, v in {"channels": 4, "nodes": 2}.items() if k in there})
     return out | {"cell-head": CellHead()}
 
 

@@ -11,6 +11,7 @@ from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
+from hwnas.search.pretrain import Pretraining, Where
 from hwnas.steplog import StepLog
 
 
@@ -56,12 +57,25 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         weights, derived = run.folder / "train" / "model.safetensors", run.derived()
         if weights.exists():
             return TrainResult(weights)
-        config = run.seeded_recipe.train
+        recipe = run.seeded_recipe
+        config = recipe.train
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         device = open_device(settings.device)
         training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
+        before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
+        if before is not None:
+            start_pretrained(training, before, run, (device, settings.workers), report)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
             best = train_network(training, val, weights.parent, made_with, log, update)
         return TrainResult(weights, training.task.title, best, title(device))
+
+
+def start_pretrained(training: Training, before: Pretraining, run: Run, where: Where, report: Reporter) -> None:
+    """Start from the encoder pre-trained in the form and at the scale of the network; the head starts at random."""
+    derived, folder = run.derived(), run.folder / "train" / "pretrained"
+    with report.bar("pre-train", before.settings.steps) as update:
+        weights = before.run(run.recipe.space, derived.architecture, folder, where, "deploy", derived.scale, update)
+    unknown = training.net.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, f"the encoder has no {unknown[0]}"

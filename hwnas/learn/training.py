@@ -28,7 +28,7 @@ from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
-from hwnas.spaces import Space
+from hwnas.spaces import Form, Space
 from hwnas.steplog import StepLog
 
 Optimizer = Literal["adamw", "sgd"]
@@ -162,6 +162,7 @@ class Training:
         device: torch.device = CPU,
         workers: int | None = 0,
         teacher: Teacher | None = None,
+        form: Form = "deploy",
     ) -> None:
         """Build the network at the space's scale.
 
@@ -173,12 +174,13 @@ class Training:
             device: Where the network computes.
             workers: Processes that make batches ahead; None for as many as help.
             teacher: Adds a loss of its own, see `Teacher`.
+            form: Of the network.
         """
         self.config = config
         self.context = Context(device, "bf16" if config.bf16 else "fp32")
         self.task = task_of(data)
         with seeded(config.seed):
-            net = space.build(arch, form="deploy")
+            net = space.build(arch, form=form)
             # Not a module of the network, so that it is never exported.
             auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
         self.averaged = _averaged(net, self.context, config.average) if config.average else None

@@ -69,7 +69,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise HwnasError if a setting is out of range, or the stages do not decide each group of the space once."""
-        check_stages(self.stages, self.space.groups)
+        check_stages(self.stages, self.space.groups, self.space.encoder.groups)
         if clash := {s.name for s in self.stages} & {f.name for f in fields(self)}:
             raise HwnasError(f"a stage cannot be called {min(clash)!r}: that is a setting of recipes")
         check_ranges(
@@ -101,7 +101,7 @@ class Recipe:
         """Return the same with another seed of all stages, and of the training; None for its own."""
         if seed is None:
             return self
-        stages = tuple(replace(s, strategy=s.strategy.with_seed(seed)) for s in self.stages)
+        stages = tuple(s.with_seed(seed) for s in self.stages)
         return replace(self, stages=stages, train=replace(self.train, seed=seed))
 
     @staticmethod

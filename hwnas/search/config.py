@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from hwnas.errors import HwnasError, check_ranges, not_below, positive
+from hwnas.latency.resources import RESOURCES
 from hwnas.ops.fused import native
 from hwnas.progress import Reporter
 from hwnas.records import stored
@@ -105,6 +106,11 @@ class SearchConfig(Strategy):
     def size(self) -> tuple[int, int]:
         """(height, width) of the images: that of the supernet's scale."""
         return self.scale.size
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The counts that its cost weighs."""
+        return tuple(r for r in self.cost.resources or () if r in RESOURCES)
 
     def begin(self, inputs: Inputs) -> BilevelSearch:
         """Build the supernet and start at its first step."""

@@ -39,7 +39,7 @@ class Bound:
     Attributes:
         name: In logs, with its unit: ``"ms"``.
         resource: Priced at the deployment scale.
-        budget: In that unit.
+        budget: In that unit; of a resource that has none, what the typical network takes.
     """
 
     name: str
@@ -60,13 +60,23 @@ class CostConfig:
             learned, for ``"linear"`` and ``"log"``.
         expectation: ``"derived"``: of the network that would be derived, its edges chosen by a relaxed top-k.
             ``"mixture"``: every op of every edge by its probability, as CAS and GAS have it.
+        resources: Which resources count, and how much each: the share ``u`` is the mean of theirs with these weights.
+            ``"ms"`` is latency by the run's table, ``"ms_2"`` by the second ``--table`` and so on: GPU and CPU time.
+            ``"macs"`` and ``"params"`` are counted, and relative to the typical network of the scale. None for the
+            budgets alone, of which the most used one counts.
+
+    Raises:
+        HwnasError: If it names no resource, or a weight is not above 0.
     """
 
     form: Form = "linear"
     weight: float | Multiplier = field(default_factory=Multiplier)
     expectation: Literal["derived", "mixture"] = "derived"
+    resources: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.resources is not None and not (self.resources and min(self.resources.values()) > 0):
+            raise HwnasError(f"a cost needs one resource or more with weights above 0, got {dict(self.resources)}")
         if self.form not in _FORMS:
             raise HwnasError(f"unknown form of cost {self.form!r}; use one of {', '.join(_FORMS)}")
         if not isinstance(self.weight, Multiplier):
@@ -79,16 +89,20 @@ class Cost:
     """The cost term of a search: a form, and resources with their budgets.
 
     With several budgets the largest share counts: a sum would also shrink a network for a budget that it meets
-    already.
+    already. Where the settings weigh resources, their weighted mean counts.
     """
 
     def __init__(self, config: CostConfig, bounds: Sequence[Bound]) -> None:
         """Take a form and at least one resource.
 
         Raises:
-            HwnasError: If a plain mixture is asked of what is no `LatencyModel`.
+            HwnasError: If a resource is weighed that no bound is of, or a plain mixture is asked of what is no
+                `LatencyModel`.
         """
         assert bounds, "a cost is that of something"
+        names = [b.name for b in bounds]
+        if unpriced := [r for r in config.resources or () if r not in names]:
+            raise HwnasError(f"the cost weighs {unpriced[0]!r}, which is not priced here; there are {', '.join(names)}")
         self.config = config
         self.bounds = tuple(bounds)
         self._expected = [_expectation(b, config.expectation) for b in bounds]
@@ -103,8 +117,9 @@ class Cost:
         return [e(probs) for e in self._expected]
 
     def used(self, probs: Matrices) -> Tensor:
-        """Return the expected share of the most used budget, ()."""
-        return torch.stack([e / b.budget for e, b in zip(self.expected(probs), self.bounds, strict=True)]).max()
+        """Return the expected share: of the most used budget, or the weighted mean of the resources, ()."""
+        expected = zip(self.expected(probs), self.bounds, strict=True)
+        return self._share(torch.stack([e / b.budget for e, b in expected]))
 
     def total(self, task: Tensor, probs: Matrices, weight: float) -> Tensor:
         """Return the objective for a task loss () and a weight: that of the settings, or what was learned so far."""
@@ -116,8 +131,15 @@ class Cost:
         return {b.name: float(b.resource(one_hot)) for b in self.bounds}
 
     def violation(self, usage: Mapping[str, float]) -> float:
-        """Return by which share of its budget the worst resource is exceeded; below 0 if none is."""
-        return max(usage[b.name] / b.budget for b in self.bounds) - 1
+        """Return by which share the budgets are exceeded, of these as `used` has it; below 0 if they are not."""
+        return float(self._share(torch.tensor([usage[b.name] / b.budget for b in self.bounds]).double())) - 1
+
+    def _share(self, shares: Tensor) -> Tensor:
+        """Return one share () for those of all bounds (n,)."""
+        if self.config.resources is None:
+            return shares.max()
+        weights = shares.new_tensor([self.config.resources.get(b.name, 0.0) for b in self.bounds])
+        return shares @ weights / weights.sum()
 
 
 def _expectation(bound: Bound, expectation: str) -> Resource:

@@ -20,6 +20,7 @@ from hwnas.problem import Architecture, Group, Problem
 from hwnas.progress import Reporter, Update, ignore
 from hwnas.records import encode
 from hwnas.search.costs import Bound
+from hwnas.search.pretrain import Pretraining
 from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
@@ -205,6 +206,11 @@ class Strategy(Protocol):
         """(height, width) at which images are read; None for that of the deployment scale."""
         return None
 
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
+        return ()
+
     def with_seed(self, seed: int) -> Self:
         """Return the same with another seed."""
         return replace(self, seed=seed)  # type: ignore[type-var]
@@ -244,6 +250,7 @@ class Stage:
         groups: Names of the groups it decides; none for all that no earlier stage has decided. Groups that a later
             stage decides are open meanwhile: a supernet mixes their options evenly.
         weights_from: Name of the earlier stage whose supernet's weights it starts from; None for random ones.
+        before: The pre-training of the encoder that precedes it; its weights take the place of others. None for none.
 
     Raises:
         HwnasError: If the name is no word.
@@ -253,10 +260,16 @@ class Stage:
     strategy: Strategy
     groups: tuple[str, ...] = ()
     weights_from: str | None = None
+    before: Pretraining | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise HwnasError(f"a stage's name is made of a-z, 0-9 and '_', got {self.name!r}")
+
+    def with_seed(self, seed: int) -> Stage:
+        """Return the same with another seed of all that is random."""
+        before = None if self.before is None else self.before.with_seed(seed)
+        return replace(self, strategy=self.strategy.with_seed(seed), before=before)
 
     def file(self, name: str) -> str:
         """Return what a file of this stage is called in a run, where that of an only stage is called `name`."""
@@ -264,11 +277,17 @@ class Stage:
         return name if self.name == SEARCH else f"{stem}-{self.name}{dot}{ending}"
 
 
-def check_stages(stages: Sequence[Stage], groups: Sequence[Group]) -> None:
+def check_stages(stages: Sequence[Stage], groups: Sequence[Group], encoder: Sequence[Group] = ()) -> None:
     """Hold the stages of a recipe against the groups of its space: each is decided by one of them.
 
+    Args:
+        stages: Of the recipe.
+        groups: Of the space.
+        encoder: Those of its encoder, which are decided before that is pre-trained.
+
     Raises:
-        HwnasError: If a group is unknown, is decided twice or never, or weights come from no earlier stage.
+        HwnasError: If a group is unknown, is decided twice or never, weights come from no earlier stage, or an encoder
+            is pre-trained before it is decided.
     """
     names = [g.name for g in groups]
     if not stages or len({s.name for s in stages}) != len(stages):
@@ -284,6 +303,11 @@ def check_stages(stages: Sequence[Stage], groups: Sequence[Group]) -> None:
             raise HwnasError(f"the stage {stage.name!r} decides nothing: earlier ones decide all of {', '.join(names)}")
         if stage.weights_from is not None and stage.weights_from not in [s.name for s in stages[:i]]:
             raise HwnasError(f"the stage {stage.name!r} takes weights from {stage.weights_from!r}, no earlier stage")
+        if stage.before is not None and (open_ := [g.name for g in encoder if g.name not in decided]):
+            raise HwnasError(
+                f"the stage {stage.name!r} is preceded by a pre-training of the encoder, of which {open_[0]!r} is open "
+                "then; decide it in an earlier stage"
+            )
         decided += own
     if missing := [n for n in names if n not in decided]:
         raise HwnasError(f"no stage decides the group {missing[0]!r}; add it to one")

@@ -22,6 +22,8 @@ from hwnas.search.strategy import Trial
 from hwnas.search.trials import TrialSolver
 from hwnas.spaces import Scale, Space, trace_alternatives
 
+RANDOM_NETWORKS = 200  # per width, for the default budget and for what is typical
+
 # The prediction of a derived network stays below the budget by half the relative error of the table, 10 % at most: a
 # table with a larger error should be measured again.
 SAFETY = 0.5
@@ -58,6 +60,12 @@ def random_latencies_ms(problem: Problem, models: Sequence[LatencyModel], n: int
     """Return the predicted latencies of random architectures, (len(models), n)."""
     rng = np.random.default_rng(seed)
     return np.array([[m.predict_ms(problem.draw(rng)) for _ in range(n)] for m in models])
+
+
+def typical(problem: Problem, model: LatencyModel, name: str) -> Bound:
+    """Return a resource that has no budget relative to what the typical network takes: the median of random ones."""
+    taken = random_latencies_ms(problem, [model], RANDOM_NETWORKS, seed=0)
+    return Bound(name, model, float(np.median(taken)))
 
 
 def safety(model: LatencyModel) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
-from hwnas.ops.mixed import NONE, MixedOp, On, has_weights
+from hwnas.ops.mixed import NONE, MixedOp, On, has_weights, is_identity
 from hwnas.ops.registry import active_tracer
 from hwnas.problem import ALWAYS, Answers, Architecture, Decision, Gate, Group, Rule, TopK, at_least
 
@@ -77,8 +77,14 @@ class CellSpec:
         ]
 
     def twins(self) -> tuple[Answers, ...]:
-        """Return which answers make two nodes compute the same: ops without weights, of the same states."""
-        out = []
+        """Return which answers make two states the same: ops without weights of the same states in two nodes.
+
+        A node of one edge that hands on what it reads is the same as that.
+        """
+        out: list[Answers] = []
+        for i in (i for i in self.states if self.kept_at(i) == 1):
+            edges = [(self.edge_name((j, i)), self.stride if j < self.inputs else 1) for j in range(i)]
+            out += [((name, o),) for name, stride in edges for o in self.ops if o != NONE and is_identity(o, stride)]
         for i, j in combinations(self.states, 2):
             if self.kept_at(i) != self.kept_at(j):
                 continue

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hwnas.problem.rules.one_path import Boundary
-from hwnas.spaces.encoders.chain import DARTS_OPS, Chain, Stem
+from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS, Chain, Stem
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, Trellis, Weighting
 from hwnas.spaces.encoders.xception import ENTRY_65, Entry, Xception
-from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead
+from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead, MultiScaleHead, multiscale_ops
 from hwnas.spaces.parts import Head, Scale, Task
 from hwnas.spaces.space import Space
 
@@ -40,6 +40,21 @@ def autodeeplab_space(
 ) -> Space:
     """Return the space of Auto-DeepLab: `Trellis` and `Decoder`."""
     return Space(Trellis(scale, ops, nodes, keep, boundary, weighting), DecoderHead(head_channels), classes)
+
+
+def cas_space(
+    scale: Scale,
+    classes: int,
+    ops: tuple[str, ...] = CAS_OPS,
+    nodes: int = 4,
+    keep: int = 2,
+    head_channels: int = 64,
+    head_nodes: int = 4,
+    inputs: tuple[int, ...] = (-1,),
+) -> Space:
+    """Return the space of CAS: `Chain` to stride 16, and `MultiScaleHead` there."""
+    head = MultiScaleHead(head_channels, multiscale_ops(16), head_nodes, keep, inputs)
+    return Space(Chain(scale, "segmentation", ops, nodes, keep), head, classes)
 
 
 def xception_space(

@@ -30,6 +30,18 @@ DARTS_OPS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
+# Zero, identity, pooling, convolution, separable and dilated separable ones: those of CAS as later papers quote them
+# (GAS has the same); its text was not at hand.
+CAS_OPS = (
+    NONE,
+    "skip_connect",
+    "max_pool_3x3",
+    "conv_3x3",
+    "sep_conv_3x3",
+    "dil_sep_conv_3x3_r2",
+    "dil_sep_conv_3x3_r4",
+    "dil_sep_conv_3x3_r8",
+)
 Stem = Literal["cifar", "imagenet", "segmentation"]
 
 
