@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.jobs.inputs import read_all
-from hwnas.learn.device import AUTO, open_device, title
+from hwnas.learn.device import AUTO, CPU, open_device, title
 from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
 from hwnas.progress import SILENT, Reporter
@@ -64,7 +64,7 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
         before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
         if before is not None:
-            start_pretrained(training, before, run, (device, settings.workers), report)
+            start_pretrained(training, before, run, report, (device, settings.workers))
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
@@ -72,7 +72,9 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         return TrainResult(weights, training.task.title, best, title(device))
 
 
-def start_pretrained(training: Training, before: Pretraining, run: Run, where: Where, report: Reporter) -> None:
+def start_pretrained(
+    training: Training, before: Pretraining, run: Run, report: Reporter, where: Where = (CPU, 0)
+) -> None:
     """Start from the encoder pre-trained in the form and at the scale of the network; the head starts at random."""
     derived, folder = run.derived(), run.folder / "train" / "pretrained"
     with report.bar("pre-train", before.settings.steps) as update:
