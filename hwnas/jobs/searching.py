@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hwnas import checkpoint, records
@@ -19,12 +20,13 @@ from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budge
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.gradient import search as run_search
 from hwnas.search.strategy import Inputs, Stage
+from hwnas.search.strategy import search as run_search
 from hwnas.search.widths import RANDOM_NETWORKS, Constraint, Contest, count, price, random_latencies_ms, typical
 from hwnas.steplog import StepLog
 
@@ -39,12 +41,16 @@ class SearchSettings:
         fps: Budget for each table, or one for all; none for the recipe's percentile, where there is one table.
         foreign_table: Whether tables of another device will do. Further tables are of other devices anyway.
         measure: Whether networks are measured here until one is at the budget.
+        device: Where the supernet computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     tables: tuple[Path, ...] = ()
     fps: tuple[float, ...] = ()
     foreign_table: bool = False
     measure: bool = False
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
 
 
 def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
-    recipe, tables = run.seeded_recipe, settings.tables
+    recipe, tables, device = run.seeded_recipe, settings.tables, open_device(settings.device)
     space, scales = recipe.space, recipe.scales()
     data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
     for stage in recipe.stages:
@@ -168,12 +174,12 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with)
+    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.stages):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
         results.append(result)
-    judge = Judge(run, images)
+    judge = Judge(run, images, device)
     derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
     return SearchResult(derivation, tuple(results), bounds[0].budget)
 
@@ -188,18 +194,28 @@ class _Context:
     counted: dict[str, Bound]  # what has no budget and is weighed by a strategy
     table: LatencyTable
     demands: Demands
-    made_with: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any]
+    device: torch.device
+    workers: int | None
 
 
-def _weights(run: Run, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
+def _weights(context: _Context, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
     """Return what the supernet of a stage starts from; pre-train the encoder where the stage has that before it."""
+    run = context.run
     out: dict[str, Tensor] = {}
     if stage.weights_from is not None:
         source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
         out |= checkpoint.read(run.folder / source.file("search.pt"))["net"]
     if stage.before is not None:
         with report.bar("pre-train", stage.before.settings.steps) as update:
-            out |= stage.before.run(run.recipe.space, fixed, run.folder / f"pretrain-{stage.name}", update=update)
+            out |= stage.before.run(
+                run.recipe.space,
+                fixed,
+                run.folder / f"pretrain-{stage.name}",
+                update=update,
+                device=context.device,
+                workers=context.workers,
+            )
     return out or None
 
 
@@ -215,16 +231,18 @@ def _search_stage(
         (*context.bounds, *(context.counted[r] for r in strategy.resources)),
         stage.groups,
         fixed if fixed.answers else None,
+        device=context.device,
+        workers=context.workers,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     stopped = None
     if not (run.folder / stage.file("alphas.json")).exists():
-        inputs = replace(inputs, weights=_weights(run, stage, fixed, report))
+        inputs = replace(inputs, weights=_weights(context, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
         with report.bar(stage.name, strategy.steps) as update:
             search = strategy.begin(inputs)
-            findings = run_search(search, path, made_with, log, update)
+            findings = run_search(search, path, made_with, log, update, {"device": title(context.device)})
         stopped = search.stopped
         decided = None
         if not last:

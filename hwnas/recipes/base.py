@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from hwnas import records
-from hwnas.errors import HwnasError, unknown
+from hwnas.errors import HwnasError, check_ranges, not_below, unknown
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.records import Difference, stored
@@ -60,8 +61,18 @@ class Recipe:
     stop: StopRule = field(default_factory=StopRule)
 
     def __post_init__(self) -> None:
-        """Raise HwnasError if the stages do not decide each group of the space once."""
+        """Raise HwnasError if a setting is out of range, or the stages do not decide each group of the space once."""
         check_stages(self.stages, self.space.groups, self.space.encoder.groups)
+        if clash := {s.name for s in self.stages} & {f.name for f in fields(self)}:
+            raise HwnasError(f"a stage cannot be called {min(clash)!r}: that is a setting of recipes")
+        check_ranges(
+            "a recipe",
+            ("widths of 1 or more, narrowest first", self.widths, _ascends(self.widths) and len(self.widths) > 0),
+            ("depths of 1 or more, least first", self.depths, _ascends(self.depths)),
+            ("a budget_percentile from 0 to 100", self.budget_percentile, 0 <= self.budget_percentile <= 100),
+            *not_below(self, ("width_utility", "depth_utility"), 0),
+            *not_below(self, ("rerank_steps",), 1),
+        )
 
     @property
     def search(self) -> SearchConfig:
@@ -110,6 +121,10 @@ def changed_settings(old: Recipe, new: Recipe) -> tuple[Difference, ...]:
 def once(strategy: Strategy) -> tuple[Stage, ...]:
     """Return the stages of a search that decides everything at once."""
     return (Stage(SEARCH, strategy),)
+
+
+def _ascends(sizes: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise((0, *sizes)))
 
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {}

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.latency.model import LatencyModel
 from hwnas.problem import Architecture, Matrices, Problem
 from hwnas.search.multiplier import Multiplier
@@ -77,6 +77,12 @@ class CostConfig:
     def __post_init__(self) -> None:
         if self.resources is not None and not (self.resources and min(self.resources.values()) > 0):
             raise HwnasError(f"a cost needs one resource or more with weights above 0, got {dict(self.resources)}")
+        if self.form not in _FORMS:
+            raise HwnasError(f"unknown form of cost {self.form!r}; use one of {', '.join(_FORMS)}")
+        if not isinstance(self.weight, Multiplier):
+            check_ranges("a cost", *not_below(self, ("weight",), 0))
+        elif self.form not in ("linear", "log"):
+            raise HwnasError(f"a multiplier is learned for the forms linear and log; give {self.form!r} a number")
 
 
 class Cost:
@@ -90,13 +96,9 @@ class Cost:
         """Take a form and at least one resource.
 
         Raises:
-            HwnasError: If the form is unknown, its weight cannot be learned, a resource is weighed that no bound is of,
-                or a plain mixture is asked of what is no `LatencyModel`.
+            HwnasError: If a resource is weighed that no bound is of, or a plain mixture is asked of what is no
+                `LatencyModel`.
         """
-        if config.form not in _FORMS:
-            raise HwnasError(f"unknown form of cost {config.form!r}; use one of {', '.join(_FORMS)}")
-        if isinstance(config.weight, Multiplier) and config.form not in ("linear", "log"):
-            raise HwnasError(f"a multiplier is learned for the forms linear and log; give {config.form!r} a number")
         assert bounds, "a cost is that of something"
         names = [b.name for b in bounds]
         if unpriced := [r for r in config.resources or () if r not in names]:
@@ -104,6 +106,11 @@ class Cost:
         self.config = config
         self.bounds = tuple(bounds)
         self._expected = [_expectation(b, config.expectation) for b in bounds]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies the task loss, so that its gradient depends on that."""
+        return self.config.form == "product"
 
     def expected(self, probs: Matrices) -> list[Tensor]:
         """Return the expectation of each resource, in its unit."""
@@ -157,5 +164,5 @@ class Mixture:
         """Return it, in the unit of the model."""
         gates = self.model.marginals
         q = gates.problem.probabilities(probs).vector
-        out: Tensor = self.model.base_ms + gates.gate_probs(q) @ torch.from_numpy(self.model.gate_ms).to(q)
+        out: Tensor = self.model.base_ms + gates.gate_probs(q) @ self.model.gate_weights.to(q)
         return out

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, task_of
 from hwnas.errors import HwnasError
-from hwnas.learn.training import TrainConfig, Training, train
+from hwnas.learn.device import CPU
+from hwnas.learn.training import TrainConfig, Training, read_weights, train
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.records import stored
@@ -66,6 +67,8 @@ class Pretraining:
         form: Form = "search",
         scale: Scale | None = None,
         update: Update = ignore,
+        device: torch.device = CPU,
+        workers: int | None = 0,
     ) -> dict[str, Tensor]:
         """Train the encoder to the end, from the checkpoint if there is one, unless its weights are there.
 
@@ -76,6 +79,8 @@ class Pretraining:
             form: Of the network.
             scale: None for that of the settings.
             update: Told after each step.
+            device: Where it computes.
+            workers: Processes that make batches ahead; None for as many as help.
 
         Returns:
             The weights of the encoder by name, as networks of the space have them.
@@ -91,8 +96,8 @@ class Pretraining:
             own = {d.name for g in classifying.groups for d in g.decisions}
             answers = Architecture.of(classifying.name, {d: o for d, o in arch.answers if d in own})
             classifying.problem.check(answers)
-            training = Training(classifying, answers, self.settings, data, form)
+            training = Training(classifying, answers, self.settings, data, device, workers, form=form)
             folder.mkdir(parents=True, exist_ok=True)
             made_with = {"arch": answers.id, "scale": at.to_json(), "data": data.name, "form": form}
             train(training, val, folder, made_with, StepLog(folder / "train.jsonl"), update)
-        return {name: w for name, w in load_file(weights).items() if not name.startswith("head.")}
+        return {name: w for name, w in read_weights(weights).items() if not name.startswith("head.")}

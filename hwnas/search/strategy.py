@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
+from hwnas.learn import loop
+from hwnas.learn.device import CPU
 from hwnas.problem import Architecture, Group, Problem
-from hwnas.progress import Reporter
+from hwnas.progress import Reporter, Update, ignore
 from hwnas.records import encode
 from hwnas.search.costs import Bound
 from hwnas.search.pretrain import Pretraining
 from hwnas.spaces import Space
+from hwnas.steplog import StepLog
 
 if TYPE_CHECKING:
     from hwnas.search.rerank import Supernet
@@ -37,6 +42,8 @@ class Inputs:
             stage, which decides them with what this one found.
         fixed: Answers of earlier stages; None for none.
         weights: Of an earlier stage's supernet, to start from; None to start from random ones.
+        device: Where networks compute.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     space: Space
@@ -45,6 +52,8 @@ class Inputs:
     open_groups: tuple[str, ...] = ()
     fixed: Architecture | None = None
     weights: Mapping[str, Tensor] | None = None
+    device: torch.device = CPU
+    workers: int | None = 0
 
     @property
     def problem(self) -> Problem:
@@ -99,26 +108,31 @@ class Findings:
 
 
 class Search(Protocol):
-    """A search under way, step by step; all its state is in `state`.
+    """A search under way, step by step, which `hwnas.learn.loop` runs; all its state is in `state`.
 
     Attributes:
         step: Steps that are done.
         stopped: Why it ended before its last step; None if it did not.
+        title: What it is called in messages.
+        remedy: What helps where a loss is no longer finite.
     """
 
     step: int
-    stopped: str | None
+    stopped: str | None = None
+    title: ClassVar[str] = "search"
+    remedy: ClassVar[str] = "change the settings of its strategy"
 
     @property
-    def config(self) -> Strategy:
-        """The strategy."""
+    def strategy(self) -> Strategy:
+        """What it is a search by."""
 
     @property
     def finished(self) -> bool:
         """Whether there is no step left to do."""
+        return self.stopped is not None or self.step >= self.strategy.steps
 
-    def advance(self) -> Mapping[str, Any]:
-        """Do one step and return what is logged of it."""
+    def advance(self) -> dict[str, Any]:
+        """Do one step and return what is logged of it: numbers, text, and losses as tensors ()."""
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from, as `hwnas.checkpoint` stores it."""
@@ -129,11 +143,42 @@ class Search(Protocol):
     def findings(self) -> Findings:
         """Return what was found by now."""
 
+    def close(self) -> None:
+        """End what works for it."""
 
-class Strategy:
+
+def search(
+    under_way: Search,
+    path: Path,
+    settings: object,
+    log: StepLog,
+    update: Update = ignore,
+    also: Mapping[str, Any] | None = None,
+) -> Findings:
+    """Run a search to its end, from its checkpoint if there is one, and return what it found.
+
+    Args:
+        under_way: The search.
+        path: Of the checkpoint, see `hwnas.learn.loop.run`.
+        settings: What a checkpoint must have been made with, beside the settings of the strategy.
+        log: Gets the metrics of each step.
+        update: Told after each step.
+        also: What is logged beside the metrics of each step.
+
+    Raises:
+        HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
+    """
+    strategy = under_way.strategy
+    made_with = {"config": strategy.to_json(), "settings": settings}
+    every, note = strategy.checkpoint_every, strategy.note
+    loop.run(under_way, path, made_with, log, update, every=every, note=note, also=also)
+    return under_way.findings()
+
+
+class Strategy(Protocol):
     """How the open decisions of a stage are searched: a frozen dataclass with a stored name, its fields the settings.
 
-    A strategy is one file: `steps`, `seed` and `checkpoint_every` are fields, and `begin` starts a search.
+    A strategy is one file, and what is derived from this class; `begin` starts a search.
 
     Attributes:
         steps: Of the search, at most.
@@ -141,9 +186,20 @@ class Strategy:
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
     """
 
-    steps: int
-    seed: int
-    checkpoint_every: int = 10
+    # Not properties at run time: a dataclass would take them for the defaults of its fields.
+    if TYPE_CHECKING:
+
+        @property
+        def steps(self) -> int:
+            """Steps of the search."""
+
+        @property
+        def seed(self) -> int:
+            """Of everything random."""
+
+        @property
+        def checkpoint_every(self) -> int:
+            """Steps between checkpoints at most."""
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.search.strategy import Trial
 from hwnas.search.trials import TrialSolver
-from hwnas.spaces import Scale, Space, trace_space
+from hwnas.spaces import Scale, Space, trace_alternatives
 
 RANDOM_NETWORKS = 200  # per width, for the default budget and for what is typical
 
@@ -30,13 +30,8 @@ SAFETY = 0.5
 MAX_SAFETY = 0.1
 
 
-@lru_cache(maxsize=32)
-def _traced(space: Space, merge: bool) -> Trace:
-    return trace_space(space, merge=merge)  # most of a second, and the same for every table and resource
-
-
 def _traces(space: Space, scales: Sequence[Scale], merge: bool) -> list[Trace]:
-    return [_traced(space.at(s), merge) for s in scales]
+    return [trace_alternatives(space.at(s), merge) for s in scales]
 
 
 def price(space: Space, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:

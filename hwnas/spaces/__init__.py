@@ -19,7 +19,7 @@ from hwnas.spaces.heads import (
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
 from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
-from hwnas.spaces.space import Space, check, decisions, sample, trace_space
+from hwnas.spaces.space import Space, check, decisions, sample, trace_alternatives, trace_space
 
 __all__ = [
     "CAS_OPS",
@@ -64,6 +64,7 @@ __all__ = [
     "registered_encoders",
     "registered_heads",
     "sample",
+    "trace_alternatives",
     "trace_space",
     "trellis_architecture",
     "xception_space",

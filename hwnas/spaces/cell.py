@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
-from hwnas.ops.mixed import NONE, MixedOp, has_weights, is_identity
+from hwnas.ops.mixed import NONE, MixedOp, On, has_weights, is_identity
 from hwnas.ops.registry import active_tracer
 from hwnas.problem import ALWAYS, Answers, Architecture, Decision, Gate, Group, Rule, TopK, at_least
 
@@ -42,6 +43,9 @@ class CellSpec:
     keep: int
     inputs: int = 2
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges("a cell", ("ops", self.ops, len(self.ops) > 0), *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def states(self) -> range:
@@ -184,13 +188,13 @@ class Cell(nn.Module):
         self._layout.lean = self.evaluation == "lean"
         return self._layout
 
-    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the cell.
 
         Args:
             inputs: Of one size.
             weights: (n_edges, n_options), or None if every edge is answered.
-            sampled: Whether options of weight 0 are not to be computed.
+            sampled: (n_edges, n_options), which options are computed; None for all.
 
         Returns:
             (N, nodes * channels, ceil(H/stride), ceil(W/stride)).
@@ -198,17 +202,17 @@ class Cell(nn.Module):
         states = [self.get_submodule(f"preprocess{n}")(x) for n, x in enumerate(inputs)]
         return self.join(states, weights, sampled)
 
-    def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
         *others, last = inputs
         assert last is not None, "the last input is always there"
         return self.join_each(others, [last], weights, sampled)[0]
 
     def join_each(
-        self, others: Sequence[Tensor | None], last: Sequence[Tensor], weights: Tensor | None, sampled: bool = False
+        self, others: Sequence[Tensor | None], last: Sequence[Tensor], weights: Tensor | None, sampled: On | None = None
     ) -> Sequence[Tensor]:
         """Compute the cell for each of several last inputs, all with the same others and weights; see `join`."""
-        together = self.open and self.training and self.evaluation != "plain" and not sampled
+        together = self.open and self.training and self.evaluation != "plain" and sampled is None
         tracing = active_tracer.get() is not None
         if together and weights is not None and not tracing and self.spec.inputs == FUSED_INPUTS:
             groups = len(last)
@@ -216,7 +220,7 @@ class Cell(nn.Module):
             return fused_cell(others[0], every, weights, self.fused(), groups).chunk(groups)
         return [self._one_by_one([*others, x], weights, sampled) for x in last]
 
-    def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> Tensor:
+    def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: On | None) -> Tensor:
         """Compute every candidate on its own, from all inputs."""
         for i in self.spec.states:
             terms: list[Tensor] = []
@@ -228,7 +232,8 @@ class Cell(nn.Module):
                     edge = self.edges[key]
                     assert isinstance(edge, MixedOp)
                     edges.append(edge)
-                    terms.append(edge(state, None if weights is None else weights[self.rows[key]], sampled))
+                    row, on = self.rows[key], None if sampled is None else sampled[self.rows[key]]
+                    terms.append(edge(state, None if weights is None else weights[row], on))
             states.append(self._sum(terms, edges) if terms else self._zero(states))
         out: Tensor = self.concat(*(s for s in states[self.spec.inputs :] if s is not None))
         return out

@@ -58,7 +58,7 @@ from hwnas.seeding import seeded
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import ClassifierHead, Form, Scale, Space, trace_space
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps, Sampled
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 LAGS = {"lag 1": 1, "lag 4": 4, "lag 6": 6}
@@ -239,11 +239,11 @@ class PlantedNet(EncoderNet):
         self.concat, self.relu = layers.Concat(), layers.ReLU()
         self.bn = layers.BatchNorm(n * c)  # the mean of a mixture is small as long as no op has most of the weight
 
-    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: Sampled | None = None) -> Maps:
         """Return the feature (N, cells * channels, ROWS, W) of images (N, 3, H, W)."""
         seen = [w(image) for w in self.windows]
         out = [
-            cell(seen[2 * i : 2 * i + 2], None if probs is None else probs[name], sampled)
+            cell(seen[2 * i : 2 * i + 2], *(None if of is None else of[name] for of in (probs, sampled)))
             for i, (name, cell) in enumerate(zip(self.names, self.cells, strict=True))
         ]
         joined = self.relu(self.bn(self.concat(*out)))
@@ -326,7 +326,7 @@ def find(way: str, seed: int, weight: float = 0.1) -> dict[str, Any]:
         "rule_ms": model.predict_ms(rule),
         "budget_ms": budget_ms,
         "seconds": time.process_time() - start_s,
-        **{k: metrics[k] for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
+        **{k: float(metrics[k]) for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
     }
 
 

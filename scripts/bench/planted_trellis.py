@@ -244,7 +244,7 @@ def find(way: str, seed: int) -> dict[str, Any]:
         "budget_ms": budget_ms,
         "seconds": seconds,
         **alone,
-        **{k: metrics[k] for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
+        **{k: float(metrics[k]) for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
     }
 
 

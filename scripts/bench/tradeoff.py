@@ -38,8 +38,7 @@ from hwnas.runtime.measuring.device import device_name
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.derive import Solver
-from hwnas.search.gradient import search
-from hwnas.search.strategy import Inputs
+from hwnas.search.strategy import Inputs, search
 from hwnas.search.widths import count, price, typical
 from hwnas.show.console import TERMINAL, bar, console, table
 from hwnas.steplog import StepLog

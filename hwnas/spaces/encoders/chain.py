@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
 from hwnas.spaces.genotype import Genotype, genotype
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Scale
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.picture import draw_cell, set_size
 from hwnas.spaces.registry import encoder
 
@@ -70,6 +70,7 @@ class Chain(Encoder):
     def __post_init__(self) -> None:
         if self.scale.channels < 2:  # strided stems begin with half of them
             raise HwnasError(f"a network needs 2 channels or more, got {self.scale.channels}")
+        check_ranges("a chain", *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
@@ -152,13 +153,14 @@ class ChainNet(EncoderNet):
         self.taken = chain.last_of_stride()
         self.tap = 2 + chain.reductions()[1]
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features; see `EncoderNet.forward`."""
         s0 = self.stem0(image)
         s1 = self.stem1(s0)
         taken = {i: s for i, s in enumerate((s0, s1)) if i in self.taken}
         for i, (spec, cell) in enumerate(zip(self.kinds, self.cells, strict=True), start=2):
-            s0, s1 = s1, cell((s0, s1), None if probs is None else probs[spec.name], sampled)
+            weights, on = (None if of is None else of[spec.name] for of in (probs, sampled))
+            s0, s1 = s1, cell((s0, s1), weights, on)
             if i in self.taken or i == self.tap:
                 taken[i] = s1
         return Maps(tuple((Map(taken[i]),) for i in self.taken), taken[self.tap])

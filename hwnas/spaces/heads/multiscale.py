@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture
 from hwnas.spaces.cell import Cell, CellSpec
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task, size_at
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task, size_at
 from hwnas.spaces.registry import head
 
 RATES = (96, 192, 288)  # of the atrous convolutions, in pixels of the image: 6, 12 and 18 at stride 16 (DeepLabv3)
@@ -44,7 +44,7 @@ class MultiScaleHead(Head):
         stride: Of the map it is computed at, in pixels of the image; features of other strides are resized to it.
 
     Raises:
-        HwnasError: If it reads nothing, or one feature twice.
+        HwnasError: If a setting is out of range, or it reads nothing, or one feature twice.
     """
 
     channels: int = 64
@@ -57,6 +57,7 @@ class MultiScaleHead(Head):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))
+        check_ranges("a head", *not_below(self, ("channels", "nodes", "keep", "stride"), 1))
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
             raise HwnasError(f"a multi-scale cell reads different features, one or more; got inputs {self.inputs}")
 
@@ -98,12 +99,13 @@ class _MultiScaleNet(HeadNet):
         self.classifier = layers.Classifier(spec.nodes * own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Bring a feature to the channels and the stride of the cell."""
         return layers.resized(self.preprocess[self.reads.index(index)](x), size_at(image.shape, self.stride))
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute the cell, and scores or labels at full size."""
-        joined = self.cell(necks, None if probs is None else probs[self.group], sampled)
+        weights, on = (None if of is None else of[self.group] for of in (probs, sampled))
+        joined = self.cell(necks, weights, on)
         out: Tensor = self.argmax(layers.resize(self.classifier(joined), image))
         return out
