@@ -18,7 +18,7 @@ from hwnas.data import Synthetic
 from hwnas.errors import HwnasError
 from hwnas.files import read_json
 from hwnas.jobs.findings import read_stage
-from hwnas.jobs.training import start_pretrained
+from hwnas.jobs.training import TrainSettings, start_pretrained
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
 from hwnas.latency.resources import RESOURCES
 from hwnas.learn.training import Training
@@ -103,7 +103,7 @@ def test_the_whole_job(tmp_path: Path) -> None:
         assert "cells.0.preprocess0.1.bn.weight" not in weights[0]  # not affine, as in supernets
         data = run.data("train")
         training = Training(run.space(derived), derived.architecture, run.recipe.train, data)
-        start_pretrained(training, BEFORE, run, SILENT)
+        start_pretrained(training, BEFORE, run, TrainSettings(), SILENT)
         own = training.net.state_dict()
         encoder = {n for n in own if not n.startswith("head.")}
         assert encoder == {n for n in weights[1] if not n.startswith("head.")}

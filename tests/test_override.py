@@ -35,6 +35,8 @@ TINY = recipes.get(RECIPE)
 
 def written(value: Any) -> str:
     """Return a value as a user writes it."""
+    if isinstance(value, dict):
+        return ",".join(f"{k}:{written(v)}" for k, v in value.items())
     if isinstance(value, tuple):
         return ",".join("x".join(map(str, v)) if isinstance(v, tuple) else written(v) for v in value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -47,6 +49,8 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
         if name == "stages":  # their strategies, by their names
             for stage in own:
                 yield from leaves(stage.strategy, f"{stage.name}.")
+                if stage.before is not None:
+                    yield from leaves(stage.before, f"{stage.name}.before.")
         elif is_dataclass(own):
             yield from leaves(own, f"{name}.")
         elif name != "name":
@@ -61,7 +65,8 @@ def kinds(data: Any, at: str = "") -> Iterator[tuple[str, str]]:
                 yield f"{at}{name}", value["type"]
             yield from kinds(value, f"{at}{name}.")
         elif name == "stages":
-            yield from kinds({stage["name"]: stage["strategy"] for stage in value})
+            before = {stage["name"]: {"before": stage["before"]} for stage in value if "before" in stage}
+            yield from kinds({stage["name"]: stage["strategy"] | before.get(stage["name"], {}) for stage in value})
 
 
 class TestEveryRecipe:
@@ -69,7 +74,8 @@ class TestEveryRecipe:
     def test_any_setting_at_the_value_it_has_changes_nothing(self, name: str) -> None:
         recipe = recipes.get(name)
         own = dict(leaves(recipe))
-        assert {"search.steps", "train.crop", "stop.min_s", "space.encoder.scale.size", "widths"} <= own.keys()
+        first = recipe.stages[0].name
+        assert {f"{first}.steps", "train.crop", "stop.min_s", "space.encoder.scale.size", "widths"} <= own.keys()
         for setting in own.items():
             assert override(recipe, dict([setting])) == recipe, setting
         assert override(recipe, own) == recipe
@@ -78,7 +84,7 @@ class TestEveryRecipe:
     def test_any_class_as_it_is_keeps_its_settings(self, name: str) -> None:
         recipe = recipes.get(name)
         own = dict(kinds(encode(recipe, Recipe)))
-        assert {"search.relaxation", "space.encoder", "space.head"} <= own.keys()
+        assert {f"{recipe.stages[0].name}.relaxation", "space.encoder", "space.head"} <= own.keys()
         for setting in own.items():
             assert override(recipe, dict([setting])) == recipe, setting
 

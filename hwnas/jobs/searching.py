@@ -201,14 +201,21 @@ class _Context:
 
 def _weights(context: _Context, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
     """Return what the supernet of a stage starts from; pre-train the encoder where the stage has that before it."""
-    run, out = context.run, dict[str, Tensor]()
+    run = context.run
+    out: dict[str, Tensor] = {}
     if stage.weights_from is not None:
         source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
         out |= checkpoint.read(run.folder / source.file("search.pt"))["net"]
     if stage.before is not None:
         with report.bar("pre-train", stage.before.settings.steps) as update:
-            where, folder = (context.device, context.workers), run.folder / f"pretrain-{stage.name}"
-            out |= stage.before.run(run.recipe.space, fixed, folder, where, update=update)
+            out |= stage.before.run(
+                run.recipe.space,
+                fixed,
+                run.folder / f"pretrain-{stage.name}",
+                update=update,
+                device=context.device,
+                workers=context.workers,
+            )
     return out or None
 
 
@@ -224,9 +231,8 @@ def _search_stage(
         (*context.bounds, *(context.counted[r] for r in strategy.resources)),
         stage.groups,
         fixed if fixed.answers else None,
-        None,
-        context.device,
-        context.workers,
+        device=context.device,
+        workers=context.workers,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     stopped = None

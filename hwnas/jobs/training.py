@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.jobs.inputs import read_all
-from hwnas.learn.device import AUTO, CPU, open_device, title
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
-from hwnas.search.pretrain import Pretraining, Where
+from hwnas.search.pretrain import Pretraining
 from hwnas.steplog import StepLog
 
 
@@ -64,7 +64,7 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
         before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
         if before is not None:
-            start_pretrained(training, before, run, report, (device, settings.workers))
+            start_pretrained(training, before, run, settings, report)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
@@ -73,11 +73,19 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
 
 
 def start_pretrained(
-    training: Training, before: Pretraining, run: Run, report: Reporter, where: Where = (CPU, 0)
+    training: Training, before: Pretraining, run: Run, settings: TrainSettings, report: Reporter
 ) -> None:
     """Start from the encoder pre-trained in the form and at the scale of the network; the head starts at random."""
     derived, folder = run.derived(), run.folder / "train" / "pretrained"
     with report.bar("pre-train", before.settings.steps) as update:
-        weights = before.run(run.recipe.space, derived.architecture, folder, where, "deploy", derived.scale, update)
-    unknown = training.net.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unknown, f"the encoder has no {unknown[0]}"
+        weights = before.run(
+            run.recipe.space,
+            derived.architecture,
+            folder,
+            "deploy",
+            derived.scale,
+            update,
+            training.context.device,
+            settings.workers,
+        )
+    training.start_from(weights)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -197,6 +198,11 @@ class Training:
         self.best_score = -1.0
         self.best: dict[str, Tensor] = {}
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a part of the network, by name; the rest starts at random."""
+        unknown = self.net.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unknown, f"the network has no {unknown[0]}"
+
     def _parameters(self) -> list[nn.Parameter]:
         return [*self.net.parameters(), *(self.auxiliary.parameters() if self.auxiliary is not None else ())]
 
@@ -337,6 +343,12 @@ class _Evaluated:
     def note(self, metrics: Mapping[str, Any]) -> str:
         """Return what is shown while a training runs."""
         return f"loss {metrics['loss']:.3f}{self.score}"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that a training wrote, by name, on the host."""
+    weights: dict[str, Tensor] = load_safetensors(path.read_bytes())
+    return weights
 
 
 def train(

@@ -134,7 +134,8 @@ def cas_quick() -> Recipe:
             data="synthetic-shapes",
         ),
         train=TrainConfig(steps=400, batch=8, crop=(128, 160), evaluate_every=100),
-        calibration=Calibration(fit=12, test=12, derived=6),
+        calibration=Calibration(fit=12, test=12, refit=6, derived=6, isolated=False),
+        stop=StopRule(min_visits=20, max_visits=60, min_s=30.0, net_relative_ci=0.01),
     )
 
 

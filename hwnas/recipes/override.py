@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from hwnas.errors import HwnasError, unknown
 from hwnas.recipes.base import Recipe
 from hwnas.records import choices, class_of, decode, encode, field_types, item_types, needed, plain_types, typed
+from hwnas.search.pretrain import Pretraining
 from hwnas.search.strategy import Strategy
 from hwnas.spaces import trace_space
 
@@ -40,9 +41,10 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
 
     Args:
         recipe: The recipe.
-        settings: By dotted names; those of a stage's strategy begin with the name of the stage. Where a setting is an
-            object of one of several classes, its value is the stable name of a class, or the beginning of one; that
-            object has the defaults of its class, and settings of its own.
+        settings: By dotted names; those of a stage's strategy begin with the name of the stage, and those of what
+            precedes it with ``STAGE.before``. Where a setting is an object of one of several classes, its value is the
+            stable name of a class, or the beginning of one; that object has the defaults of its class, and settings of
+            its own. A mapping is written as ``ms:1,macs:0.5``.
 
     Raises:
         HwnasError: If there is no such setting, or its value is of another type or out of range.
@@ -51,8 +53,11 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     for name in sorted(settings, key=lambda n: n.count(".")):  # which class it is comes before the settings of that
         first, *rest = name.split(".")
         if first in stages:
-            stage = data["stages"][stages.index(first)]
-            stage["strategy"] = _changed(stage["strategy"], Strategy, rest, settings[name], first)
+            stage, value = data["stages"][stages.index(first)], settings[name]
+            if rest[:1] == ["before"] and "before" in stage:
+                stage["before"] = _changed(stage["before"], Pretraining, rest[1:], value, f"{first}.before")
+            else:
+                stage["strategy"] = _changed(stage["strategy"], Strategy, rest, value, first)
         elif first == "name":
             raise HwnasError("name is what the recipe is called by, and no setting; name the run with --run")
         elif first not in data:
@@ -136,11 +141,8 @@ def _plain(text: str, declared: Any, at: str) -> Any:
         if text not in options:
             raise unknown(at, text, options)
         return options[text]
-    if get_origin(declared) in (tuple, list, Sequence):
-        parts = [part.strip() for part in re.split(_between(declared), text)] if text else []
-        return [
-            _read(part, one, None, at) for part, one in zip(parts, item_types(declared, len(parts), at), strict=True)
-        ]
+    if get_origin(declared) in (tuple, list, Sequence, Mapping):
+        return _several(text, declared, at)
     try:
         if declared in (int, float):
             value = declared(text)
@@ -155,6 +157,16 @@ def _plain(text: str, declared: Any, at: str) -> Any:
     if declared is str:
         return text
     raise HwnasError(f"{at} should be {_EXPECTED.get(declared, 'set in the code of a recipe')}, got {text!r}")
+
+
+def _several(text: str, declared: Any, at: str) -> Any:
+    """Return the list or the mapping that a text stands for."""
+    if get_origin(declared) is Mapping:
+        pairs = [[part.strip() for part in pair.rpartition(":")] for pair in text.split(",")]
+        return {key: _plain(value, get_args(declared)[1], f"{at}.{key}") for key, _, value in pairs}
+    parts = [part.strip() for part in re.split(_between(declared), text)] if text else []
+    types = item_types(declared, len(parts), at)
+    return [_read(part, one, None, at) for part, one in zip(parts, types, strict=True)]
 
 
 def _between(declared: Any) -> str:

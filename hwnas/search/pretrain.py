@@ -6,21 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hwnas.data import SegmentationData, open_dataset
 from hwnas.data.base import CLASSIFICATION, task_of
 from hwnas.errors import HwnasError
 from hwnas.learn.device import CPU
-from hwnas.learn.training import TrainConfig, Training, train
+from hwnas.learn.training import TrainConfig, Training, read_weights, train
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.records import stored
 from hwnas.spaces import Form, Head, Scale, Space
 from hwnas.steplog import StepLog
-
-Where = tuple[torch.device, int | None]
 
 
 @stored("pretraining")
@@ -67,10 +64,11 @@ class Pretraining:
         space: Space,
         arch: Architecture,
         folder: Path,
-        where: Where = (CPU, 0),
         form: Form = "search",
         scale: Scale | None = None,
         update: Update = ignore,
+        device: torch.device = CPU,
+        workers: int | None = 0,
     ) -> dict[str, Tensor]:
         """Train the encoder to the end, from the checkpoint if there is one, unless its weights are there.
 
@@ -78,10 +76,11 @@ class Pretraining:
             space: Whose encoder it is.
             arch: Answers all decisions of the encoder.
             folder: Gets the checkpoint, ``train.jsonl`` and the weights.
-            where: Device, and processes that make batches ahead.
             form: Of the network.
             scale: None for that of the settings.
             update: Told after each step.
+            device: Where it computes.
+            workers: Processes that make batches ahead; None for as many as help.
 
         Returns:
             The weights of the encoder by name, as networks of the space have them.
@@ -97,8 +96,8 @@ class Pretraining:
             own = {d.name for g in classifying.groups for d in g.decisions}
             answers = Architecture.of(classifying.name, {d: o for d, o in arch.answers if d in own})
             classifying.problem.check(answers)
-            training = Training(classifying, answers, self.settings, data, *where, form=form)
+            training = Training(classifying, answers, self.settings, data, device, workers, form=form)
             folder.mkdir(parents=True, exist_ok=True)
             made_with = {"arch": answers.id, "scale": at.to_json(), "data": data.name, "form": form}
             train(training, val, folder, made_with, StepLog(folder / "train.jsonl"), update)
-        return {name: w for name, w in load_file(weights).items() if not name.startswith("head.")}
+        return {name: w for name, w in read_weights(weights).items() if not name.startswith("head.")}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture
@@ -44,7 +44,7 @@ class MultiScaleHead(Head):
         stride: Of the map it is computed at, in pixels of the image; features of other strides are resized to it.
 
     Raises:
-        HwnasError: If it reads nothing, or one feature twice.
+        HwnasError: If a setting is out of range, or it reads nothing, or one feature twice.
     """
 
     channels: int = 64
@@ -57,6 +57,7 @@ class MultiScaleHead(Head):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))
+        check_ranges("a head", *not_below(self, ("channels", "nodes", "keep", "stride"), 1))
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
             raise HwnasError(f"a multi-scale cell reads different features, one or more; got inputs {self.inputs}")
 
