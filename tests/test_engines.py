@@ -50,6 +50,7 @@ CASES = {
     "context": OpSpec("context", (("c_in", 8), ("c_out", 5)), (X,)),
     "classifier": OpSpec("classifier", (("c_in", 8), ("classes", 11)), (X,)),
     "image_pooling": OpSpec("image_pooling", (("c_in", 8), ("c_out", 5)), (X,)),
+    "grid_pool": OpSpec("grid_pool", (("grid", 4), ("height", 13), ("width", 18)), (X,)),
     "global_pool": OpSpec("global_pool", (), (X,)),
     "linear": OpSpec("linear", (("c_in", 8), ("c_out", 10)), ((1, 8),)),
     "argmax": OpSpec("argmax", (), (X,)),

@@ -188,6 +188,12 @@ SPACES = {
         Scale(6, 4, (40, 56)), 5, nodes=3, ops=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
     ),
     "one-node": darts_space(Scale(4, 3, (32, 32)), 5, nodes=1, keep=1, ops=("none", "avg_pool_3x3", "dil_conv_3x3")),
+    "convolutions": darts_space(
+        Scale(4, 3, (48, 80)),
+        5,
+        nodes=2,
+        ops=("none", "max_pool_3x3", "conv_1x1", "conv_3x3", "dil_sep_conv_3x3_r8", "image_pool", "grid_pool_2x2"),
+    ),
     "no-pools": darts_space(Scale(4, 3, (32, 32)), 5, nodes=2, ops=("none", "sep_conv_5x5")),
 }
 

@@ -155,6 +155,25 @@ class ImagePooling(Op):
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])
 
 
+@op("grid_pool", pure=True)
+class GridPool(Op):
+    """Mean over each cell of a grid over a map (spatial pyramid pooling, He et al. 2014; PSPNet).
+
+    Cells are of one size. Where they do not divide the map they overlap by less than a cell, so that the grid covers
+    all of it: engines know this as an average pooling, and an adaptive one with uneven cells they do not.
+    """
+
+    def __init__(self, height: int, width: int, grid: int) -> None:
+        """Build for maps of (height, width); `grid` is the number of rows and of columns, at most that of pixels."""
+        super().__init__(height=height, width=width, grid=grid)
+        self.stride = tuple(n // min(grid, n) for n in (height, width))
+        self.kernel = tuple(n - (min(grid, n) - 1) * s for n, s in zip((height, width), self.stride, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, height, width) -> (N, C, min(grid, height), min(grid, width))."""
+        return F.avg_pool2d(x, self.kernel, self.stride)
+
+
 @op("shift", pure=True)
 class Shift(Op):
     """The map without its first row and column: what the second half of a factorized reduction reads.
@@ -289,6 +308,32 @@ class Resize(Op):
 def resize(x: Tensor, like: Tensor) -> Tensor:
     """Return `x` resized to the height and width of `like`; the op is made on the spot, so any input size works."""
     return Resize(like.shape[2], like.shape[3])(x)
+
+
+class ResizedTo(nn.Module):
+    """Brings a map to the size of another; the op is made in the forward pass."""
+
+    ends_in_conv = False
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """(N, C, h, w) and (N, _, H, W) -> (N, C, H, W)."""
+        return resize(x, like)
+
+
+class GridPooling(nn.Module):
+    """Means over the cells of a grid, a 1x1 convolution and BatchNorm, brought back to the size of the map (PSPNet)."""
+
+    def __init__(self, c: int, grid: int, affine: bool = True) -> None:
+        """Build for `c` channels and so many rows and columns."""
+        super().__init__()
+        self.grid = grid
+        self.point = ConvBN(c, c, affine=affine)
+        self.back = ResizedTo()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c, H, W) -> the same."""
+        out: Tensor = self.back(self.point(GridPool(x.shape[2], x.shape[3], self.grid)(x)), x)
+        return out
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:

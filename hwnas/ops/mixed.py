@@ -29,6 +29,11 @@ def candidate(name: str) -> Callable[[CandidateBuilder], CandidateBuilder]:
     return register
 
 
+def candidates() -> tuple[str, ...]:
+    """Return the names of all candidates."""
+    return tuple(_CANDIDATES)
+
+
 def build_candidate(name: str, channels: int, stride: int, search: bool) -> nn.Module:
     """Build one candidate.
 
@@ -115,6 +120,48 @@ def _atrous_conv_5x5(channels: int, stride: int, search: bool) -> nn.Module:
     return _atrous(channels, 5, stride, search)
 
 
+@candidate("conv_3x3")
+def _conv_3x3(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.ConvBN(channels, channels, 3, stride, affine=not search))
+
+
+@candidate("conv_1x1")
+def _conv_1x1(channels: int, stride: int, search: bool) -> nn.Module:
+    return nn.Sequential(layers.ReLU(), layers.ConvBN(channels, channels, 1, stride, affine=not search))
+
+
+def _dilated(rate: int) -> CandidateBuilder:
+    def build(channels: int, stride: int, search: bool) -> nn.Module:
+        return nn.Sequential(layers.ReLU(), layers.DilConv(channels, 3, stride, rate, affine=not search))
+
+    return build
+
+
+# 2, 4 and 8 as in CAS and GAS; 3 to 36 are those of ASPP (DeepLabv3, section 3.3) at strides 32 to 8.
+for _rate in (2, 3, 4, 6, 8, 9, 12, 18, 24, 36):
+    candidate(f"dil_sep_conv_3x3_r{_rate}")(_dilated(_rate))
+
+
+def _pooling(pooling: nn.Module, stride: int) -> nn.Module:
+    before = [layers.ReLU()] if stride == 1 else [layers.ReLU(), _Halve()]
+    return nn.Sequential(*before, pooling)
+
+
+@candidate("image_pool")
+def _image_pool(channels: int, stride: int, search: bool) -> nn.Module:
+    return _pooling(layers.ImagePooling(channels, channels, affine=not search), stride)
+
+
+@candidate("grid_pool_2x2")
+def _grid_pool_2x2(channels: int, stride: int, search: bool) -> nn.Module:
+    return _pooling(layers.GridPooling(channels, 2, affine=not search), stride)
+
+
+@candidate("grid_pool_4x4")
+def _grid_pool_4x4(channels: int, stride: int, search: bool) -> nn.Module:
+    return _pooling(layers.GridPooling(channels, 4, affine=not search), stride)
+
+
 class MixedOp(nn.Module):
     """The candidates of one decision: a mixture while it is open, the chosen one once it is answered.
 
@@ -171,7 +218,8 @@ class MixedOp(nn.Module):
 
     def ends_in_conv(self) -> dict[str, bool]:
         """Return for each option, or the chosen one, whether its last op is a convolution."""
-        ops_of = {o: [m for m in module.modules() if isinstance(m, Op)] for o, module in self.ops.items()}
+        kinds = (Op, layers.ResizedTo)
+        ops_of = {o: [m for m in module.modules() if isinstance(m, kinds)] for o, module in self.ops.items()}
         ends = {o: bool(ops) and ops[-1].ends_in_conv for o, ops in ops_of.items()}
         return ends | {NONE: False} if self.answer is None and NONE in self.decision.options else ends
 

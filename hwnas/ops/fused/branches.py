@@ -267,7 +267,7 @@ class Reduced:
 class Atrous:
     """Full convolutions of one kernel and rate: those of all edges are one convolution of as many channels."""
 
-    def __init__(self, modules: Sequence[layers.AtrousConv]) -> None:
+    def __init__(self, modules: Sequence[layers.AtrousConv | layers.ConvBN]) -> None:
         """Read the candidates of the edges."""
         self.dilation = int(modules[0].conv.dilation[0])
         self.owners: list[list[nn.Module]] = [[m.conv for m in modules]]
@@ -427,8 +427,8 @@ def branch_of(modules: Sequence[nn.Module]) -> Branch:
         second = [m[1] for m in modules]  # type: ignore[index]
         if isinstance(second[0], layers.SepConv | layers.DilConv) and second[0].attrs["kernel"] in (3, 5):
             return Separable(second)
-        if isinstance(second[0], layers.AtrousConv) and not second[0].relu:
-            return Atrous(second)
+        if isinstance(second[0], layers.AtrousConv | layers.ConvBN) and not second[0].relu:
+            return Atrous(second) if second[0].conv.stride == (1, 1) else Plain(modules)
         if isinstance(second[0], layers.FactorizedReduce):
             return Reduced([m.reduce for m in second])
     return Plain(modules)
