@@ -1,7 +1,7 @@
 """What a search decides: decisions, rules, gates, probabilities, and architectures as answers."""
 
 from hwnas.problem.arch import Architecture, Decision, Group
-from hwnas.problem.gates import ALWAYS, Clause, Gate, at_least, choice
+from hwnas.problem.gates import ALWAYS, Clause, Gate, at_least, choice, exactly
 from hwnas.problem.linear import Row
 from hwnas.problem.marginals import Marginals
 from hwnas.problem.probabilities import Answers, Literal, Literals, Matrices, Probabilities
@@ -30,4 +30,5 @@ __all__ = [
     "TopK",
     "at_least",
     "choice",
+    "exactly",
 ]
