@@ -6,7 +6,7 @@ from hwnas.problem.linear import Row
 from hwnas.problem.marginals import Marginals
 from hwnas.problem.probabilities import Answers, Literal, Literals, Matrices, Probabilities
 from hwnas.problem.problem import Problem
-from hwnas.problem.rules import AtMost, NoTwins, OnePath, Rule, TopK
+from hwnas.problem.rules import AtMost, FreeEdges, NoTwins, OnePath, Rule, TopK
 
 __all__ = [
     "ALWAYS",
@@ -15,6 +15,7 @@ __all__ = [
     "AtMost",
     "Clause",
     "Decision",
+    "FreeEdges",
     "Gate",
     "Group",
     "Literal",
