@@ -57,6 +57,12 @@ def has_weights(name: str, stride: int) -> bool:
     return next(build_candidate(name, 2, stride, search=False).parameters(), None) is not None
 
 
+@cache
+def is_identity(name: str, stride: int) -> bool:
+    """Tell whether a candidate returns what it reads."""
+    return isinstance(build_candidate(name, 2, stride, search=False), nn.Identity)
+
+
 def _pool(pool: nn.Module, channels: int, search: bool) -> nn.Module:
     # Else the output of a pool would outweigh those of the normalised convolutions (DARTS 3.1.1).
     return nn.Sequential(pool, layers.BatchNorm(channels)) if search else pool

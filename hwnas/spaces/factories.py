@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hwnas.problem.rules.one_path import Boundary
-from hwnas.spaces.encoders.chain import DARTS_OPS, Chain, Stem
+from hwnas.spaces.encoders.chain import DARTS_OPS, Chain
+from hwnas.spaces.encoders.stack import Stem
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, Trellis, Weighting
 from hwnas.spaces.encoders.xception import ENTRY_65, Entry, Xception
 from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead
