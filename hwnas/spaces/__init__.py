@@ -1,10 +1,11 @@
 """Search spaces: pairs of an encoder and a head."""
 
 from hwnas.spaces.cell import Cell, CellSpec
-from hwnas.spaces.encoders import Chain, Trellis, Xception, encoder, registered_encoders
+from hwnas.spaces.encoders import Chain, Independent, Trellis, Xception, encoder, registered_encoders
 from hwnas.spaces.encoders.chain import DARTS_OPS
+from hwnas.spaces.encoders.independent import GAS_OPS
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
-from hwnas.spaces.factories import autodeeplab_space, darts_space, xception_space
+from hwnas.spaces.factories import autodeeplab_space, darts_space, gas_space, xception_space
 from hwnas.spaces.genotype import Genotype, derived_genotype
 from hwnas.spaces.heads import ASPPHead, ClassifierHead, ContextHead, DecoderHead, head, registered_heads
 from hwnas.spaces.net import SpaceNet
@@ -16,6 +17,7 @@ __all__ = [
     "DARTS_OPS",
     "DARTS_V1",
     "DARTS_V2",
+    "GAS_OPS",
     "TRELLIS_OPS",
     "ASPPHead",
     "Cell",
@@ -31,6 +33,7 @@ __all__ = [
     "Genotype",
     "Head",
     "HeadNet",
+    "Independent",
     "Map",
     "Maps",
     "Scale",
@@ -45,6 +48,7 @@ __all__ = [
     "decisions",
     "derived_genotype",
     "encoder",
+    "gas_space",
     "head",
     "published",
     "published_names",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from hwnas.problem.rules.one_path import Boundary
 from hwnas.spaces.encoders.chain import DARTS_OPS, Chain
+from hwnas.spaces.encoders.independent import GAS_OPS, Independent
 from hwnas.spaces.encoders.stack import Stem
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, Trellis, Weighting
 from hwnas.spaces.encoders.xception import ENTRY_65, Entry, Xception
-from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead
+from hwnas.spaces.heads import ASPPHead, ClassifierHead, ContextHead, DecoderHead
 from hwnas.spaces.parts import Head, Scale, Task
 from hwnas.spaces.space import Space
 
@@ -41,6 +42,20 @@ def autodeeplab_space(
 ) -> Space:
     """Return the space of Auto-DeepLab: `Trellis` and `Decoder`."""
     return Space(Trellis(scale, ops, nodes, keep, boundary, weighting), DecoderHead(head_channels), classes)
+
+
+def gas_space(
+    scale: Scale,
+    classes: int,
+    stem: Stem = "segmentation",
+    ops: tuple[str, ...] = GAS_OPS,
+    nodes: int = 2,
+    keep: int | None = None,
+    shared: bool = False,
+    head_channels: int = 256,
+) -> Space:
+    """Return the space of GAS: `Independent` and `ASPPHead`."""
+    return Space(Independent(scale, stem, ops, nodes, keep, shared), ASPPHead(head_channels), classes)
 
 
 def xception_space(
