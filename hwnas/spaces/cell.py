@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -74,9 +74,13 @@ class CellSpec:
     def rules(self) -> list[Rule]:
         """Return the rules: `keep` incoming edges of each node survive (DARTS 2.3), or any that make a cell (SNAS)."""
         if self.keep is None:
-            edges = tuple((self.edge_name((j, i)), j, i) for j, i in self.edges)
-            return [FreeEdges(edges, self.ops, self.inputs, NONE)]
+            return [self._free()]
         return [TopK(self.into(i), self.ops, self.kept_at(i), NONE) for i in self.states]
+
+    def _free(self, fixed: Answers = ()) -> FreeEdges:
+        """Return the rule of free edges: the last input is needed, the cell before, which else nothing might read."""
+        edges = tuple((self.edge_name((j, i)), j, i) for j, i in self.edges)
+        return FreeEdges(edges, self.ops, self.inputs, self.inputs - 1, NONE, fixed)
 
     @property
     def counts(self) -> range:
@@ -94,10 +98,15 @@ class CellSpec:
         gate = at_least(count, there) if count > self.counts[0] else ALWAYS  # there are no fewer, by the rule
         return gate.except_where(at_least(count + 1, there)) if count < self.nodes else gate
 
+    def reads(self, state: int) -> Gate:
+        """Return the gate of an edge from a state being kept."""
+        ops = [o for o in self.ops if o != NONE]
+        return at_least(1, [frozenset((self.edge_name((state, i)), o) for i in self.states if i > state for o in ops)])
+
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two nodes compute the same: ops without weights, of the same states."""
         if self.keep is None:
-            return tuple(self._alike())
+            return tuple(answers for answers in self._alike() if self._free(answers).possible)
         out = []
         for i, j in combinations(self.states, 2):
             if self.kept_at(i) != self.kept_at(j):
@@ -216,6 +225,7 @@ class Cell(nn.Module):
         self.concat = layers.Concat()
         # What ships leaves out nodes without edges. In a supernet they are zeros, so that weights fit whatever is kept.
         self.shrinks = spec.keep is None and not search
+        self.answered = all(arch.get(d.name) is not None for d in spec.group.decisions)
         complete = len(self.edges) == len(spec.edges)
         self.open = complete and all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
         self.evaluation: Evaluation = "plain"
@@ -246,8 +256,20 @@ class Cell(nn.Module):
         Returns:
             (N, nodes * channels, ceil(H/stride), ceil(W/stride)).
         """
-        states = [self.get_submodule(f"preprocess{n}")(x) for n, x in enumerate(inputs)]
+        states = [self._preprocessed(n, x) for n, x in enumerate(inputs)]
         return self.join(states, weights, sampled)
+
+    def _preprocessed(self, n: int, x: Tensor) -> Tensor:
+        with self.reading(n):
+            out: Tensor = self.get_submodule(f"preprocess{n}")(x)
+        return out
+
+    def reading(self, n: int, gate: Gate = ALWAYS) -> AbstractContextManager[None]:
+        """Write down, in a trace, what is computed as present where an input is read, and where a gate is open."""
+        tracer = active_tracer.get()
+        if tracer is not None and self.shrinks and not self.answered:
+            gate = gate & self.spec.reads(n)
+        return nullcontext() if tracer is None or gate == ALWAYS else tracer.gated(gate)
 
     def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: bool = False) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +53,8 @@ class Independent(Encoder):
     A node that keeps no edge is left out of a network that ships: of the concatenation, and so of the 1x1 convolutions
     that read it. Its channels would be zeros, so the function is the same without them, and what ships is smaller. In
     supernets they stay zeros, so that weights fit whatever is kept. What reads a cell is therefore priced for each
-    number of nodes that the cell may have, under the gate of "exactly so many".
+    number of nodes that the cell may have, under the gate of "exactly so many". The input from the cell before that
+    before is brought to size only where an edge reads it.
 
     Attributes:
         scale: Channels, cells and input size.
@@ -101,16 +101,18 @@ class Independent(Encoder):
             raise HwnasError(f"decisions on {self.scale.cells} cells say nothing of {scale.cells}")
         return replace(self, scale=scale)
 
+    def _answered(self, arch: Architecture) -> bool:
+        return all(arch.get(d.name) is not None for g in self.groups for d in g.decisions)
+
     def _open(self, arch: Architecture, form: Form) -> bool:
         """Tell whether it depends on open decisions how many nodes a cell has in what ships."""
-        answered = all(arch.get(d.name) is not None for g in self.groups for d in g.decisions)
-        return form == "deploy" and not answered and any(len(spec.counts) > 1 for spec in self.cells)
+        return form == "deploy" and len(self.cells[0].counts) > 1 and not self._answered(arch)
 
     def _nodes(self, arch: Architecture, form: Form) -> list[int] | None:
-        """Return how many nodes each cell has; None for all, as in supernets."""
-        if form == "search" or self._open(arch, form) or self.keep is not None:
+        """Return how many nodes each cell has in what ships, where any number may; None for all."""
+        if form == "search" or self.keep is not None or not self._answered(arch):
             return None
-        return [spec.alive(arch) if self.nodes > 1 else 1 for spec in self.stack.cells]
+        return [spec.alive(arch) for spec in self.stack.cells]
 
     def features(self, arch: Architecture, form: Form) -> Features:
         """Return what it gives; see `Encoder.features`."""
@@ -200,6 +202,6 @@ class OpenStackNet(OpenEncoderNet):
         assert isinstance(each, nn.ModuleList)
         several = len(values) > 1
         for feature, module, value in zip(self.states[state], each, values, strict=True):
-            with tracer.gated(feature.gate) if several else nullcontext():
+            with cell.reading(which, feature.gate):
                 out: Tensor = module(value)
         return tracer.join(out) if several else out

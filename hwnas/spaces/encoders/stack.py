@@ -107,10 +107,13 @@ class StackNet(EncoderNet):
         states = stack.states(nodes)
         self.cells = nn.ModuleList()
         for k, (spec, c) in enumerate(zip(self.kinds, stack.widths(), strict=True)):
-            inputs = [
+            inputs: list[nn.Module] = [
                 preprocessing(states[k].channels, c, search, halve=stack.halves(k)),
                 preprocessing(states[k + 1].channels, c, search),
             ]
+            if nodes is not None:  # it ships, and what nothing reads is no part of it
+                read = {j for j, _, _ in spec.kept(arch)}
+                inputs = [module if n in read else nn.Identity() for n, module in enumerate(inputs)]
             self.cells.append(Cell(spec, arch, inputs, c, search))
         self.taken = stack.last_of_stride()
         self.tap = stack.auxiliary()
