@@ -27,7 +27,7 @@ def save(path: Path, state: dict[str, Any], settings: object) -> None:
     buffer = io.BytesIO()
     flat: Parts = {}
     packed = _pack(state, flat)
-    tensors = {dtype: (torch.cat(parts), [p.numel() for p in parts]) for dtype, parts in flat.items()}
+    tensors = {dtype: (_on_host(parts), [p.numel() for p in parts]) for dtype, parts in flat.items()}
     torch.save({"settings": sha256(canonical_json(settings)), "state": packed, "tensors": tensors}, buffer)
     content = buffer.getvalue()
     write_atomic(path, sha256(content).encode() + b"\n" + content)
@@ -70,6 +70,19 @@ def _read(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     parts = {dtype: list(values.split(sizes)) for dtype, (values, sizes) in loaded["tensors"].items()}
     return {**loaded, "state": _unpack(loaded["state"], parts)}
+
+
+def _on_host(parts: list[Tensor]) -> Tensor:
+    """Return flat tensors of one type and of any device as one on the host: in one copy from each device."""
+    devices = dict.fromkeys(p.device for p in parts)
+    if len(devices) == 1:
+        return torch.cat(parts).cpu()
+    found: dict[int, Tensor] = {}
+    for device in devices:
+        own = {i: p for i, p in enumerate(parts) if p.device == device}
+        pieces = torch.split(torch.cat(list(own.values())).cpu(), [p.numel() for p in own.values()])
+        found |= dict(zip(own, pieces, strict=True))
+    return torch.cat([found[i] for i in range(len(parts))])
 
 
 def _pack(value: Any, flat: Parts) -> Any:

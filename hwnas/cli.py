@@ -28,6 +28,24 @@ Foreign = Annotated[bool, arg(help="accept a table of another device")]
 TableName = Annotated[Positional[str], arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
 Measure = Annotated[bool, arg(help="measure what is derived, here, and derive again until a network is at the budget")]
+RecipeName = Annotated[
+    Positional[str], arg(metavar="RECIPE", help="see hwnas ls; or FILE.py:FUNCTION, which returns a Recipe")
+]
+Set = Annotated[
+    tuple[str, ...],
+    UseAppendAction,
+    arg(
+        metavar="NAME=VALUE",
+        help="a setting of the recipe by its dotted name, e.g. search.steps=600, search.relaxation=gumbel-softmax, "
+        "search.crop=96x128; may be given again",
+    ),
+]
+Device = Annotated[
+    str, arg(metavar="DEVICE", help="where networks compute: auto (a GPU if there is one), cpu, cuda or cuda:N")
+]
+Workers = Annotated[
+    int | None, arg(metavar="N", help="processes that make batches ahead (default: none on a CPU, up to 4 on a GPU)")
+]
 DataFolder = Annotated[
     Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout, or of CIFAR-10 (default: the recipe's)")
 ]
@@ -72,9 +90,10 @@ class Profile:
     hwnas profile darts-quick --results results.jsonl
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    recipe: RecipeName
     run: RunName = None
     data: DataFolder = None
+    set: Set = ()
     engine: Annotated[
         str | None,
         arg(help="a name that hwnas doctor lists, or module:class (default: the run's, else onnxruntime)"),
@@ -85,7 +104,7 @@ class Profile:
     threads: Annotated[int | None, arg(help="threads of the engine (default: the run's, else 1)")] = None
     plan_only: Annotated[Path | None, arg(metavar="DIR", help="write what to measure into DIR and stop")] = None
     results: Annotated[Path | None, arg(metavar="FILE", help="build the table from results measured elsewhere")] = None
-    minutes: Annotated[float | None, arg(help="bound on the time to measure; what matters most comes first")] = None
+    minutes: Annotated[float | None, arg(help="bound on the time of all of it; what matters most comes first")] = None
     require_mape: Annotated[
         float | None, arg(metavar="PERCENT", help="exit with code 1 if the table's error is more than this")
     ] = None
@@ -95,13 +114,15 @@ class Profile:
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
         if self.plan_only is not None:
-            from hwnas import recipes
+            from hwnas.recipes.from_file import load
+            from hwnas.recipes.override import assignments, override
 
             settings = jobs.PlanSettings(self.engine, self.precision)
-            plan = jobs.plan(recipes.get(self.recipe), self.plan_only, settings, show.TERMINAL)
+            recipe = override(load(self.recipe), assignments(self.set))
+            plan = jobs.plan(recipe, self.plan_only, settings, show.TERMINAL)
             show.planned(plan, self.plan_only)
             return 0
-        run = _begin(self.recipe, self.run, self.data)
+        run = _begin(self.recipe, self.run, self.data, self.set)
         if self.data is not None:
             run.data("train")  # a folder that cannot be used is refused before anything is measured
         how = jobs.ProfileSettings(self.engine, self.threads, self.precision, self.results, self.minutes)
@@ -117,11 +138,16 @@ class Search:
     Example: hwnas search darts-quick --fps 200
 
     Example: hwnas search darts-quick --table a.json --fps 60 --table b.json --fps 30
+
+    Example: hwnas search darts-quick --run longer --set search.steps=600 --set search.relaxation=single-path
+
+    Example: hwnas search my_recipes.py:darts_longer --fps 100
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="see hwnas ls")]
+    recipe: RecipeName
     run: RunName = None
     data: DataFolder = None
+    set: Set = ()
     fps: Annotated[
         tuple[float, ...],
         UseAppendAction,
@@ -134,11 +160,15 @@ class Search:
     foreign_table: Foreign = False
     seed: Annotated[int | None, arg(help="of everything random (default: the recipe's)")] = None
     measure: Measure = False
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
-        run = _begin(self.recipe, self.run, self.data, self.seed)
-        settings = jobs.SearchSettings(self.table, self.fps, self.foreign_table, self.measure)
+        run = _begin(self.recipe, self.run, self.data, self.set, self.seed)
+        settings = jobs.SearchSettings(
+            self.table, self.fps, self.foreign_table, self.measure, self.device, self.workers
+        )
         with show.landing():
             show.searched(jobs.search(run, settings, show.TERMINAL))
         return 0
@@ -179,6 +209,8 @@ class Derive:
     pareto: Annotated[
         int | None, arg(metavar="N", help="derive at N budgets from the fastest on, and list what is best at each")
     ] = None
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
@@ -192,7 +224,9 @@ class Derive:
             self.measure,
         )
         if self.pareto is None:
-            settings = jobs.DeriveSettings(self.to, self.table, self.fps, self.foreign_table, demands)
+            settings = jobs.DeriveSettings(
+                self.to, self.table, self.fps, self.foreign_table, demands, self.device, self.workers
+            )
             with show.landing():
                 show.derived(jobs.derive(_open(self.source), settings, show.TERMINAL))
             return 0
@@ -211,11 +245,15 @@ class Train:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a derived network")]
+    device: Device = "auto"
+    workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _open(self.run)
-        show.trained(jobs.train(run, show.TERMINAL), run.command("export"))
+        show.trained(
+            jobs.train(run, jobs.TrainSettings(self.device, self.workers), show.TERMINAL), run.command("export")
+        )
         return 0
 
 
@@ -268,12 +306,12 @@ class Validate:
     foreign_table: Foreign = False
     again: Annotated[bool, arg(help="measure anew although there is a report; the old one is kept")] = False
     require_budget: Annotated[bool, arg(help="exit with code 1 if the budget is missed")] = False
+    device: Device = "auto"
 
     def __call__(self) -> int:
         """Run the verb."""
-        result = jobs.validate(
-            _open(self.run), jobs.ValidateSettings(self.table, self.foreign_table, self.again), show.TERMINAL
-        )
+        settings = jobs.ValidateSettings(self.table, self.foreign_table, self.again, self.device)
+        result = jobs.validate(_open(self.run), settings, show.TERMINAL)
         show.validated(result)
         result.require_accepted()
         return 1 if self.require_budget and not result.report.met else 0
@@ -394,10 +432,15 @@ VERBS = {
 }
 
 
-def _begin(recipe: str, name: str | None, data: Path | None, seed: int | None = None) -> jobs.Run:
+def _begin(
+    recipe: str, name: str | None, data: Path | None, settings: Sequence[str], seed: int | None = None
+) -> jobs.Run:
     """Return the run a verb works on, with what was asked for; nothing is written yet."""
-    run = jobs.Run(name or recipe)
-    run.ask(recipe, data=None if data is None else str(data.resolve()), seed=seed)
+    from hwnas.recipes.from_file import name_of
+    from hwnas.recipes.override import assignments
+
+    run = jobs.Run(name or name_of(recipe))
+    run.ask(recipe, assignments(settings), data=None if data is None else str(data.resolve()), seed=seed)
     show.recipe_changes(run)
     return run
 

@@ -211,6 +211,7 @@ class Gap:
         derived_loss: Of the one network.
         standard_error: Of the gap, over images.
         images: How many.
+        device: Where it was computed.
     """
 
     reason: str = ""
@@ -219,6 +220,7 @@ class Gap:
     derived_loss: float | None = None
     standard_error: float | None = None
     images: int = 0
+    device: str | None = None
 
 
 @stored("derived", version=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -36,6 +37,37 @@ class DeviceLost(HwnasError):
 
 class DataError(HwnasError):
     """A dataset folder, image or label that cannot be used."""
+
+
+class RecipeFileError(HwnasError):
+    """A file that a recipe or its parts are from is missing, or cannot be imported."""
+
+
+def not_below(settings: object, names: Iterable[str], least: int) -> list[tuple[str, object, bool]]:
+    """Return that numbers of these names are finite, and not less than one number, for `check_ranges`."""
+    values = {name: getattr(settings, name) for name in names}
+    return [(f"{name} of {least} or more", v, least <= v < math.inf) for name, v in values.items()]
+
+
+def positive(settings: object, names: Iterable[str]) -> list[tuple[str, object, bool]]:
+    """Return that numbers of these names are finite, and more than 0, for `check_ranges`."""
+    values = {name: getattr(settings, name) for name in names}
+    return [(f"{name} of more than 0", v, 0 < v < math.inf) for name, v in values.items()]
+
+
+def check_ranges(what: str, *expected: tuple[str, object, bool]) -> None:
+    """Refuse the first setting that is out of range.
+
+    Args:
+        what: Whose settings they are: ``"a search"``.
+        expected: What is expected of each, what came, and whether that will do.
+
+    Raises:
+        HwnasError: If one will not do.
+    """
+    for said, came, good in expected:
+        if not good:
+            raise HwnasError(f"{what} needs {said}, got {came}")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> HwnasError:

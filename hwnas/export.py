@@ -151,10 +151,10 @@ def _scores_and_logits(network: torch.nn.Module, image: np.ndarray) -> tuple[np.
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
         with torch.no_grad():
-            logits = network(torch.from_numpy(image)).numpy()
+            logits = network(torch.from_numpy(image)).cpu().numpy()
     finally:
         hook.remove()
-    return (read[-1].numpy() if logits.ndim == 4 else logits), logits
+    return (read[-1].cpu().numpy() if logits.ndim == 4 else logits), logits
 
 
 def _run(model: ModelProto, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A lock that one process at a time holds on a file, on file systems with and without flock.
 
-Where the file system has flock, that is the lock: it goes with the process that held it, whatever became of that. Some
+Where the file system has flock, that is the lock: it goes with the process that held it, whatever became of that; a
+process forked from it lets go of its copy, so that it does not hold what its parent held. Some
 network and FUSE file systems have none. There a second file beside the first is made exclusively and says who made it;
 one whose maker is dead is removed. That can only be told of a process of this machine, so a lock of another one that
 died has to be removed by hand, and the message says so.
@@ -63,9 +64,14 @@ class Lock:
         """Let it go; a file that somebody else has made since is left alone."""
         if self._mark is not None and _read(self._holding) == self._mark:
             self._holding.unlink(missing_ok=True)
+        self._leave()
+        self._mark = None
+
+    def _leave(self) -> None:
+        _HELD.discard(self)
         if self._descriptor is not None:
             os.close(self._descriptor)
-        self._descriptor = self._mark = None
+        self._descriptor = None
 
     def remove(self) -> None:
         """Remove the files of a lock that is held, so that its folder can go."""
@@ -93,6 +99,7 @@ class Lock:
             return self._make()
         if held:
             self._descriptor = descriptor
+            _HELD.add(self)
         else:
             os.close(descriptor)
         return held
@@ -133,6 +140,18 @@ class Lock:
             who = "one that does not say who it is"
         names = f"{self._holding.name}*"
         return f"; held by {who}: if that has ended, remove {self._holding.parent / names}"
+
+
+_HELD: set[Lock] = set()  # by this process
+
+
+def _leave_all() -> None:
+    """Close what was inherited: a lock is held as long as anybody has it open."""
+    for lock in list(_HELD):
+        lock._leave()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 def _create(path: Path, content: str) -> bool:

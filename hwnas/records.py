@@ -8,6 +8,7 @@ fields have changed may have a static method ``older(fields) -> fields`` that br
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import types
 import typing
@@ -62,7 +63,7 @@ def encode(value: Any, declared: Any = None) -> Any:
         item = get_args(declared)[1] if len(get_args(declared)) == 2 else Any
         return {str(k): encode(v, item) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(v, item) for v, item in zip(value, _items(declared, len(value)), strict=True)]
+        return [encode(v, item) for v, item in zip(value, item_types(declared, len(value)), strict=True)]
     cls = type(value)
     if not is_dataclass(cls):
         raise HwnasError(f"a {cls.__name__} cannot be stored: it is no dataclass, number, text or container of them")
@@ -99,7 +100,7 @@ def decode(data: Any, declared: Any, at: str = "") -> Any:
         return _expect(data in args, data, args, at)
     if origin in (tuple, list, Sequence):
         _expect(isinstance(data, list), data, "a list", at)
-        items = _items(declared, len(data), at)
+        items = item_types(declared, len(data), at)
         values = [decode(d, t, f"{at}[{i}]") for i, (d, t) in enumerate(zip(data, items, strict=True))]
         return values if origin is list else tuple(values)
     if origin in (dict, Mapping):
@@ -137,9 +138,7 @@ def _choose(data: Any, declared: Any, at: str) -> Any:
             f"the version of hwnas that wrote it (known: {known})"
         )
     cls = _CLASSES[name]
-    bases = tuple(m for m in members if isinstance(m, type) and _is_object(m) and not _is_protocol(m))
-    protocols = any(_is_protocol(m) for m in members)
-    _expect(protocols or issubclass(cls, bases), name, f"a type that is one of {declared}", f"{at}.type")
+    _expect(any(_fits(cls, m) for m in members), name, f"a type that is one of {declared}", f"{at}.type")
     return _object(cls, {k: v for k, v in data.items() if k != TYPE}, at)
 
 
@@ -152,13 +151,84 @@ def _object(cls: Any, data: Any, at: str) -> Any:
         return cls.from_json(data)
     if hasattr(cls, "older"):
         data = cls.older(data)
-    hints, declared = _hints(cls), {f.name: f for f in fields(cls) if f.init}
+    declared = field_types(cls)
     odd = sorted(data.keys() - declared.keys())
-    lacking = [n for n, f in declared.items() if n not in data and f.default is f.default_factory is MISSING]
+    lacking = [name for name in needed(cls) if name not in data]
     if odd or lacking:
         what = f"has no {odd[0]!r}" if odd else f"needs {lacking[0]!r}"
         raise HwnasError(f"{at or 'it'} {what}: a {cls.__name__} has {', '.join(declared)}")
-    return cls(**{name: decode(value, hints[name], _join(at, name)) for name, value in data.items()})
+    return cls(**{name: decode(value, declared[name], _join(at, name)) for name, value in data.items()})
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the declared types of the fields that an object of a class is made of."""
+    return {f.name: _hints(cls)[f.name] for f in fields(cls) if f.init}
+
+
+def needed(cls: type) -> list[str]:
+    """Return the fields of a class that have no default."""
+    return [f.name for f in fields(cls) if f.init and f.default is f.default_factory is MISSING]
+
+
+def item_types(declared: Any, length: int, at: str = "") -> list[Any]:
+    """Return the types of the items of a list or tuple.
+
+    Raises:
+        HwnasError: If it has another number of items.
+    """
+    args = get_args(declared)
+    if get_origin(declared) is not tuple or (len(args) == 2 and args[1] is Ellipsis):
+        return [args[0] if args else Any] * length
+    if len(args) != length:
+        raise HwnasError(f"{at} should have {len(args)} items, got {length}")
+    return list(args)
+
+
+def plain_types(declared: Any) -> list[Any]:
+    """Return what a value can be of besides objects: numbers, text, choices, containers, None."""
+    return [m for m in _members(declared) if not _is_object(m)]
+
+
+def choices(declared: Any) -> dict[str, type]:
+    """Return the classes that a value can be of, by their stable names; a protocol is met by what has its members."""
+    return {name: cls for name, cls in _CLASSES.items() if any(_fits(cls, m) for m in _members(declared))}
+
+
+def class_of(data: Any, declared: Any) -> type | None:
+    """Return the class of the object that JSON values stand for; None if they are none."""
+    if not isinstance(data, dict):
+        return None
+    only = _only(declared)
+    return _CLASSES.get(data[TYPE]) if TYPE in data else only if _is_object(only) else None
+
+
+def typed(cls: type, declared: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object of a class with a stable name, which it says where another one could be."""
+    return dict(content) if cls is _only(declared) else {TYPE: _NAMES[cls], **content}
+
+
+def names_in(data: Any) -> set[str]:
+    """Return the stable names of the classes that JSON values say."""
+    if isinstance(data, dict):
+        own = {data[TYPE]} & _CLASSES.keys() if isinstance(data.get(TYPE), str) else set()
+        return own.union(*map(names_in, data.values()))
+    return set().union(*map(names_in, data)) if isinstance(data, list) else set()
+
+
+def class_named(name: str) -> type | None:
+    """Return the class of a stable name, None where nothing that was imported has it."""
+    return _CLASSES.get(name)
+
+
+def _fits(cls: type, declared: Any) -> bool:
+    if not _is_object(declared):
+        return False
+    if not _is_protocol(declared) or declared in cls.__mro__:
+        return declared in cls.__mro__
+    bases = [b for b in declared.__mro__ if _is_protocol(b)]
+    members = {n for b in bases for n in (*vars(b), *inspect.get_annotations(b)) if not n.startswith("_")}
+    own = {f.name for f in fields(cls)}
+    return all(n in own or hasattr(cls, n) for n in members)
 
 
 def save(path: Path, record: Any, indent: int | None = None) -> None:
@@ -197,11 +267,13 @@ class File:
         what: It is, for messages: ``"a report"``.
         mend: What to do where it cannot be read: ``"search again"``.
         older: Brings the content of an older version to the present one; None where those are refused.
+        prepare: Called with path and content before these are read: imports what registers the classes in them.
     """
 
     what: str
     mend: str
     older: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    prepare: Callable[[Path, dict[str, Any]], None] | None = None
 
     def load(self, path: Path, cls: type[T]) -> T:
         """Read a record.
@@ -221,6 +293,8 @@ class File:
             raise HwnasError(f"{path} is of version {there!r}, this hwnas reads {version}; {self.mend}")
         elif data.get(CHECKSUM) != signed(data)[CHECKSUM]:
             raise HwnasError(f"{path} is not {self.what}: its checksum does not fit, so it was damaged; {self.mend}")
+        if self.prepare is not None:
+            self.prepare(path, body)
         try:
             record: T = decode(body if upgrade is None else upgrade(body), cls)
         except (HwnasError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
@@ -267,16 +341,6 @@ def _join(at: str, name: str) -> str:
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
-
-
-def _items(declared: Any, length: int, at: str = "") -> list[Any]:
-    """Return the types of the items of a list or tuple."""
-    args = get_args(declared)
-    if get_origin(declared) is not tuple or (len(args) == 2 and args[1] is Ellipsis):
-        return [args[0] if args else Any] * length
-    if len(args) != length:
-        raise HwnasError(f"{at} should have {len(args)} items, got {length}")
-    return list(args)
 
 
 def _members(declared: Any) -> tuple[Any, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,14 +15,18 @@ from hwnas import derived as derived_file
 from hwnas import recipes, records
 from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.derived import Demands, Derived
-from hwnas.errors import DataError, HwnasError
+from hwnas.errors import DataError, HwnasError, RecipeFileError, check_ranges
+from hwnas.files import canonical_json
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
 from hwnas.recipes.base import changed_settings
+from hwnas.recipes.from_file import Source, call, import_file, load, name_of, split
+from hwnas.recipes.override import override
 from hwnas.records import Difference, File, stored
 from hwnas.spaces import Space, check
 
 RUNS = Path("runs")
+MEASURED = {"space", "widths", "depths", "calibration", "stop"}  # what of a recipe its latency table follows from
 
 
 @stored("run", version=2)
@@ -39,6 +45,9 @@ class Settings:
         precision: Of that.
         budget_ms: What a network may take.
         how: What else is asked of it.
+        overrides: Settings of the recipe that were set by name, as they were given; the recipe here has them.
+        source: Of a recipe that is from a file.
+        parts: Files that define classes of the recipe that hwnas does not have, by the stable names of these.
     """
 
     recipe: str
@@ -51,6 +60,19 @@ class Settings:
     precision: str | None = None
     budget_ms: float | None = None
     how: Demands | None = None
+    overrides: Mapping[str, str] | None = None
+    source: Source | None = None
+    parts: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise HwnasError for values that cannot be."""
+        check_ranges(
+            "a run",
+            ("a budget_ms of more than 0", self.budget_ms, self.budget_ms is None or self.budget_ms > 0),
+            ("threads of 1 or more", self.threads, self.threads is None or self.threads >= 1),
+            ("a seed of 0 or more", self.seed, self.seed is None or self.seed >= 0),
+            ("a search_seed of 0 or more", self.search_seed, self.search_seed is None or self.search_seed >= 0),
+        )
 
 
 def _first_version(data: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +82,32 @@ def _first_version(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "recipe_settings": recipe, "how": how or None}
 
 
-FILE = File("the settings of a run", "use another run name", _first_version)
+def _import_parts(path: Path, content: dict[str, Any]) -> None:
+    """Import the file that a run's recipe is from, so that the classes it defines can be read."""
+    try:
+        if content.get("source") is not None:
+            import_file(records.decode(content["source"], Source, "source").locate(RUNS.parent))
+        for name, file in records.decode(content.get("parts") or {}, Mapping[str, str], "parts").items():
+            if records.class_named(name) is None:
+                raise RecipeFileError(
+                    f"its recipe has a {name!r}, which {file} defines; make runs with a recipe FILE.py:FUNCTION of a "
+                    "file that imports that, or import it before hwnas.cli"
+                )
+    except RecipeFileError as e:
+        raise RecipeFileError(f"{path} cannot be read: {e}") from e
+
+
+def _foreign(recipe: Recipe) -> dict[str, str] | None:
+    """Return the files of the classes of a recipe that are not of hwnas, by stable names; None if there are none."""
+    out = {}
+    for name in records.names_in(records.encode(recipe, Recipe)):
+        module = getattr(records.class_named(name), "__module__", "")
+        if module.partition(".")[0] != "hwnas":
+            out[name] = str(getattr(sys.modules.get(module), "__file__", None) or module)
+    return out or None
+
+
+FILE = File("the settings of a run", "use another run name", _first_version, _import_parts)
 
 
 class Run:
@@ -97,11 +144,16 @@ class Run:
         path = self.folder / "run.json"
         return FILE.load(path, Settings) if path.exists() else None
 
-    def ask(self, recipe: Recipe | str | None = None, **settings: Any) -> None:
+    def ask(
+        self, recipe: Recipe | str | None = None, overrides: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
         """Ask for settings; they count from now on and are written by `commit`.
 
         Args:
-            recipe: By its name, which a run that is there need only share; or as it is, which must then be the run's.
+            recipe: As a user names it, which a run that is there need only share; or as it is, which must then be the
+                run's.
+            overrides: Settings of the recipe by name, see `hwnas.recipes.override`. Of a run that is there they must be
+                the run's, but until it is searched what neither its table follows from nor was set can be set.
             settings: Of `Settings`; None means "not asked for".
 
         Raises:
@@ -109,21 +161,50 @@ class Run:
         """
         own = self._stored()
         if recipe is not None:
-            name = recipe if isinstance(recipe, str) else recipe.name
-            self._refuse_other(own, "recipe", name)
-            if own is None:
-                content = recipes.get(recipe) if isinstance(recipe, str) else recipe
-                self._asked |= {"recipe": content.name, "recipe_settings": content}
-            elif isinstance(recipe, Recipe) and (changed := changed_settings(own.recipe_settings, recipe)):
-                raise HwnasError(
-                    f"the run {self.name!r} was made with other settings of {name}: {'; '.join(map(str, changed))}; "
-                    "give the new one another name with --run"
-                )
+            self._ask_recipe(own, recipe)
+        if overrides:
+            self._override(own, overrides)
         for key, value in settings.items():
             assert key in {f.name for f in fields(Settings)}, f"a run has no setting {key!r}"
             if value is not None:
                 self._refuse_other(own, key, value)
                 self._asked[key] = value
+
+    def _ask_recipe(self, own: Settings | None, recipe: Recipe | str) -> None:
+        found = split(recipe) if isinstance(recipe, str) else None
+        source = None if found is None else Source.of(*found, RUNS.parent)
+        self._refuse_other(own, "recipe", name_of(recipe) if isinstance(recipe, str) else recipe.name)
+        if own is None:
+            content = load(recipe) if isinstance(recipe, str) else recipe
+            self._asked |= {"recipe": content.name, "recipe_settings": content, "source": source}
+        elif source is not None and not (own.source is not None and source.is_like(own.source)):
+            made = "a recipe of hwnas" if own.source is None else f"{own.source.path}:{own.source.function}"
+            raise HwnasError(
+                f"the run {self.name!r} was made with {made}, not {source.path}:{source.function}; give the new one "
+                "another name with --run"
+            )
+        elif isinstance(recipe, Recipe) and (changed := changed_settings(own.recipe_settings, recipe)):
+            raise HwnasError(
+                f"the run {self.name!r} was made with other settings of {recipe.name}: {'; '.join(map(str, changed))}; "
+                "give the new one another name with --run"
+            )
+
+    def _override(self, own: Settings | None, overrides: Mapping[str, str]) -> None:
+        before = self.recipe
+        changed = override(before, overrides)
+        there = dict(self.settings.overrides or {})
+        if own is not None and (others := changed_settings(before, changed)):
+            made = {name: value for name, value in there.items() if overrides.get(name, value) != value}
+            fixed = [d for d in others if own.search_seed is not None or d.name.partition(".")[0] in MEASURED]
+            if made or fixed:
+                said = [f"{n}={v}, not {overrides[n]}" for n, v in made.items()] or [
+                    f"{d.name} {canonical_json(d.old)}, not {canonical_json(d.new)}" for d in fixed
+                ]
+                raise HwnasError(
+                    f"the run {self.name!r} was made with {'; '.join(said)}; give the new one another name with --run"
+                )
+        if own is None or changed_settings(before, changed):
+            self._asked |= {"recipe_settings": changed, "overrides": there | dict(overrides)}
 
     def _refuse_other(self, own: Settings | None, key: str, value: object) -> None:
         there = None if own is None else getattr(own, key)
@@ -135,12 +216,29 @@ class Run:
 
     def commit(self) -> None:
         """Fix the settings: write ``run.json``."""
-        records.save(self.folder / "run.json", self.settings)
+        settings = self.settings
+        records.save(self.folder / "run.json", replace(settings, parts=_foreign(settings.recipe_settings)))
 
     def changes(self) -> tuple[Difference, ...]:
         """Return what the recipe of this run's name has otherwise by now; the run goes on with its own."""
-        own = self.settings.recipe_settings
-        return changed_settings(own, recipes.get(own.name)) if own.name in recipes.names() else ()
+        settings = self.settings
+        own, source, now = settings.recipe_settings, settings.source, None
+        with suppress(HwnasError):  # a file may have lost its function since
+            if source is not None:
+                now = call(source.locate(RUNS.parent), source.function)
+            elif own.name in recipes.names():
+                now = recipes.get(own.name)
+        if now is None:
+            return ()
+        with suppress(HwnasError):  # it may have lost a setting
+            now = override(now, settings.overrides or {})
+        return changed_settings(own, now)
+
+    def changed_file(self) -> Path | None:
+        """Return the file that the recipe is from, if it is not any more as it was."""
+        source = self.settings.source
+        path = None if source is None else source.locate(RUNS.parent)
+        return path if source is not None and path is not None and source.has_changed(path) else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -205,8 +303,12 @@ class Run:
         """Return the command line of a verb for this run."""
         if verb not in ("profile", "search"):
             return f"hwnas {verb} {self.name}"
-        recipe = self.settings.recipe  # these two name the recipe, which the run need not be called by
-        return f"hwnas {verb} {recipe}" + ("" if recipe == self.name else f" --run {self.name}")
+        settings = self.settings  # these two name the recipe, which the run need not be called by
+        recipe = settings.recipe if settings.source is None else settings.source.written(RUNS.parent)
+        words = ["hwnas", verb, recipe, *(() if settings.recipe == self.name else ("--run", self.name))]
+        if not (self.folder / "run.json").exists():  # else the run has them
+            words += [word for item in (settings.overrides or {}).items() for word in ("--set", "=".join(item))]
+        return shlex.join(words)
 
     def write_derived(self, derived: Derived) -> None:
         """Write ``arch.json``."""

@@ -134,7 +134,7 @@ def measure_network(
             int(engine["threads"]),
             stop,
             results,
-            lambda p: update(p.done, total=p.total),
+            lambda p: update(p.done, p.note, p.total, p.left_s),
         )
         where, rows = collect(results, plan)
         by_key = {r.key: r for r in rows}

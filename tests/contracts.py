@@ -580,7 +580,7 @@ class PairContract:
         training = Training(space, archs[0], config, data)
         assert training.auxiliary is not None
         before = [p.detach().clone() for p in training.auxiliary.parameters()]
-        assert np.isfinite(training.advance())
+        assert np.isfinite(training.advance()["loss"])
         assert any(not torch.equal(p, b) for p, b in zip(training.auxiliary.parameters(), before, strict=True))
 
 

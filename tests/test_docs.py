@@ -21,6 +21,8 @@ from hwnas.data import CAMVID_CLASSES, Synthetic
 from hwnas.export import export
 from hwnas.latency import Correction, NetRow, OpRow
 from hwnas.recipes import base
+from hwnas.recipes.from_file import load
+from hwnas.recipes.override import assignments, override
 from hwnas.runtime import __main__ as runtime
 from hwnas.runtime.deploy.bundle import KINDS, Bundle, Input, Output
 from hwnas.runtime.engines import ENGINES
@@ -29,7 +31,7 @@ from hwnas.spaces import sample, trace_space
 from tests.conftest import ROOT
 from tests.test_bundle import make
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "systems").glob("*.md"))]
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "bench" / "README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -142,14 +144,21 @@ def test_python_compiles(path: Path) -> None:
         compile(code, f"{name(path)}, python block {i}", "exec", dont_inherit=True)
 
 
-def test_the_recipe_of_the_documentation_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_RECIPES", dict(base._RECIPES))
-    (code,) = (c for c in python_blocks(ROOT / "docs" / "search.md") if "@recipe" in c)
-    exec(compile(code, "my_recipes.py", "exec", dont_inherit=True), {"__name__": "my_recipes"})
-    made = recipes.get("darts-longer")
+def test_the_recipe_of_the_documentation_works(tmp_path: Path) -> None:
+    (code,) = (c for c in python_blocks(ROOT / "docs" / "search.md") if "my_recipes.py" in c)
+    (tmp_path / "my_recipes.py").write_text(code)
+    made = load(f"{tmp_path}/my_recipes.py:darts_longer")
+    assert made.name == "darts-longer"
     for scale in (*made.scales()[:1], made.search.scale):
         assert trace_space(made.space.at(scale)).input_shape == (1, 3, 256, 384)
     assert made.train.crop < made.space.scale.size
+
+
+def test_the_settings_of_the_documentation_can_be_set() -> None:
+    texts = re.findall(r"--set (\S+\.\S+=\S+)", (ROOT / "docs" / "search.md").read_text())
+    assert len(texts) >= 5
+    for text in texts:
+        override(recipes.get("darts-quick"), assignments([text.strip("`")]))
 
 
 def test_the_example_does_the_whole_job(

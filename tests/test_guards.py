@@ -18,7 +18,9 @@ from hwnas.spaces import Scale, darts_space
 
 SIZE = (32, 48)
 SPACE = darts_space(Scale(4, 3, SIZE), 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=2, head_channels=8)
-CONFIG = SearchConfig(SPACE.scale, steps=12, warmup=2, batch=1, crop=(24, 32), w_lr=0.1, alpha_lr=0.0, alpha_decay=0.0)
+CONFIG = SearchConfig(
+    SPACE.scale, steps=12, warmup=2, batch=1, crop=(24, 32), w_lr=0.1, alpha_lr=1e-30, alpha_decay=0.0
+)
 GROUPS = SPACE.groups
 pytestmark = pytest.mark.usefixtures("one_thread")
 

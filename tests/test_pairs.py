@@ -24,7 +24,7 @@ from hwnas.spaces import (
     registered_heads,
 )
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
-from hwnas.spaces.parts import Probs, Task, size_at
+from hwnas.spaces.parts import Probs, Sampled, Task, size_at
 
 from .contracts import PairContract
 
@@ -75,13 +75,14 @@ class CellHeadNet(HeadNet):
         self.classifier = layers.Classifier(spec.nodes * own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Bring the feature to channels of the head, and to the size of the first one."""
         return layers.resized(self.project(x), size_at(image.shape, self.stride))
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute the cell, and scores or labels."""
-        scores = self.classifier(self.cell(necks, None if probs is None else probs["top"], sampled))
+        weights, on = (None if of is None else of["top"] for of in (probs, sampled))
+        scores = self.classifier(self.cell(necks, weights, on))
         out: Tensor = self.argmax(layers.resize(scores, image))
         return out
 
@@ -114,8 +115,8 @@ def heads() -> dict[str, Head]:
     """Return all heads, narrow ones, and one with decisions."""
     out: dict[str, Head] = {}
     for name, make in registered_heads().items():
-        narrow = {"channels": 4} if any(f.name == "channels" for f in fields(make)) else {}  # type: ignore[arg-type]
-        out[name] = make(**narrow)
+        there = {f.name for f in fields(make)}  # type: ignore[arg-type]
+        out[name] = make(**{k: v for k, v in {"channels": 4, "nodes": 2}.items() if k in there})
     return out | {"cell-head": CellHead()}
 
 

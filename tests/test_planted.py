@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from hwnas import recipes
+from hwnas.search.relax import Softmax
 from hwnas.spaces import sample, trace_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,6 +129,30 @@ class TestTask:
         for (kind, kernel), ms in planted.PRICES_MS.items():
             found = {v for k, v in prices.items() if k.startswith(kind + "(") and f"kernel={kernel}," in k}
             assert found == {ms}
+
+
+OF_THE_PAPERS = ("darts-cifar10", "autodeeplab")
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes.names()) - set(OF_THE_PAPERS)))
+def test_recipes_with_a_budget_search_as_it_is_done_here(name: str) -> None:
+    recipe = recipes.get(name)
+    tested = {"chain": planted.RECIPE, "trellis": trellis.RECIPE.search}[recipe.space.encoder.name]
+    of_it = replace(
+        tested,
+        # What follows from the size of the task.
+        **{f: getattr(recipe.search, f) for f in ("scale", "steps", "warmup", "batch", "crop", "cutout")},
+        **({"alpha_lr": 0.5} if name.endswith("-tiny") else {}),  # a handful of steps
+    )
+    assert recipe.search == of_it
+    assert getattr(recipe.space.encoder, "weighting", "path") == "path"
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPERS)
+def test_recipes_of_the_papers_have_their_relaxation(name: str) -> None:
+    recipe = recipes.get(name)
+    assert recipe.search.relaxation == Softmax()
+    assert getattr(recipe.space.encoder, "weighting", "step") == "step"
 
 
 @pytest.mark.parametrize("way", ["budget", pytest.param("free", marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
-from hwnas.jobs.profiling import forecast_minutes
+from hwnas.jobs.profiling import forecast_s
 from hwnas.latency import LatencyModel, LatencyTable, predict_ms
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Matrices
@@ -29,9 +30,11 @@ from hwnas.profile import (
 from hwnas.profile.assembly import ASSEMBLY_FILE, Assembly
 from hwnas.profile.context import price
 from hwnas.profile.derived import ANCHORS, RANDOM
-from hwnas.profile.networks import estimate_ms, spread
+from hwnas.profile.networks import spread
 from hwnas.profile.plan import trace_entry
+from hwnas.progress import SILENT, Update
 from hwnas.runtime.engines.fake import SAVING_MS, modelled_ms
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
@@ -42,6 +45,27 @@ from hwnas.search.widths import random_latencies_ms
 from hwnas.spaces import Scale, Space, check, darts_space, sample, trace_space
 
 SPACE = darts_space(Scale(4, 3, (24, 32)), 5, nodes=2, head_channels=8)
+
+
+class Told:
+    """Keeps what is reported: by title of the bar, (done, note, total, left_s) of each update."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, list[tuple[Any, ...]]] = {}
+
+    @contextmanager
+    def bar(self, title: str, total: int | None) -> Iterator[Update]:
+        seen = self.bars.setdefault(title, [])
+
+        def update(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
+            seen.append((done, note, total, left_s))
+
+        yield update
+
+    def note(self, text: str, warning: bool = False) -> None:
+        raise AssertionError(text)
+
+
 SCALES = (SPACE.scale, replace(SPACE.scale, channels=8))
 STOP = StopRule(min_visits=3, max_visits=12, min_s=0.0)
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -183,14 +207,18 @@ class TestPlan:
             Assembly.load(plan, "another")
 
     def test_files_are_there_once_and_every_entry_was_told(self, tmp_path: Path) -> None:
-        told = []
+        told = Told()
         space = replace(
             SPACE, encoder=replace(SPACE.encoder, ops=("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"))
         )
         calibration = Calibration(2, 1, isolated=False)
-        n = make_plan(space, [SPACE.scale], tmp_path, calibration, update=lambda *a, **k: told.append(a))
+        n = make_plan(space, [SPACE.scale], tmp_path, calibration, report=told)
         entries = load_plan(tmp_path).entries
-        assert [(done, key, total) for done, key, total in told] == [(i + 1, e.key, n) for i, e in enumerate(entries)]
+        assert list(told.bars) == ["plan: trace the scales", "plan: trace networks", "plan: write files"]
+        files = told.bars["plan: write files"]
+        assert [update[:3] for update in files] == [(i + 1, e.key, n) for i, e in enumerate(entries)]
+        assert files[-1][3] == 0
+        assert all(left_s > 0 for *_, left_s in files[1:-1])
         assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.onnx")} == {e.onnx for e in entries}
         assert not any(e.role == "op" for e in entries)
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -199,14 +227,15 @@ class TestPlan:
 
 
 class TestForecast:
-    def test_counts_rounds_and_the_networks_derived_afterwards(self, plan: Path) -> None:
+    def test_is_a_range_that_counts_rounds_and_the_networks_derived_afterwards(self, plan: Path) -> None:
         loaded, rule = load_plan(plan), StopRule(min_visits=30, max_visits=100, min_s=0)
-        brief, longer = (forecast_minutes(loaded, replace(rule, min_visits=n)) for n in (30, 90))
-        assert 0 < brief < longer < 3 * brief  # loading is once
-        assert forecast_minutes(loaded, rule, derived=[12]) > brief
+        low_s, high_s = forecast_s(loaded, rule)
+        assert 0 < 1.5 * low_s < high_s
+        assert low_s < forecast_s(loaded, replace(rule, min_visits=90))[0] < 3 * low_s  # loading is once
+        assert all(np.array(forecast_s(loaded, rule, derived=[12])) > (low_s, high_s))
         slow = replace(rule, min_s=600)
-        assert 10 < forecast_minutes(loaded, slow) < 11
-        assert 15 < forecast_minutes(loaded, slow, derived=[12]) < 16
+        assert 600 < forecast_s(loaded, slow)[0] < 660
+        assert 900 < forecast_s(loaded, slow, derived=[12])[0] < 960
 
 
 class TestBuild:
@@ -360,7 +389,7 @@ class TestDerived:
     def _plan(self, plan: Path) -> None:
         self.plan = plan
 
-    def add(self, table: LatencyTable, folder: Path, told: list[object] | None = None) -> Path:
+    def add(self, table: LatencyTable, folder: Path, told: Told | None = None) -> Path:
         """Add derived networks; return the folder that was measured."""
         seen = []
 
@@ -368,15 +397,14 @@ class TestDerived:
             seen.append(where)
             measure_plan(where, "fake", stop=STOP, results=results)
 
-        update = (lambda *a, **k: told.append(a)) if told is not None else (lambda *a, **k: None)
-        add_derived(table, SPACE, SCALES, self.plan, folder, self.CALIBRATION, measure, update)
+        add_derived(table, SPACE, SCALES, self.plan, folder, self.CALIBRATION, measure, told or SILENT)
         return seen[0]
 
     def test_they_are_marked_and_reported_apart(self, table: LatencyTable, tmp_path: Path) -> None:
-        before, n, told = (table.correction, dict(table.report)), len(table.nets), []
+        before, n, told = (table.correction, dict(table.report)), len(table.nets), Told()
         where = self.add(table, tmp_path, told)
         new = table.nets[n:]
-        assert len(told) == self.N
+        assert [done for done, *_ in told.bars["derive networks to check the table on"]] == list(range(self.N + 1))
         assert [net.use for net in new] == ["derived"] * len(new)
         assert 1 < len(new) <= self.N
         assert table.report.pop("derived")["n"] == len(new)
@@ -465,9 +493,9 @@ class TestDerived:
         where = self.add(table, tmp_path)
         files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         again = build_table(plan, plan / "results.jsonl")
-        told: list[object] = []
+        told = Told()
         assert self.add(again, tmp_path, told) == where
-        assert told == []  # nothing was derived anew
+        assert told.bars == {}  # nothing was derived anew
         assert again == table
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
 

@@ -250,7 +250,7 @@ def test_a_subclass_in_the_place_of_a_class_is_read_as_it_was_written(tmp_path: 
     assert decode(encode(own, Recipe), Recipe) == own
 
 
-@pytest.mark.parametrize("change", [{"budget_percentile": float("inf")}, {"rerank_steps": 2.5}])
+@pytest.mark.parametrize("change", [{"title": 3}, {"rerank_steps": 2.5}])
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, change: dict[str, Any]) -> None:
     recipe = replace(recipes.get("darts-tiny"), **change)
     with pytest.raises(HwnasError, match=r"run\.json is not written, for it could not be read again"):

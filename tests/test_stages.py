@@ -57,15 +57,13 @@ class Drawn(Strategy):
         return Draws(self, inputs)
 
 
-class Draws:
-    stopped: str | None = None
-
+class Draws(Search):
     def __init__(self, config: Drawn, inputs: Inputs) -> None:
         self.config, self.inputs, self.step = config, inputs, 0
 
     @property
-    def finished(self) -> bool:
-        return self.step >= self.config.steps
+    def strategy(self) -> Drawn:
+        return self.config
 
     def advance(self) -> dict[str, Any]:
         self.step += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ class TestTraining:
         t = Training(SPACE, ARCH, replace(CONFIG, steps=60, batch=4, lr=1e-2), easy)
         t.net.eval()
         assert evaluate(t.net, easy).miou() < 0.3
-        losses = [t.advance() for _ in range(60)]
+        losses = [float(t.advance()["loss"]) for _ in range(60)]
         assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
         t.net.eval()
         assert evaluate(t.net, easy).miou() > 0.8
@@ -160,19 +161,27 @@ class TestTraining:
 
     def test_seeds_decide_and_the_global_generator_is_left_alone(self, data: SegmentationData) -> None:
         before = torch.random.get_rng_state()
-        one, same, other = (Training(SPACE, ARCH, replace(CONFIG, seed=s), data).advance() for s in (1, 1, 2))
+        trainings = (Training(SPACE, ARCH, replace(CONFIG, seed=s), data) for s in (1, 1, 2))
+        one, same, other = (float(t.advance()["loss"]) for t in trainings)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert one == same != other
 
-    def test_a_training_that_diverges_says_so(self, data: SegmentationData) -> None:
-        t = Training(SPACE, ARCH, replace(CONFIG, lr=1e30), data)
-        t.advance()
+    def test_a_training_that_diverges_says_so(
+        self, data: SegmentationData, val: SegmentationData, tmp_path: Path
+    ) -> None:
+        t, log = Training(SPACE, ARCH, replace(CONFIG, lr=1e30), data), StepLog(tmp_path / "train.jsonl")
         with pytest.raises(HwnasError, match="the training diverged: loss (nan|inf) at step 2; lower its learning"):
-            t.advance()
+            train(t, val, tmp_path, SETTINGS, log)
+        assert [line["step"] for line in log.read()] == [0]
 
 
 class Interrupted(Exception):
     pass
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what a log says, but for how long it took."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in StepLog(folder / "train.jsonl").read()]
 
 
 class TestResume:
@@ -191,7 +200,7 @@ class TestResume:
         self, data: SegmentationData, val: SegmentationData, tmp_path: Path
     ) -> None:
         whole, best = self.run(data, val, tmp_path / "whole")
-        log = StepLog(tmp_path / "whole" / "train.jsonl").read()
+        log = steps_of(tmp_path / "whole")
         assert [line["step"] for line in log] == list(range(CONFIG.steps))
         assert [line["step"] for line in log if "val_miou" in line] == [9, 19, 24]
         # Before the first checkpoint, right on one (before it was written), after an evaluation.
@@ -204,7 +213,7 @@ class TestResume:
             assert again_best == best
             left, right = again.net.state_dict(), whole.net.state_dict()
             assert [k for k in right if not torch.equal(left[k], right[k])] == []
-            assert StepLog(folder / "train.jsonl").read() == log
+            assert steps_of(folder) == log
             weights = (folder / "model.safetensors").read_bytes()
             assert weights == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
@@ -228,7 +237,7 @@ class TestResume:
             def miou(self) -> float:
                 return next(scores)
 
-        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images: Scored())
+        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images, device: Scored())
         best = train(t, val, tmp_path, SETTINGS, StepLog(tmp_path / "train.jsonl"))
         assert [m for m, _ in seen] == [0.2, 0.5, 0.5]
         assert best == 0.5

@@ -24,6 +24,7 @@ from hwnas.problem import Architecture, AtMost, OnePath, Probabilities, TopK
 from hwnas.problem.rules.one_path import STEPS, Boundary, arrow, existing, path_group, path_of, sources
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.search.derive import Solver, strongest
+from hwnas.search.relax import on
 from hwnas.spaces import (
     Scale,
     Space,
@@ -319,7 +320,7 @@ class TestWeighting:
         for name, cell in net.cells.items():
             cell.register_forward_hook(lambda *_, name=name: used.append(name))
         x = torch.rand(2, 3, 33, 49)
-        torch.testing.assert_close(net(x, probs, sampled=True), fixed(x))
+        torch.testing.assert_close(net(x, probs, sampled=on(probs)), fixed(x))
         assert used == [f"{layer}-{level}" for layer, level in enumerate(path)]
 
 

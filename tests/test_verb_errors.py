@@ -104,7 +104,7 @@ def test_a_table_without_an_op(profiled: Path, kind: str) -> None:
         (("profile", RECIPE, "--data", "no"), "expected a folder with train.txt, train/images"),
         (("profile", RECIPE, "--engine", "fke"), "unknown engine 'fke'; did you mean 'fake'"),
         (("profile", RECIPE, "--engine", "nowhere:Engine"), "needs the module nowhere"),
-        (("profile", RECIPE, "--threads", "0"), "threads must be at least 1, got 0"),
+        (("profile", RECIPE, "--threads", "0"), "a run needs threads of 1 or more, got 0"),
         (("profile", RECIPE, "--results", "no.jsonl"), "cannot read results at no.jsonl: No such file"),
         (("profile", RECIPE, "--run", "../up"), r"a run's name is made of letters, digits.*got '\.\./up'"),
         (("profile", RECIPE, "--run", ".hidden"), "a run's name is made of"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hwnas.jobs.profiling import PlanSettings, ProfileResult, ProfileSettings, plan, profile
     from hwnas.jobs.searching import SearchResult, SearchSettings, search
     from hwnas.jobs.tables import check_table, diff_tables, find_table
-    from hwnas.jobs.training import TrainResult, train
+    from hwnas.jobs.training import TrainResult, TrainSettings, train
     from hwnas.jobs.validation import Report, ValidateResult, ValidateSettings, validate
     from hwnas.run import Run
 
@@ -37,7 +37,7 @@ _HOMES = {
     "jobs.profiling": ("PlanSettings", "ProfileResult", "ProfileSettings", "plan", "profile"),
     "jobs.searching": ("SearchResult", "SearchSettings", "search"),
     "jobs.tables": ("check_table", "diff_tables", "find_table"),
-    "jobs.training": ("TrainResult", "train"),
+    "jobs.training": ("TrainResult", "TrainSettings", "train"),
     "jobs.validation": ("Report", "ValidateResult", "ValidateSettings", "validate"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -63,6 +63,7 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "TrainResult",
+    "TrainSettings",
     "ValidateResult",
     "ValidateSettings",
     "check_table",

@@ -27,6 +27,7 @@ from hwnas.jobs.pricing import parts_ms
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.resources import RESOURCES
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, open_device
 from hwnas.problem import Architecture, AtMost, Group, NoTwins, Probabilities
 from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
@@ -51,6 +52,8 @@ class DeriveSettings:
         fps: Budget for each table, or one for all; none for the budget of the search.
         foreign_table: Whether tables of another device will do. Further tables are of other devices anyway.
         demands: What else is asked for.
+        device: Where the networks are judged and trained: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     to: str | None = None
@@ -58,6 +61,8 @@ class DeriveSettings:
     fps: tuple[float, ...] = ()
     foreign_table: bool = False
     demands: Demands = field(default_factory=Demands)
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,7 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
     Raises:
         BudgetError: If no network meets the budget.
     """
-    own, tables = run.settings, settings.tables
+    own, tables, device = run.settings, settings.tables, open_device(settings.device)
     if own.budget_ms is None:
         raise HwnasError(f"the run {run.name!r} has not been searched; run: {run.command('search')}")
     budgets = budgets_ms_of(settings.fps, len(tables)) or [own.budget_ms] * max(1, len(tables))
@@ -180,9 +185,10 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
     arch = target.folder / "arch.json"
     if arch.exists() and (there := target.settings.how or _NOTHING) != demands:
         raise HwnasError(f"{arch} was derived with {there.asked() or 'no other demands'}; give --to NAME")
-    inherited = ("data", "seed", "search_seed", "engine", "threads", "precision")
+    inherited = ("data", "seed", "search_seed", "engine", "threads", "precision", "source")
     target.ask(
-        recipe=own.recipe_settings,
+        own.recipe_settings,
+        own.overrides,
         **{name: getattr(own, name) for name in inherited},
         budget_ms=budgets[0],
         how=demands if demands.asked() else None,
@@ -193,7 +199,8 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
             return DeriveResult(target, target.derived(), complete=True)
         if demands.measure:
             check_measurable(table)  # before anything is derived or written
-        return derive_into(target, table, budgets[0], demands, open_contest(run, table, demands), Judge(run), report)
+        judge = Judge(run, device=device, workers=settings.workers)
+        return derive_into(target, table, budgets[0], demands, open_contest(run, table, demands), judge, report)
 
 
 def derive_into(

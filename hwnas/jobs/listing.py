@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwnas import recipes
+from hwnas.errors import RecipeFileError
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RUNS, Run
 from hwnas.spaces import published_names
@@ -27,12 +28,16 @@ class RunListing:
         recipe: Name of its recipe.
         done: Its stages that are done.
         table: Name of its table's device; empty without a table.
+        overrides: Settings of the recipe that were set by name.
+        problem: Why it cannot be gone on with here; empty if it can.
     """
 
     name: str
     recipe: str
     done: tuple[str, ...]
     table: str
+    overrides: tuple[str, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,5 +62,11 @@ def list_all() -> Listing:
         done = tuple(stage for stage, file in STAGES.items() if (run.folder / file).exists())
         table = run.folder / "table.json"
         device = LatencyTable.load(table).name if table.exists() else ""
-        runs.append(RunListing(run.name, run.settings.recipe, done, device))
+        try:
+            settings = run.settings
+        except RecipeFileError as e:
+            runs.append(RunListing(run.name, "", done, device, problem=str(e)))
+            continue
+        overrides = tuple(sorted(map("=".join, (settings.overrides or {}).items())))
+        runs.append(RunListing(run.name, settings.recipe, done, device, overrides))
     return Listing({name: recipes.get(name).title for name in recipes.names()}, tuple(runs), tuple(published_names()))

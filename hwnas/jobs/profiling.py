@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -13,18 +14,19 @@ from hwnas.errors import HwnasError
 from hwnas.latency.table import UNMEASURED, LatencyTable
 from hwnas.profile import add_derived, build_table, make_plan
 from hwnas.profile.derived import ANCHORS
-from hwnas.profile.networks import estimate_ms
-from hwnas.progress import SILENT, Reporter
+from hwnas.progress import SILENT, Reporter, span
 from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Capabilities
+from hwnas.runtime.measuring.forecast import run_s
 from hwnas.runtime.measuring.journal import read_journal
-from hwnas.runtime.measuring.measure import StopRule, visit_s
-from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
+from hwnas.runtime.measuring.measure import WARMUP_S, StopRule, visit_s
+from hwnas.runtime.measuring.plan import Plan, load_plan
 from hwnas.runtime.measuring.supervise import supervise
 
 SETTINGS = {"engine": "name", "threads": "threads", "precision": "precision"}  # of a run, as an engine calls them
+SLOW = 1.3  # what other load makes of a time on average, on a machine that is slow most of the time
 DERIVED_SHARE = 0.15  # of a bound on minutes, for the networks that are derived with the finished table
 
 
@@ -50,7 +52,7 @@ class ProfileSettings:
         threads: None for those the run was made with, else one.
         precision: None for that the run was made with, else float32.
         results: Measured elsewhere; None to measure here.
-        minutes: Bound on the time to measure.
+        minutes: Bound on all of it: planning, measuring, and networks that are derived. What was begun is ended.
     """
 
     engine: str | None = None
@@ -93,8 +95,7 @@ def _write_plan(recipe: Recipe, folder: Path, merges: bool, precision: str, repo
     """Write a plan unless a whole one is there already; return it."""
     if not (folder / "plan.json").exists():
         torch.set_num_threads(1)  # many small tensors: threads would only wait for each other
-        with report.bar("plan: export ops and networks", None) as update:
-            make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, update, precision)
+        make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, report, precision)
     return load_plan(folder)
 
 
@@ -121,7 +122,7 @@ def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Rep
             where = read_journal(results)[0]["where"]  # what cannot be read is refused before anything is written
             run.ask(**{name: where["engine"][key] for name, key in SETTINGS.items()})
             _write_plan(recipe, run.folder / "plan", bool(where["merges"]), str(where["engine"]["precision"]), report)
-            table = build_table(run.folder / "plan", results)
+            table = _make_table(run.folder / "plan", results, report)
         run.commit()
         table.save(path)
     return ProfileResult(table)
@@ -140,9 +141,9 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
     folder, results = run.folder / "plan", run.folder / "results.jsonl"
     plan = _write_plan(recipe, folder, can.merges, precision, report)
     derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
-    forecast = forecast_minutes(plan, stop, derived, can.load_s) if clock != "model" else 0.0
-    bound = "" if minutes is None else f", at most {minutes:g}: what matters most comes first"
-    report.note(f"{len(plan.entries)} entries on {engine} in {precision}, some {forecast:.1f} minutes{bound}")
+    takes = span(*forecast_s(plan, stop, derived, can.load_s)) if clock != "model" else "a moment"
+    bound = "" if minutes is None else f", at most {minutes:g} min in all: what matters most comes first"
+    report.note(f"{len(plan.entries)} entries on {engine} in {precision}; takes {takes}{bound}")
 
     def left(share: float) -> float | None:
         return None if minutes is None else max(0.0, share * minutes - (time.monotonic() - start_s) / 60)
@@ -155,33 +156,41 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
                 threads,
                 rule,
                 into,
-                lambda p: update(p.done, str(p.record["key"])[:60], p.total),
+                lambda p: update(p.done, p.note, p.total, p.left_s),
                 minutes=left(share),
             )
 
-    measure(folder, results, "measure", stop, 1 - DERIVED_SHARE)
-    table = build_table(folder, results)
+    measure(folder, results, "measure", stop, 1 - DERIVED_SHARE * bool(derived))
+    table = _make_table(folder, results, report)
     whole = all(r.status not in UNMEASURED for r in table.rows.values())  # else no network can be derived with it
     if table.correction.networks and whole:
         brief = replace(stop, min_s=stop.min_s / 2)
-        with report.bar("derive networks to fit and check the table on", None) as update:
-            add_derived(
-                table,
-                recipe.space,
-                recipe.scales(),
-                folder,
-                run.folder / "derived",
-                recipe.calibration,
-                lambda where, into: measure(where, into, "measure derived networks", brief, 1.0),
-                update,
-            )
+        shares = [1 - DERIVED_SHARE * (len(derived) - 1 - i) / len(derived) for i in range(len(derived))]
+        add_derived(
+            table,
+            recipe.space,
+            recipe.scales(),
+            folder,
+            run.folder / "derived",
+            recipe.calibration,
+            lambda where, into: measure(where, into, "measure derived networks", brief, shares.pop(0)),
+            report,
+            lambda: left(shares[0]) != 0,
+        )
     return table
 
 
-def forecast_minutes(
+def _make_table(folder: Path, results: Path, report: Reporter) -> LatencyTable:
+    with report.bar("make the table", None) as update:
+        return build_table(folder, results, update)
+
+
+def forecast_s(
     plan: Plan, stop: StopRule, derived: Sequence[int] = (), load_s: float = Capabilities.load_s
-) -> float:
-    """Return roughly how long a plan takes to measure on one CPU core where the machine is quiet.
+) -> tuple[float, float]:
+    """Return roughly how long a plan takes to measure on one CPU core: on a quiet machine, and on one that is slow.
+
+    Nothing has been measured yet, so that arithmetic has to tell how long a run takes.
 
     Args:
         plan: What to measure.
@@ -189,17 +198,18 @@ def forecast_minutes(
         derived: Networks that are derived and measured afterwards, each time for half the time at least.
         load_s: Time to load an entry, and to build it where that has to be done.
     """
-    visits_s = [visit_s(_run_s(e)) for e in plan.entries]
-    nets_s = [s for e, s in zip(plan.entries, visits_s, strict=True) if e.role == "net"]
-    total_s = load_s * len(plan.entries) + max(stop.min_s, 1.5 * stop.min_visits * sum(visits_s))
-    for n in derived if nets_s else ():
-        round_s = (n + ANCHORS) * sum(nets_s) / len(nets_s)
-        total_s += load_s * (n + ANCHORS) + max(stop.min_s / 2, 1.5 * stop.min_visits * round_s)
-    return total_s / 60
-
-
-def _run_s(entry: Entry) -> float:
-    return sum(estimate_ms(c.macs, c.bytes) for c in entry.calls) / 1e3
+    ops_s = [visit_s(run_s(e)) for e in plan.entries if e.role != "net"]
+    nets_s = [visit_s(run_s(e)) for e in plan.entries if e.role == "net"]
+    batches = [(len(ops_s), sum(ops_s), len(nets_s), sum(nets_s), stop.min_s)]
+    batches += [(0, 0.0, n + ANCHORS, (n + ANCHORS) * fmean(nets_s), stop.min_s / 2) for n in derived if nets_s]
+    low_s = high_s = 0.0
+    for ops, op_round_s, nets, net_round_s, min_s in batches:
+        loading_s, least = (load_s + WARMUP_S) * (ops + nets), stop.min_visits
+        low_s += loading_s + max(min_s, least * (op_round_s + net_round_s))
+        # On a slow machine most ops settle when noise that has stabilised is enough, and networks long after.
+        most = min(stop.max_visits, 2 * least) * op_round_s + stop.max_visits * net_round_s
+        high_s += SLOW * (loading_s + max(min_s, most))
+    return low_s, high_s
 
 
 def _longer(results: Path, stop: StopRule) -> StopRule:

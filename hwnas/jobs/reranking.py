@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from hwnas import checkpoint
 from hwnas.data import SegmentationData
@@ -14,6 +15,7 @@ from hwnas.data.base import task_of
 from hwnas.derived import Gap, Judged, Rerank, Reranking
 from hwnas.errors import HwnasError
 from hwnas.jobs.findings import read_findings
+from hwnas.learn.device import CPU, title
 from hwnas.problem import Architecture, Probabilities
 from hwnas.progress import Reporter, Update
 from hwnas.run import Run
@@ -25,12 +27,13 @@ from hwnas.search.widths import Candidate
 REPEATS = 2  # trainings of each network, of another seed each: one says nothing about what the seed does
 
 
-def open_supernet(run: Run, data: SegmentationData | None = None) -> Supernet:
+def open_supernet(run: Run, data: SegmentationData | None = None, device: torch.device = CPU) -> Supernet:
     """Open the weights of a search, and the images that they were not learned on.
 
     Args:
         run: That was searched.
         data: Its training set at the size of the search, where that is open already.
+        device: Where networks compute.
 
     Raises:
         HwnasError: If they are not there, do not fit the recipe, or have seen all images; if the data is not there.
@@ -40,16 +43,20 @@ def open_supernet(run: Run, data: SegmentationData | None = None) -> Supernet:
     path = run.require(stage.file("search.pt"), "search")
     images = data or run.data("train", stage.strategy.size)
     decided = read_findings(run).decided
-    inputs = Inputs(recipe.space, images, open_groups=stage.groups, fixed=decided if decided.answers else None)
+    inputs = Inputs(
+        recipe.space, images, open_groups=stage.groups, fixed=decided if decided.answers else None, device=device
+    )
     return stage.strategy.supernet(inputs, checkpoint.read(path))
 
 
 class Judge:
     """Judges networks of a search; its weights and images are loaded once, when they are first needed."""
 
-    def __init__(self, run: Run, data: SegmentationData | None = None) -> None:
-        """Name the run that was searched; see `open_supernet`."""
-        self.run = run
+    def __init__(
+        self, run: Run, data: SegmentationData | None = None, device: torch.device = CPU, workers: int | None = None
+    ) -> None:
+        """Name the run that was searched; see `open_supernet`. Workers make the batches of trainings."""
+        self.run, self.device, self.workers = run, device, workers
         self._data = data
         self._supernet: Supernet | None = None
 
@@ -61,7 +68,7 @@ class Judge:
             HwnasError: See `open_supernet`.
         """
         if self._supernet is None:
-            self._supernet = open_supernet(self.run, self._data)
+            self._supernet = open_supernet(self.run, self._data, self.device)
         return self._supernet
 
     def gap(self, arch: Architecture, probs: Probabilities, report: Reporter) -> Gap:
@@ -83,6 +90,7 @@ class Judge:
             derived_loss=derived.loss,
             standard_error=float(lost.std(ddof=1) / len(lost) ** 0.5) if len(lost) > 1 else None,
             images=len(lost),
+            device=title(self.device),
         )
 
     def rerank(
@@ -111,9 +119,7 @@ class Judge:
         """
         every = [c for c in candidates if c.arch is not None and (by == "train" or c.scale == chosen.scale)]
         judged = (
-            self._by_supernet(every, report)
-            if by == "supernet"
-            else _by_training(self.run, target, every, steps, report)
+            self._by_supernet(every, report) if by == "supernet" else _by_training(self, target, every, steps, report)
         )
         favourite = every.index(chosen)
         # The weights of a search are good for little but the loss that the alphas learned from.
@@ -139,10 +145,14 @@ class Judge:
 
 
 def _by_training(
-    source: Run, target: Run, every: Sequence[Candidate], steps: int | None, report: Reporter
+    judge: Judge, target: Run, every: Sequence[Candidate], steps: int | None, report: Reporter
 ) -> list[list[Judgement]]:
     """Train each candidate for a while, in each repetition with the same seed and batches."""
-    recipe, data = source.recipe, (source.data("train"), source.data("val"))
+    recipe, data, where = (
+        judge.run.recipe,
+        (judge.run.data("train"), judge.run.data("val")),
+        (judge.device, judge.workers),
+    )
     base = replace(recipe.train, steps=steps or recipe.rerank_steps)
     settings = {"data": data[0].name, "steps": base.steps, "batch": base.batch, "crop": list(base.crop)}
     folder = target.folder / "rerank"
@@ -160,7 +170,7 @@ def _by_training(
                 before = (repeat * len(every) + i) * base.steps
                 if key not in done:
                     space, counted = recipe.space.at(c.scale), _after(before, key, update)
-                    judgement = judge_trained(space, c.arch, config, data, folder / key, settings, counted)
+                    judgement = judge_trained(space, c.arch, config, data, folder / key, settings, counted, *where)
                     done[key] = {"key": key, **judgement.to_json()}
                     journal.append(done[key])
                     shutil.rmtree(folder / key)
@@ -173,7 +183,7 @@ def _by_training(
 def _after(before: int, key: str, update: Update) -> Update:
     """Return an update that counts on from `before`."""
 
-    def counted(done: int, note: str = "", total: int | None = None) -> None:
+    def counted(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
         update(before + done, f"{key} {note}")
 
     return counted

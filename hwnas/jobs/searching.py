@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
@@ -18,16 +20,15 @@ from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budge
 from hwnas.jobs.landing import check_measurable
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
 from hwnas.search.costs import Bound
-from hwnas.search.gradient import search as run_search
 from hwnas.search.strategy import Inputs, Stage
-from hwnas.search.widths import Constraint, Contest, price, random_latencies_ms
+from hwnas.search.strategy import search as run_search
+from hwnas.search.widths import RANDOM_NETWORKS, Constraint, Contest, count, price, random_latencies_ms, typical
 from hwnas.steplog import StepLog
-
-RANDOM_NETWORKS = 200  # per width, for the default budget
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,16 @@ class SearchSettings:
         fps: Budget for each table, or one for all; none for the recipe's percentile, where there is one table.
         foreign_table: Whether tables of another device will do. Further tables are of other devices anyway.
         measure: Whether networks are measured here until one is at the budget.
+        device: Where the supernet computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     tables: tuple[Path, ...] = ()
     fps: tuple[float, ...] = ()
     foreign_table: bool = False
     measure: bool = False
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,19 +129,22 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
 
 
 def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
-    recipe, tables = run.seeded_recipe, settings.tables
+    recipe, tables, device = run.seeded_recipe, settings.tables, open_device(settings.device)
     space, scales = recipe.space, recipe.scales()
     data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
+    for stage in recipe.stages:
+        if stage.before is not None:
+            stage.before.open("train")  # what cannot be used is refused now
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
     others = [LatencyTable.load(Path(other.table)) for other in demands.others]
     refuse_second_table(run, table)
     if demands.measure:
         check_measurable(table)  # before the search
     models = price(space, scales, table)
-    typical = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
+    random_ms = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     budget_ms = run.settings.budget_ms
     if budget_ms is None:
-        budget_ms = float(np.percentile(typical, recipe.budget_percentile))
+        budget_ms = float(np.percentile(random_ms, recipe.budget_percentile))
     here = Constraint(str(table.path), models, budget_ms)
     elsewhere = [
         Constraint.on_table(space, scales, t, other.budget_ms) for t, other in zip(others, demands.others, strict=True)
@@ -153,23 +161,25 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     keep_table(run, table)
     report.note(
         f"budget {budget_ms:.4g} ms ({1000 / budget_ms:.1f} fps); random networks take "
-        f"{typical.min():.4g} to {typical.max():.4g} ms"
+        f"{random_ms.min():.4g} to {random_ms.max():.4g} ms"
     )
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
-    nearest = int(np.abs(np.log(np.median(typical, axis=1) / budget_ms)).argmin())
+    nearest = int(np.abs(np.log(np.median(random_ms, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
+    weighed = dict.fromkeys(r for stage in recipe.stages for r in stage.strategy.resources)
+    counted = {r: typical(space.problem, count(space, [scales[nearest]], r)[0], r) for r in weighed}
     images = data[recipe.stages[-1].strategy.size]
     made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": images.name}
     if others:
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), table, demands, made_with)
+    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.stages):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
         results.append(result)
-    judge = Judge(run, images)
+    judge = Judge(run, images, device)
     derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
     return SearchResult(derivation, tuple(results), bounds[0].budget)
 
@@ -181,9 +191,25 @@ class _Context:
     run: Run
     data: dict[tuple[int, int] | None, SegmentationData]
     bounds: tuple[Bound, ...]
+    counted: dict[str, Bound]  # what has no budget and is weighed by a strategy
     table: LatencyTable
     demands: Demands
-    made_with: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any]
+    device: torch.device
+    workers: int | None
+
+
+def _weights(context: _Context, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
+    """Return what the supernet of a stage starts from; pre-train the encoder where the stage has that before it."""
+    run, out = context.run, dict[str, Tensor]()
+    if stage.weights_from is not None:
+        source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
+        out |= checkpoint.read(run.folder / source.file("search.pt"))["net"]
+    if stage.before is not None:
+        with report.bar("pre-train", stage.before.settings.steps) as update:
+            where, folder = (context.device, context.workers), run.folder / f"pretrain-{stage.name}"
+            out |= stage.before.run(run.recipe.space, fixed, folder, where, update=update)
+    return out or None
 
 
 def _search_stage(
@@ -192,26 +218,25 @@ def _search_stage(
     """Run a stage, unless that has been done, and return what it found and what is decided after it."""
     run, strategy = context.run, stage.strategy
     path, log = run.folder / stage.file("search.pt"), StepLog(run.folder / stage.file("search.jsonl"))
-    weights = None
-    if stage.weights_from is not None:
-        source = next(s for s in run.recipe.stages if s.name == stage.weights_from)
-        weights = checkpoint.read(run.folder / source.file("search.pt"))["net"]
     inputs = Inputs(
         run.recipe.space,
         context.data[strategy.size],
-        context.bounds,
+        (*context.bounds, *(context.counted[r] for r in strategy.resources)),
         stage.groups,
         fixed if fixed.answers else None,
-        weights,
+        None,
+        context.device,
+        context.workers,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     stopped = None
     if not (run.folder / stage.file("alphas.json")).exists():
+        inputs = replace(inputs, weights=_weights(context, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
         with report.bar(stage.name, strategy.steps) as update:
             search = strategy.begin(inputs)
-            findings = run_search(search, path, made_with, log, update)
+            findings = run_search(search, path, made_with, log, update, {"device": title(context.device)})
         stopped = search.stopped
         decided = None
         if not last:

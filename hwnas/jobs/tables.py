@@ -228,7 +228,7 @@ def _measure_again(table: LatencyTable, recipe: Recipe, n: int, report: Reporter
             str(engine["name"]),
             int(engine["threads"]),
             recipe.stop,
-            on_progress=lambda p: update(p.done, str(p.record["key"])[:60], p.total),
+            on_progress=lambda p: update(p.done, p.note, p.total, p.left_s),
         )
         rows = diff(table, build_table(Path(folder), results)).ops
     ratio = median_ratio(rows)

@@ -6,11 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.jobs.inputs import read_all
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
+from hwnas.search.pretrain import Pretraining, Where
 from hwnas.steplog import StepLog
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained, beside what its recipe says.
+
+    Attributes:
+        device: Where the network computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        workers: Processes that make batches ahead; None for as many as help.
+    """
+
+    device: str = AUTO
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -21,11 +36,13 @@ class TrainResult:
         weights: Their file.
         metric: What the best ones were chosen by on val, for people.
         best: What they score; None where they were there already.
+        device: Where they were trained, the last time the training went on.
     """
 
     weights: Path
     metric: str = ""
     best: float | None = None
+    device: str = ""
 
     @property
     def complete(self) -> bool:
@@ -33,18 +50,32 @@ class TrainResult:
         return self.best is None
 
 
-def train(run: Run, report: Reporter = SILENT) -> TrainResult:
+def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter = SILENT) -> TrainResult:
     """Train the derived network of a run."""
     run.require("arch.json", "search")
     with run.locked():
         weights, derived = run.folder / "train" / "model.safetensors", run.derived()
         if weights.exists():
             return TrainResult(weights)
-        config = run.seeded_recipe.train
+        recipe = run.seeded_recipe
+        config = recipe.train
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
-        training = Training(run.space(derived), derived.architecture, config, data)
-        settings = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
+        device = open_device(settings.device)
+        training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
+        before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
+        if before is not None:
+            start_pretrained(training, before, run, (device, settings.workers), report)
+        made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
-            best = train_network(training, val, weights.parent, settings, log, update)
-        return TrainResult(weights, training.task.title, best)
+            best = train_network(training, val, weights.parent, made_with, log, update)
+        return TrainResult(weights, training.task.title, best, title(device))
+
+
+def start_pretrained(training: Training, before: Pretraining, run: Run, where: Where, report: Reporter) -> None:
+    """Start from the encoder pre-trained in the form and at the scale of the network; the head starts at random."""
+    derived, folder = run.derived(), run.folder / "train" / "pretrained"
+    with report.bar("pre-train", before.settings.steps) as update:
+        weights = before.run(run.recipe.space, derived.architecture, folder, where, "deploy", derived.scale, update)
+    unknown = training.net.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, f"the encoder has no {unknown[0]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
@@ -17,6 +18,7 @@ from hwnas.export import ending, load_weights
 from hwnas.files import sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for
 from hwnas.latency.table import LatencyTable
+from hwnas.learn.device import AUTO, Context, open_device, title
 from hwnas.learn.training import evaluate
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.progress import SILENT, Reporter
@@ -35,11 +37,13 @@ class ValidateSettings:
         table: Latency table to measure by; None for the run's own.
         foreign_table: Whether one of another device will do.
         again: Measure anew although there is a report, and keep that under a number.
+        device: Where torch computes the network that the file is held against; see `hwnas.learn.device.open_device`.
     """
 
     table: Path | None = None
     foreign_table: bool = False
     again: bool = False
+    device: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Report:
         table: Name of the latency table.
         model_sha256: Of the ONNX file.
         bundle_sha256: Of all that the bundle says.
+        torch_device: Where torch computed the network.
     """
 
     predicted_ms: float
@@ -106,6 +111,7 @@ class Report:
     test_accuracy: float | None = None
     torch_accuracy: float | None = None
     recall: Mapping[str, float | None] | None = None
+    torch_device: str | None = None
 
     @property
     def kind(self) -> Task:
@@ -155,6 +161,7 @@ class ValidateResult:
 def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: Reporter = SILENT) -> ValidateResult:
     """Measure speed and accuracy of the exported file of a run."""
     run.require("arch.json", "search")
+    device = open_device(settings.device)
     with run.locked():
         derived, path = run.derived(), run.folder / "report.json"
         bundle = Bundle.load(run.require(f"deploy/{BUNDLE_FILE}", "export").parent)
@@ -169,7 +176,7 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
             raise HwnasError(
                 f"{bundle.folder} was exported from other weights than {weights}; remove it and export again"
             )
-        new = _prove(run, bundle, table, test, weights, report)
+        new = _prove(run, bundle, table, test, weights, device, report)
         if path.exists():
             path.rename(next(p for n in itertools.count(1) if not (p := path.with_name(f"report-{n}.json")).exists()))
         records.save(path, new, indent=1)
@@ -177,7 +184,13 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
 
 
 def _prove(
-    run: Run, bundle: Bundle, table: LatencyTable, test: SegmentationData, weights: Path, report: Reporter
+    run: Run,
+    bundle: Bundle,
+    table: LatencyTable,
+    test: SegmentationData,
+    weights: Path,
+    device: torch.device,
+    report: Reporter,
 ) -> Report:
     """Measure a bundle and score it beside its network in torch."""
     derived, kind = run.derived(), bundle.output.kind
@@ -194,8 +207,9 @@ def _prove(
         )
     network = space.build(derived.architecture, form="deploy")
     load_weights(network, weights)
+    network = Context(device).module(network)
     with report.bar("test the network", len(test)) as update:
-        in_torch = evaluate(network.eval(), test, update)
+        in_torch = evaluate(network.eval(), test, update, device)
     application, scored_with = application_of(bundle)
     with report.bar("test the file", len(test)) as update, application:
         confusion = score(application, kind, test, run.folder / "predictions.png", update)
@@ -209,6 +223,7 @@ def _prove(
         table=table.name,
         model_sha256=bundle.onnx_sha256,
         bundle_sha256=bundle.digest,
+        torch_device=title(device),
     )
 
 

@@ -32,6 +32,8 @@ class LatencyModel(nn.Module):
     it is the predicted latency of that architecture.
     """
 
+    gate_weights: Tensor  # (gates,), `gate_ms` on the device of the model
+
     def __init__(self, terms: Sequence[Term], table: Prices, problem: Problem) -> None:
         """Price `terms`, a trace of the deploy form at the deployment scale.
 
@@ -56,7 +58,7 @@ class LatencyModel(nn.Module):
         self.marginals = Marginals(problem, self.gates)
         self.relative_error = table.correction.relative_error
         self.interval = table.correction.interval
-        self._weights = torch.from_numpy(self.gate_ms)
+        self.register_buffer("gate_weights", torch.from_numpy(self.gate_ms), persistent=False)
 
     def forward(self, probs: Matrices) -> Tensor:
         """Return expected milliseconds.
@@ -68,7 +70,7 @@ class LatencyModel(nn.Module):
             (), in the dtype of `probs`.
         """
         q = self.marginals.literal_probs(probs)
-        return self.base_ms + self.marginals.gate_probs(q) @ self._weights.to(q)
+        return self.base_ms + self.marginals.gate_probs(q) @ self.gate_weights.to(q)
 
     def predict_ms(self, arch: Architecture) -> float:
         """Return the predicted latency of a complete architecture."""

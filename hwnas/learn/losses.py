@@ -31,6 +31,6 @@ def task_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = Non
     """
     if scores.dim() == 2:
         return F.cross_entropy(scores, labels, weight=class_weights, label_smoothing=smoothing)
-    if not bool((labels != IGNORE_LABEL).any()):
-        return 0 * scores.sum()  # the mean over no pixel is NaN, and one such batch would end a run
-    return F.cross_entropy(scores, labels, weight=class_weights, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
+    loss = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
+    # The mean over no pixel is NaN, and one such batch would end a run. Asked on the device: no step waits for it.
+    return torch.where((labels != IGNORE_LABEL).any(), loss, loss.new_zeros(()))

@@ -12,23 +12,28 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hwnas import checkpoint
 from hwnas.data.augment import batch_source
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
-from hwnas.errors import DataError, HwnasError
+from hwnas.errors import DataError, HwnasError, check_ranges, not_below, positive
 from hwnas.files import write_atomic
 from hwnas.images import normalise
-from hwnas.learn.losses import task_loss, tensors
+from hwnas.learn import loop
+from hwnas.learn.batches import Batches
+from hwnas.learn.device import CPU, Context, read, title
+from hwnas.learn.losses import task_loss
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
-from hwnas.spaces import Space
+from hwnas.spaces import Form, Space
 from hwnas.steplog import StepLog
 
 Optimizer = Literal["adamw", "sgd"]
+# A further loss () of a step, from its images (N, 3, H, W) and the network's scores in float32: distillation.
+Teacher = Callable[[Tensor, Tensor], Tensor]
 MOMENTUM = 0.9  # of SGD
 CLIP = 5.0  # norm of the gradients of a step
 EVALUATED = 64  # images at once, where they are classified: all of one size, and small
@@ -54,7 +59,8 @@ class TrainConfig:
         cutout: Side of the square cut out of images that are classified, in pixels.
         smoothing: Of labels.
         bf16: Compute the network in bfloat16 where torch's autocast does; weights stay in float32.
-        checkpoint_every: Steps between checkpoints.
+        checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
+        average: Decay of an exponential average of the weights, which is then what is evaluated and kept; 0 for none.
 
     Raises:
         HwnasError: If a setting is out of range.
@@ -75,17 +81,24 @@ class TrainConfig:
     smoothing: float = 0.0
     bf16: bool = False
     checkpoint_every: int = 20
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.batch, self.accumulate, self.evaluate_every, self.checkpoint_every)
-        shares = (self.drop_path, self.smoothing)
+        shares = (self.drop_path, self.smoothing, self.average)
         optimizers = get_args(Optimizer)
         good = {
             "steps, batch, accumulate, evaluate_every and checkpoint_every of 1 or more": min(counts) >= 1,
-            "drop_path and smoothing from 0 to less than 1": min(shares) >= 0 and max(shares) < 1,
+            "drop_path, smoothing and average from 0 to less than 1": min(shares) >= 0 and max(shares) < 1,
             "an aux_weight of 0 or more": self.aux_weight >= 0,
             f"an optimizer of {', '.join(optimizers)}": self.optimizer in optimizers,
         }
+        check_ranges(
+            "a training",
+            *positive(self, ("lr",)),
+            *not_below(self, ("decay", "cutout", "seed"), 0),
+            ("a crop (height, width) of 1 or more", self.crop, len(self.crop) == 2 and min(self.crop) >= 1),
+        )
         wrong = next((what for what, holds in good.items() if not holds), None)
         if wrong is not None:
             raise HwnasError(f"a training needs {wrong}; got {self}")
@@ -111,23 +124,26 @@ def class_weights(data: SegmentationData, sample: int = 64) -> Tensor:
     return torch.from_numpy(weights / (weights @ share)).float()
 
 
-def evaluate(network: Callable[[Tensor], Tensor], data: SegmentationData, update: Update = ignore) -> ConfusionMatrix:
+def evaluate(
+    network: Callable[[Tensor], Tensor], data: SegmentationData, update: Update = ignore, device: torch.device = CPU
+) -> ConfusionMatrix:
     """Run a network over a whole split: one image at a time at its own size, or `EVALUATED` where they are classified.
 
     Args:
         network: From (N, 3, H, W) to labels (N, H, W) or (N,), or to scores (N, K, H, W) or (N, K).
         data: The split.
         update: Told after each batch.
+        device: Where the network computes; labels are read once for each batch.
     """
-    confusion = ConfusionMatrix(len(data.classes.names))
+    confusion, context = ConfusionMatrix(len(data.classes.names)), Context(device)
     n = EVALUATED if task_of(data) is CLASSIFICATION else 1
     with torch.no_grad():
         for first in range(0, len(data), n):
             samples = [data[i] for i in range(first, min(first + n, len(data)))]
             images = np.stack([normalise(s.image, data.mean, data.std) for s in samples])
-            out = network(torch.from_numpy(images))
+            out = network(context.tensor(torch.from_numpy(images)))
             labels = out.argmax(1) if out.is_floating_point() else out
-            confusion.update(labels.numpy(), np.stack([s.label for s in samples]))
+            confusion.update(read(labels), np.stack([s.label for s in samples]))
             update(first + len(samples))
     return confusion
 
@@ -135,7 +151,19 @@ def evaluate(network: Callable[[Tensor], Tensor], data: SegmentationData, update
 class Training:
     """The state of a training and its step."""
 
-    def __init__(self, space: Space, arch: Architecture, config: TrainConfig, data: SegmentationData) -> None:
+    title, remedy = "training", "lower its learning rate"
+
+    def __init__(
+        self,
+        space: Space,
+        arch: Architecture,
+        config: TrainConfig,
+        data: SegmentationData,
+        device: torch.device = CPU,
+        workers: int | None = 0,
+        teacher: Teacher | None = None,
+        form: Form = "deploy",
+    ) -> None:
         """Build the network at the space's scale.
 
         Args:
@@ -143,18 +171,27 @@ class Training:
             arch: Complete.
             config: The settings.
             data: The training set.
+            device: Where the network computes.
+            workers: Processes that make batches ahead; None for as many as help.
+            teacher: Adds a loss of its own, see `Teacher`.
+            form: Of the network.
         """
         self.config = config
+        self.context = Context(device, "bf16" if config.bf16 else "fp32")
         self.task = task_of(data)
         with seeded(config.seed):
-            net = space.build(arch, form="deploy")
+            net = space.build(arch, form=form)
             # Not a module of the network, so that it is never exported.
-            self.auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
+        self.averaged = _averaged(net, self.context, config.average) if config.average else None
+        self.net = self.context.module(net)
+        self.auxiliary = None if auxiliary is None else self.context.module(auxiliary)
+        self.teacher = teacher
         self.batches = batch_source(
             data, range(len(data)), config.batch, config.crop, config.seed, cutout=config.cutout
         )
-        self.weights = None if self.task is CLASSIFICATION else class_weights(data)
+        self._made = Batches(device, workers)
+        self.weights = None if self.task is CLASSIFICATION else self.context.tensor(class_weights(data))
         self.optimizer = _optimizer(config, self._parameters())
         self.step = 0
         self.best_score = -1.0
@@ -163,45 +200,58 @@ class Training:
     def _parameters(self) -> list[nn.Parameter]:
         return [*self.net.parameters(), *(self.auxiliary.parameters() if self.auxiliary is not None else ())]
 
-    def advance(self) -> float:
-        """Do one step and return its loss."""
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to do."""
+        return self.step >= self.config.steps
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is evaluated and kept: that of the averaged weights, where there are such."""
+        network: nn.Module = self.net if self.averaged is None else self.averaged.module
+        return network
+
+    def advance(self) -> dict[str, Any]:
+        """Do one step and return its number and its loss, a tensor (); nothing is read from the device."""
         c = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(c, self.step)
         set_drop_path(self.net, c.drop_path * self.step / c.steps)
         self.net.train()
         self.optimizer.zero_grad()
-        value = sum(self._backward(self.step * c.accumulate + k) for k in range(c.accumulate))
+        losses = [self._backward(self.step * c.accumulate + k) for k in range(c.accumulate)]
         nn.utils.clip_grad_norm_(self._parameters(), CLIP)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
         self.step += 1
-        if not math.isfinite(value):
-            raise HwnasError(f"the training diverged: loss {value} at step {self.step}; lower its learning rate")
-        return value
+        return {"step": self.step - 1, "loss": sum(losses[1:], losses[0])}
 
-    def _backward(self, number: int) -> float:
-        """Add the gradients of batch `number` to those there are, and return its share of the loss."""
+    def _backward(self, number: int) -> Tensor:
+        """Add the gradients of batch `number` to those there are, and return its share of the loss, ()."""
         c = self.config
-        images, labels = tensors(self.batches(number))
+        images, labels = self.context.batch(self._made(self.batches, number))
         seed = int(np.random.SeedSequence([c.seed, _DROP_PATH, number]).generate_state(1)[0])
-        with seeded(seed), torch.autocast(images.device.type, torch.bfloat16, enabled=c.bf16):
+        with seeded(seed), self.context.autocast():
             if self.auxiliary is None:
                 outputs = [(1.0, self.net(images))]
             else:
-                scores, tap = self.net.with_auxiliary(images)
+                scores, tap = self.net.with_auxiliary(images)  # type: ignore[operator]
                 outputs = [(1.0, scores), (c.aux_weight, self.auxiliary(images, tap))]
         losses = [w * task_loss(scores.float(), labels, self.weights, c.smoothing) for w, scores in outputs]
+        if self.teacher is not None:
+            losses.append(self.teacher(images, outputs[0][1].float()))
         loss = torch.stack(losses).sum() / c.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        return loss.detach().double()
 
     def judge(self, val: SegmentationData) -> float:
         """Evaluate on val, keep the weights if they are the best so far, and return the score of the task."""
-        self.net.eval()
-        score = score_of(evaluate(self.net, val), self.task)
+        network = self.judged.eval()
+        score = score_of(evaluate(network, val, device=self.context.device), self.task)
         if score > self.best_score:
             self.best_score = score
-            self.best = {k: v.detach().clone().contiguous() for k, v in self.net.state_dict().items()}
+            self.best = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         return score
 
     def state(self) -> dict[str, Any]:
@@ -210,6 +260,7 @@ class Training:
             "step": self.step,
             "net": self.net.state_dict(),
             "auxiliary": {} if self.auxiliary is None else self.auxiliary.state_dict(),
+            "averaged": {} if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best_score": self.best_score,
             "best": self.best,
@@ -221,7 +272,24 @@ class Training:
         self.net.load_state_dict(state["net"])
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(state["auxiliary"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        """End the processes that make batches."""
+        self._made.close()
+
+
+def _averaged(net: nn.Module, context: Context, decay: float) -> AveragedModel:
+    """Return the exponential average of a network, of its BatchNorm statistics too; the first update copies it."""
+    out = AveragedModel(
+        net,
+        multi_avg_fn=get_ema_multi_avg_fn(decay),  # type: ignore[no-untyped-call]
+        use_buffers=True,
+    )
+    context.module(out.module)  # alone: torch asks for the number of updates at each one, so that is on the host
+    return out
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -240,6 +308,37 @@ def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch
     return torch.optim.AdamW(groups, config.lr)
 
 
+class _Evaluated:
+    """A training whose steps end in an evaluation where one is due."""
+
+    def __init__(self, training: Training, val: SegmentationData) -> None:
+        self.training, self.val = training, val
+        self.title, self.remedy = training.title, training.remedy
+        self.state, self.restore, self.close = training.state, training.restore, training.close
+        self.score = ""  # the last one, for people
+
+    @property
+    def step(self) -> int:
+        return self.training.step
+
+    @property
+    def finished(self) -> bool:
+        return self.training.finished
+
+    def advance(self) -> dict[str, Any]:
+        """Do a step, and judge the weights after every `evaluate_every` of them and after the last."""
+        t = self.training
+        metrics = t.advance()
+        if t.step % t.config.evaluate_every == 0 or t.finished:
+            score = metrics[f"val_{t.task.metric}"] = t.judge(self.val)
+            self.score = f", val {t.task.title} {score:.3f}"
+        return metrics
+
+    def note(self, metrics: Mapping[str, Any]) -> str:
+        """Return what is shown while a training runs."""
+        return f"loss {metrics['loss']:.3f}{self.score}"
+
+
 def train(
     training: Training, val: SegmentationData, folder: Path, settings: object, log: StepLog, update: Update = ignore
 ) -> float:
@@ -250,7 +349,7 @@ def train(
         val: What the best weights are chosen on.
         folder: Gets ``checkpoint.pt`` and at the end ``model.safetensors``.
         settings: What a checkpoint must have been made with, beside the training's own configuration.
-        log: Gets loss, and the score where it was evaluated: ``val_miou`` or ``val_accuracy``.
+        log: Gets loss and device, and the score where it was evaluated: ``val_miou`` or ``val_accuracy``.
         update: Told after each step.
 
     Returns:
@@ -259,24 +358,10 @@ def train(
     Raises:
         HwnasError: If the checkpoint is damaged or of other settings, or the loss is no longer finite.
     """
-    c = training.config
-    path, run_settings = folder / "checkpoint.pt", {"config": asdict(c), "settings": settings}
-    state = checkpoint.load(path, run_settings)
-    if state is not None:
-        training.restore(state)
-    log.start(training.step)
-    note = ""
-    update(training.step)
-    while training.step < c.steps:
-        step = training.step
-        metrics = {"step": step, "loss": training.advance()}
-        due = training.step % c.evaluate_every == 0 or training.step == c.steps
-        if due:
-            score = metrics[f"val_{training.task.metric}"] = training.judge(val)
-            note = f", val {training.task.title} {score:.3f}"
-        log.append(metrics)
-        update(training.step, f"loss {metrics['loss']:.3f}{note}")
-        if due or training.step % c.checkpoint_every == 0:
-            checkpoint.save(path, training.state(), run_settings)
-    write_atomic(folder / "model.safetensors", save_safetensors(training.best))
+    steps = _Evaluated(training, val)
+    run_settings = {"config": asdict(training.config), "settings": settings}
+    also = {"device": title(training.context.device)}
+    every = training.config.checkpoint_every
+    loop.run(steps, folder / "checkpoint.pt", run_settings, log, update, every=every, note=steps.note, also=also)
+    write_atomic(folder / "model.safetensors", save_safetensors({k: v.cpu() for k, v in training.best.items()}))
     return training.best_score

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import unknown
@@ -15,6 +17,7 @@ from hwnas.problem import Architecture, Decision, choice
 
 NONE = "none"
 CandidateBuilder = Callable[[int, int, bool], nn.Module]
+On = NDArray[np.bool_]  # which options are computed, (options,) or (decisions, options); on the host, whatever computes
 _CANDIDATES: dict[str, CandidateBuilder] = {}
 
 
@@ -59,7 +62,7 @@ def has_weights(name: str, stride: int) -> bool:
 
 @cache
 def is_identity(name: str, stride: int) -> bool:
-    """Tell whether a candidate returns what it reads."""
+    """Tell whether a candidate hands on its input as it is."""
     return isinstance(build_candidate(name, 2, stride, search=False), nn.Identity)
 
 
@@ -189,13 +192,14 @@ class MixedOp(nn.Module):
         dropped = answer is not None and not isinstance(built.get(answer), nn.Identity)
         self.drop: nn.Module = DropPath() if dropped else nn.Identity()
 
-    def forward(self, x: Tensor, weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the chosen candidate, or the weighted sum of all.
 
         Args:
             x: (N, C, H, W).
             weights: (n_options,) in the order of the decision's options; not read once it is answered.
-            sampled: Whether options of weight 0 are left out, and get no gradient: memory is that of the others.
+            sampled: (n_options,), which options are computed; None for all. The others must have a weight of 0, and get
+                no gradient: memory is that of those that are computed.
 
         Returns:
             (N, C, ceil(H/stride), ceil(W/stride)).
@@ -212,8 +216,8 @@ class MixedOp(nn.Module):
             return tracer.join(out)
         assert weights is not None, f"{self.decision.name} is open and was given no weights"
         # none keeps its probability mass and contributes zero (DARTS 2.1)
-        on = weights.tolist() if sampled else [1.0] * len(weights)
-        pairs = [(o, w) for o, w, v in zip(self.decision.options, weights, on, strict=True) if o != NONE and v != 0]
+        on = [True] * len(weights) if sampled is None else sampled.tolist()
+        pairs = [(o, w) for o, w, c in zip(self.decision.options, weights, on, strict=True) if o != NONE and c]
         if not pairs:
             return self._zero(x, weights[self.decision.options.index(NONE)])
         terms = [w * self.ops[o](x) for o, w in pairs]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwnas.problem.arch import Architecture
 from hwnas.problem.linear import Linear, LinearForm, less
@@ -184,8 +184,15 @@ def _all_clauses(form: LinearForm, clauses: Sequence[Clause]) -> Linear:
     return {i: c for i, c in out.items() if c}
 
 
-class GateProbabilities:
+class GateProbabilities(nn.Module):
     """How often each of many gates is open in expectation, at once."""
+
+    _part: Tensor
+    _literal: Tensor
+    _clause_parts: Tensor
+    _gate_clauses: Tensor
+    _excepted: Tensor
+    _both_clauses: Tensor
 
     def __init__(self, literals: Literals, gates: Sequence[Gate], dropped: dict[str, int]) -> None:
         """Index `gates` for vectorised evaluation.
@@ -195,23 +202,28 @@ class GateProbabilities:
             gates: In the order of the result.
             dropped: By decision that can be dropped, the literal that says so.
         """
+        super().__init__()
         both = {n: simplified(g.clauses | g.unless) for n, g in enumerate(gates) if g.unless}
         clauses = sorted({c for group in (*(g.clauses for g in gates), *both.values()) for c in group}, key=sorted)
         # Literals of one decision exclude each other, so they add; decisions are independent, so they multiply.
         parts = sorted({(i, d) for i, c in enumerate(clauses) for d, _ in c})
         part_of = {p: n for n, p in enumerate(parts)}
         pairs = [(part_of[i, d], literals.index[d, o]) for i, c in enumerate(clauses) for d, o in sorted(c)]
-        self._part, self._literal = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        part, literal = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        self.register_buffer("_part", part, persistent=False)
+        self.register_buffer("_literal", literal, persistent=False)
         self._n_parts = len(parts)
         by_clause = [[part_of[p] for p in parts if p[0] == i] for i in range(len(clauses))]
-        self._clause_parts = padded(by_clause, len(parts))
+        self.register_buffer("_clause_parts", padded(by_clause, len(parts)), persistent=False)
         clause_of = {c: i for i, c in enumerate(clauses)}
-        self._gate_clauses = padded([[clause_of[c] for c in g.clauses] for g in gates], len(clauses))
-        self._excepted = torch.tensor(list(both), dtype=torch.long)
-        self._both_clauses = padded([[clause_of[c] for c in group] for group in both.values()], len(clauses))
+        of_gates = padded([[clause_of[c] for c in g.clauses] for g in gates], len(clauses))
+        self.register_buffer("_gate_clauses", of_gates, persistent=False)
+        self.register_buffer("_excepted", torch.tensor(list(both), dtype=torch.long), persistent=False)
+        of_both = padded([[clause_of[c] for c in group] for group in both.values()], len(clauses))
+        self.register_buffer("_both_clauses", of_both, persistent=False)
         self._counts = WalkCounts(literals, [g.walks for g in gates], dropped)
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def forward(self, q: Tensor) -> Tensor:
         """Return expected counts (n_gates,) from the marginals of literals (n_literals,)."""
         one = q.new_ones(1)
         parts = q.new_zeros(self._n_parts).index_add(0, self._part, q[self._literal])

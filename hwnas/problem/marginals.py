@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwnas.problem.gates import Gate, GateProbabilities
 from hwnas.problem.probabilities import Matrices
 from hwnas.problem.problem import Problem
 
 
-class Marginals:
+class Marginals(nn.Module):
     """The marginals of the derived network, and of many gates at once."""
 
     def __init__(self, problem: Problem, gates: Iterable[Gate]) -> None:
         """Index `gates`, in the order of the result of `gate_probs`, for vectorised evaluation."""
+        super().__init__()
         self.problem = problem
         self.literals = problem.literals
         self.gates = list(gates)
@@ -27,4 +28,5 @@ class Marginals:
 
     def gate_probs(self, q: Tensor) -> Tensor:
         """Return how often each gate is open in expectation, (n_gates,), from literal marginals (n_literals,)."""
-        return self._probabilities(q)
+        out: Tensor = self._probabilities(q)
+        return out

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwnas.problem.arch import Architecture
 from hwnas.problem.linear import Bounded, Linear, LinearForm, add
@@ -104,8 +104,14 @@ def conserve(form: LinearForm, rows: Sequence[Bounded]) -> None:
                 form.constrain({**through, i: -1.0}, 0.0, 0.0)
 
 
-class WalkCounts:
+class WalkCounts(nn.Module):
     """How many walks each of many gates takes in expectation, at once."""
+
+    _walks: Tensor
+    _places: Tensor
+    _gate_walks: Tensor
+    _numbers: Tensor
+    _anywhere: Tensor
 
     def __init__(self, literals: Literals, counts: Sequence[Walks], dropped: dict[str, int]) -> None:
         """Index `counts` for vectorised evaluation.
@@ -115,18 +121,21 @@ class WalkCounts:
             counts: Of each gate; one without walks counts 1.
             dropped: By decision, the literal that says that the path does not pass its place.
         """
+        super().__init__()
         walks = sorted({walk for c in counts for walk, _ in c.terms})
-        self._walks = padded([[literals.index[step] for step in walk] for walk in walks], len(literals))
+        steps = padded([[literals.index[step] for step in walk] for walk in walks], len(literals))
+        self.register_buffer("_walks", steps, persistent=False)
         # Where a step is not the first of its walk, how probable it is where it is passed: over the place's marginal.
         places = padded([[dropped[d] for d, _ in walk[1:]] for walk in walks], len(literals))
-        self._places = places[:, : self._walks.shape[1] - 1]
+        self.register_buffer("_places", places[:, : steps.shape[1] - 1], persistent=False)
         walk_of = {walk: i for i, walk in enumerate(walks)}
         counted = [(i, walk_of[walk], n) for i, c in enumerate(counts) for walk, n in sorted(c.terms)]
-        self._gate_walks = torch.tensor([c[:2] for c in counted], dtype=torch.long).reshape(-1, 2)
-        self._numbers = torch.tensor([c[2] for c in counted])
-        self._anywhere = torch.tensor([float(not c) for c in counts])
+        gate_walks = torch.tensor([c[:2] for c in counted], dtype=torch.long).reshape(-1, 2)
+        self.register_buffer("_gate_walks", gate_walks, persistent=False)
+        self.register_buffer("_numbers", torch.tensor([c[2] for c in counted]), persistent=False)
+        self.register_buffer("_anywhere", torch.tensor([float(not c) for c in counts]), persistent=False)
 
-    def __call__(self, q: Tensor) -> Tensor | None:
+    def forward(self, q: Tensor) -> Tensor | None:
         """Return the expected counts (n_gates,) from marginals (n_literals,); None where no gate has walks."""
         if not len(self._numbers):
             return None

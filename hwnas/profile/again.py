@@ -9,7 +9,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.profile.networks import Calibration, choose_networks
 from hwnas.profile.plan import PlanWriter
 from hwnas.progress import Update, ignore
-from hwnas.spaces import Scale, Space, trace_space
+from hwnas.spaces import Scale, Space, trace_alternatives
 
 
 def plan_again(
@@ -39,13 +39,13 @@ def plan_again(
         HwnasError: If the space has fewer networks than were to be drawn.
     """
     merge = bool(table.where["merges"])
-    writer = PlanWriter(folder, update, precision=str(table.where["engine"]["precision"]), scales=scales)
-    drawn = choose_networks(space, [trace_space(space.at(s), merge=merge) for s in scales], calibration)
+    writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]), scales=scales)
+    drawn = choose_networks(space, [trace_alternatives(space.at(s), merge) for s in scales], calibration)
     networks = [(space.at(scales[index]), arch) for _, index, arch in drawn]
     by_key = {writer.key_of(*network): network for network in networks}
     anchors = sorted((net for net in table.nets if net.key in by_key), key=lambda net: net.latency_ms)[:n]
     for net in anchors:
         writer.plan_network("anchor", *by_key[net.key], merge)
     if anchors:
-        writer.write()
+        writer.write(update)
     return len(anchors)

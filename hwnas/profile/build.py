@@ -14,25 +14,31 @@ from hwnas.latency.validation import calibrate
 from hwnas.ops.registry import OpSpec
 from hwnas.profile.assembly import Assembly, Price
 from hwnas.profile.context import price
+from hwnas.progress import Update, ignore
 from hwnas.runtime.measuring.measure import Measurement
 from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
 from hwnas.runtime.measuring.results import Row, collect, conditions
 
 SKIPPED = "time was up"
+STEPS = 4  # of making a table
 
 
-def build_table(folder: Path, results: Path) -> LatencyTable:
+def build_table(folder: Path, results: Path, update: Update = ignore) -> LatencyTable:
     """Make the table of a plan from its results.
 
     Args:
         folder: The plan, with its list of networks.
         results: What the runtime wrote while measuring it. Entries it has not reached become rows that say so.
+        update: Told after each of its steps, which take about as long.
 
     Raises:
         HwnasError: If the results are of another plan, or nothing in them could be measured.
     """
+    update(0, total=STEPS)
     plan = load_plan(folder)
+    update(1, "read what was measured")
     where, measured = collect(results, plan)
+    update(2, "prices of ops in context")
     rows = {r.key: r for r in measured}
     assembly = Assembly.load(folder, plan.id)
     op_of = {op.entry: key for key, op in assembly.ops.items()}
@@ -45,9 +51,11 @@ def build_table(folder: Path, results: Path) -> LatencyTable:
             raise HwnasError(f"time was up before any op of {results} was measured; go on with the same command")
         raise HwnasError(f"{results} has no op that could be measured; of {first.key} it says: {first.reason}")
     table = LatencyTable(where, ops, [n for n in nets if n is not None])
+    update(3, "fit")
     table.report = {"conditions": asdict(conditions(results))}
     note_left_out(table, plan, rows)
     calibrate(table)
+    update(STEPS)
     return table
 
 

@@ -18,7 +18,7 @@ from hwnas.profile.assembly import Assembly
 from hwnas.profile.build import net_row, note_left_out
 from hwnas.profile.networks import Calibration, spread
 from hwnas.profile.plan import PlanWriter
-from hwnas.progress import Update, ignore
+from hwnas.progress import SILENT, Reporter, Update
 from hwnas.runtime.measuring.plan import PLAN_FILE, load_plan
 from hwnas.runtime.measuring.results import collect
 from hwnas.search.derive import Solver
@@ -28,9 +28,15 @@ from hwnas.spaces import Scale, Space
 
 ANCHORS = 6  # networks of the table that are measured again beside the derived ones
 RANDOM = 50  # networks whose median latency is the upper end of the budgets
+LEFT_OUT = "derived networks"  # in the report of a table, where time was up before they were derived
+WHAT_FOR = {"fit": "to fit the table on", "derived": "to check the table on"}
 LOGITS = (1.0, 0.05)  # standard deviations of random logits: as after a search that decided much, and little
 
 Measure = Callable[[Path, Path], None]
+
+
+class TimeIsUp(Exception):
+    """There is no time to derive more networks."""
 
 
 def add_derived(
@@ -41,7 +47,8 @@ def add_derived(
     folder: Path,
     calibration: Calibration,
     measure: Measure,
-    update: Update = ignore,
+    report: Reporter = SILENT,
+    in_time: Callable[[], bool] = lambda: True,
 ) -> None:
     """Derive networks from random logits under budgets with a table, measure them, refit and test the table on them.
 
@@ -59,14 +66,21 @@ def add_derived(
         plan: The folder of the plan that was measured for the table.
         folder: Plans and results are kept in folders under it, named after the tables they are derived with.
         calibration: How many, each of another scale, alphas and budget in turn.
-        measure: Measures a plan folder into a results file.
-        update: Told after each network that is derived.
+        measure: Measures a plan folder into a results file, for networks of a use.
+        report: Shown what is derived.
+        in_time: Whether there is time to derive one more network; asked before each. Where there is none, the table's
+            report says that derived networks were left out.
     """
-    if calibration.refit:
-        _add(table, space, scales, plan, folder, calibration.refit, "fit", measure, update)
-        calibrate(table)
-    if calibration.derived:
-        report_derived(table, _add(table, space, scales, plan, folder, calibration.derived, "derived", measure, update))
+    try:
+        if calibration.refit:
+            _add(table, space, scales, plan, folder, calibration.refit, "fit", measure, report, in_time)
+            calibrate(table)
+        if calibration.derived:
+            n = calibration.derived
+            again = _add(table, space, scales, plan, folder, n, "derived", measure, report, in_time)
+            report_derived(table, again)
+    except TimeIsUp:
+        table.report = {**table.report, "left_out": [*table.report.get("left_out", ()), LEFT_OUT]}
 
 
 def _add(
@@ -78,15 +92,18 @@ def _add(
     n: int,
     use: str,
     measure: Measure,
-    update: Update,
+    report: Reporter,
+    in_time: Callable[[], bool],
 ) -> list[float]:
     """Add derived networks of one use; return what networks of the table took again, over what they took before."""
     folder = folder / sha256(table.text())[:12]
     if not (folder / PLAN_FILE).exists():
         writer = PlanWriter(folder, precision=str(table.where["engine"]["precision"]), scales=scales)
-        _plan_anchors(writer, table, space, plan)
-        _plan_derived(writer, table, space, scales, n, use, update)
-        writer.write()
+        with report.bar(f"derive networks {WHAT_FOR[use]}", n) as update:
+            _plan_anchors(writer, table, space, plan)
+            _plan_derived(writer, table, space, scales, n, use, update, in_time)
+        with report.bar("plan derived networks: write files", None) as update:
+            writer.write(update)
     results = folder / "results.jsonl"
     measure(folder, results)
     measured = load_plan(folder)
@@ -127,13 +144,17 @@ def _plan_derived(
     n: int,
     use: str,
     update: Update,
+    in_time: Callable[[], bool],
 ) -> None:
-    """Plan n derived networks, fewer if some come out the same."""
+    """Plan n derived networks, fewer if some come out the same; raise TimeIsUp if there is no time for them."""
     rng = np.random.default_rng(USES.index(use))
     problem = space.problem.with_rules(NoTwins(space.twins()))
     models = price(space, scales, table)
     typical_ms = random_latencies_ms(space.problem, models, RANDOM, seed=0)
+    update(0)
     for i in range(n):
+        if not in_time():
+            raise TimeIsUp
         index = i % len(scales)
         solver = Solver(problem, models[index])
         deviation = LOGITS[(i + i // len(scales)) % len(LOGITS)]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.latency.calibrate import select
 from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Gate
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.spaces import Space
 
 CANDIDATES = 600  # random networks to choose from
@@ -36,6 +37,9 @@ class Calibration:
     derived: int = 12
     isolated: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges("a calibration", *not_below(self, ("fit", "test", "refit", "derived", "seed"), 0))
 
 
 def choose_networks(
@@ -88,8 +92,3 @@ def _estimates(trace: Trace, kinds: Sequence[str]) -> dict[Gate, np.ndarray]:
         ms = out.setdefault(c.gate, np.zeros(len(kinds)))
         ms[kinds.index(c.spec.kind)] += estimate_ms(c.cost.macs, c.cost.bytes)
     return out
-
-
-def estimate_ms(macs: int, nbytes: int) -> float:
-    """Return rough milliseconds of an op on one core: for proportions and forecasts, never for a table."""
-    return macs / 75e6 + nbytes / 25e6 + 0.0008

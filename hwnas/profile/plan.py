@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from hwnas.ops.trace import Trace
 from hwnas.problem import Architecture, Marginals
 from hwnas.profile.assembly import Assembly, Network, Price
 from hwnas.profile.context import Boundary, Context, contexts, parts
-from hwnas.profile.networks import Calibration, choose_networks, estimate_ms
-from hwnas.progress import Update, ignore
+from hwnas.profile.networks import Calibration, choose_networks
+from hwnas.progress import SILENT, Reporter, Update, ignore
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.runtime.measuring.plan import Call, Entry, plan_id, write_plan
-from hwnas.spaces import Scale, Space, trace_space
+from hwnas.spaces import Scale, Space, trace_alternatives, trace_space
 
 OUTPUT = "output"
 
@@ -27,7 +29,7 @@ def make_plan(
     folder: Path,
     calibration: Calibration,
     merge: bool = True,
-    update: Update = ignore,
+    report: Reporter = SILENT,
     precision: str = "fp32",
 ) -> int:
     """Write everything to measure for `space` at `scales` into a plan folder, what matters most first.
@@ -41,41 +43,46 @@ def make_plan(
         folder: Made if need be. An interrupted plan is written again: it takes seconds.
         calibration: The whole networks beside the ops.
         merge: Whether the engine merges identical parameter-free ops.
-        update: Told after each ONNX file.
+        report: Shown each of the parts that take long: traces of all scales, of all networks, and the files.
         precision: What engines are to compute in, one of `hwnas.runtime.measuring.plan.PRECISIONS`.
 
     Returns:
         The number of entries.
     """
-    mixed = [trace_space(space.at(s), merge=merge) for s in scales]
-    chosen = choose_networks(space, mixed, calibration)
+    with report.bar("plan: trace the scales", len(scales)) as update:
+        update(0)
+        mixed = []
+        for scale in scales:
+            mixed.append(trace_alternatives(space.at(scale), merge))
+            update(len(mixed), f"{scale.channels} channels, {scale.cells} cells")
     chances = [likely(space, trace) for trace in mixed]
     share = _shares(mixed, chances)
     context_of = contexts(mixed, chances)
     ordered = sorted(context_of.values(), key=lambda c: (-share[c.spec], c.spec.key))
-    writer = PlanWriter(folder, update, precision, scales)
+    writer = PlanWriter(folder, precision=precision, scales=scales)
     writer.plan_ops(ordered, context_of)
-    for use, index, arch in chosen:
-        writer.plan_network(use, space.at(scales[index]), arch, merge)
+    with report.bar("plan: trace networks", calibration.fit + calibration.test) as update:
+        for n, (use, index, arch) in enumerate(choose_networks(space, mixed, calibration)):
+            update(n, use)  # so that the pace is not that of choosing them
+            writer.plan_network(use, space.at(scales[index]), arch, merge)
     if calibration.isolated:
         for context in ordered:
             alone = Context(context.spec, context.out_shape, source=False, sink=False)
             writer.plan("op", context.spec.key, alone.trace())
-    return writer.write()
+    with report.bar("plan: write files", None) as update:
+        return writer.write(update)
 
 
 class PlanWriter:
     """Collects what a plan measures, then writes the ONNX file of each entry, each unique op exported once."""
 
-    def __init__(
-        self, folder: Path, update: Update = ignore, precision: str = "fp32", scales: Sequence[Scale] = ()
-    ) -> None:
-        """Start a plan without entries; `update` is told after each ONNX file.
+    def __init__(self, folder: Path, precision: str = "fp32", scales: Sequence[Scale] = ()) -> None:
+        """Start a plan without entries.
 
         Where `scales` differ in depth, the keys of networks name it.
         """
         self._deep = len({s.cells for s in scales}) > 1
-        self._folder, self._update, self._precision = folder, update, precision
+        self._folder, self._precision = folder, precision
         self._planned: dict[str, tuple[str, Trace]] = {}
         self._ops: dict[str, Price] = {}
         self._networks: dict[str, Network] = {}
@@ -114,10 +121,12 @@ class PlanWriter:
             self.plan("net", key, trace_space(space, arch, merge=merge))
             self._networks[key] = Network(use, space.scale.to_json(), arch.to_json())
 
-    def write(self) -> int:
-        """Write all files; return how many entries there are."""
-        exporter = OpExporter()
-        entries = []
+    def write(self, update: Update = ignore) -> int:
+        """Write all files and tell `update` after each; return how many entries there are."""
+        exporter, entries = OpExporter(), list[Entry]()
+        # The file of a network takes as long as those of its calls, and the first file as long as imports.
+        calls, done = sum(len(trace.calls) for _, trace in self._planned.values()), 0
+        first, start_s, left_s = 0, 0.0, None
         for key, (role, trace) in self._planned.items():
             model = exporter.network(trace)
             if self._precision == "fp16":
@@ -128,7 +137,12 @@ class PlanWriter:
             if not (self._folder / name).exists():
                 write_atomic(self._folder / name, content)
             entries.append(trace_entry(role, key, trace, name, digest))
-            self._update(len(entries), key, len(self._planned))
+            done += len(trace.calls)
+            if start_s:
+                left_s = (time.monotonic() - start_s) * (calls - done) / max(1, done - first)
+            else:
+                first, start_s = done, time.monotonic()
+            update(len(entries), key, len(self._planned), left_s)
         # The plan comes last: where it is, everything is.
         Assembly(self._ops, self._networks).save(self._folder, plan_id(entries, self._precision))
         write_plan(self._folder, entries, self._precision)

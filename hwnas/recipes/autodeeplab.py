@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.recipes.base import Recipe, once, recipe
+from hwnas.recipes.base import TRELLIS_SEARCH, Recipe, once, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.spaces import Scale, autodeeplab_space
@@ -56,9 +56,7 @@ def autodeeplab_quick() -> Recipe:
         space=autodeeplab_space(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         stages=once(
-            SearchConfig(
-                scale=Scale(4, 6, size), steps=150, warmup=30, batch=4, crop=(97, 129), w_lr=0.1, alpha_lr=0.02
-            )
+            SearchConfig(scale=Scale(4, 6, size), steps=150, warmup=30, batch=4, crop=(97, 129), **TRELLIS_SEARCH)
         ),
         train=TrainConfig(steps=500, batch=8, crop=(128, 160), evaluate_every=125),
     )
@@ -74,9 +72,7 @@ def autodeeplab_camvid() -> Recipe:
         space=autodeeplab_space(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         stages=once(
-            SearchConfig(
-                scale=Scale(4, 6, size), steps=200, warmup=40, batch=4, crop=(121, 161), w_lr=0.1, alpha_lr=0.02
-            )
+            SearchConfig(scale=Scale(4, 6, size), steps=200, warmup=40, batch=4, crop=(121, 161), **TRELLIS_SEARCH)
         ),
         train=TrainConfig(steps=900, batch=8, crop=(240, 320), evaluate_every=150),
         data=None,
@@ -90,10 +86,17 @@ def autodeeplab_tiny() -> Recipe:
     return Recipe(
         name="autodeeplab-tiny",
         title="Auto-DeepLab, synthetic streets, 65x97: for trying things out",
-        space=autodeeplab_space(Scale(4, 4, size), CAMVID_CLASSES, nodes=2, head_channels=16),
+        space=autodeeplab_space(Scale(4, 4, size), CAMVID_CLASSES, nodes=2, head_channels=16, weighting="path"),
         widths=(4, 8),
         stages=once(
-            SearchConfig(scale=Scale(2, 4, size), steps=6, warmup=2, batch=2, crop=(33, 49), w_lr=0.1, alpha_lr=0.5)
+            SearchConfig(
+                scale=Scale(2, 4, size),
+                steps=6,
+                warmup=2,
+                batch=2,
+                crop=(33, 49),
+                **{**TRELLIS_SEARCH, "alpha_lr": 0.5},
+            )
         ),
         train=TrainConfig(steps=6, batch=2, crop=(33, 49), evaluate_every=3),
         calibration=Calibration(fit=6, test=3, refit=0, derived=2),

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from hwnas import records
-from hwnas.errors import HwnasError, unknown
+from hwnas.errors import HwnasError, check_ranges, not_below, unknown
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
 from hwnas.records import Difference, stored
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
+from hwnas.search.relax import GumbelSoftmax, SinglePath, Temperature
 from hwnas.search.strategy import SEARCH, Stage, Strategy, check_stages
 from hwnas.spaces import Scale, Space
+
+# How searches under a budget relax decisions, and how fast they learn: the settings that find a planted network under
+# one (docs/results/planted.md). The mixture of all candidates does not: it solves the task whatever the alphas say.
+COOLING = Temperature(1.0, 0.3)
+CHAIN_SEARCH: Mapping[str, Any] = {"relaxation": SinglePath(COOLING), "w_lr": 0.1, "alpha_lr": 0.05}
+TRELLIS_SEARCH: Mapping[str, Any] = {"relaxation": GumbelSoftmax(COOLING), "w_lr": 0.1, "alpha_lr": 0.05}
 
 
 @stored("recipe")
@@ -60,8 +68,18 @@ class Recipe:
     stop: StopRule = field(default_factory=StopRule)
 
     def __post_init__(self) -> None:
-        """Raise HwnasError if the stages do not decide each group of the space once."""
-        check_stages(self.stages, self.space.groups)
+        """Raise HwnasError if a setting is out of range, or the stages do not decide each group of the space once."""
+        check_stages(self.stages, self.space.groups, self.space.encoder.groups)
+        if clash := {s.name for s in self.stages} & {f.name for f in fields(self)}:
+            raise HwnasError(f"a stage cannot be called {min(clash)!r}: that is a setting of recipes")
+        check_ranges(
+            "a recipe",
+            ("widths of 1 or more, narrowest first", self.widths, _ascends(self.widths) and len(self.widths) > 0),
+            ("depths of 1 or more, least first", self.depths, _ascends(self.depths)),
+            ("a budget_percentile from 0 to 100", self.budget_percentile, 0 <= self.budget_percentile <= 100),
+            *not_below(self, ("width_utility", "depth_utility"), 0),
+            *not_below(self, ("rerank_steps",), 1),
+        )
 
     @property
     def search(self) -> SearchConfig:
@@ -83,7 +101,7 @@ class Recipe:
         """Return the same with another seed of all stages, and of the training; None for its own."""
         if seed is None:
             return self
-        stages = tuple(replace(s, strategy=s.strategy.with_seed(seed)) for s in self.stages)
+        stages = tuple(s.with_seed(seed) for s in self.stages)
         return replace(self, stages=stages, train=replace(self.train, seed=seed))
 
     @staticmethod
@@ -110,6 +128,10 @@ def changed_settings(old: Recipe, new: Recipe) -> tuple[Difference, ...]:
 def once(strategy: Strategy) -> tuple[Stage, ...]:
     """Return the stages of a search that decides everything at once."""
     return (Stage(SEARCH, strategy),)
+
+
+def _ascends(sizes: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise((0, *sizes)))
 
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
-from hwnas.recipes.base import Recipe, once, recipe
+from hwnas.recipes.base import CHAIN_SEARCH, Recipe, once, recipe
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import CostConfig
@@ -69,9 +69,7 @@ def darts_cifar10_quick() -> Recipe:
         space=_space(16, 6),
         widths=(16, 32),
         stages=once(
-            SearchConfig(
-                scale=Scale(8, 3, SIZE), steps=150, warmup=30, batch=16, crop=SIZE, w_lr=0.1, alpha_lr=0.02, cutout=8
-            )
+            SearchConfig(scale=Scale(8, 3, SIZE), steps=150, warmup=30, batch=16, crop=SIZE, cutout=8, **CHAIN_SEARCH)
         ),
         train=TrainConfig(
             steps=500,
@@ -97,7 +95,13 @@ def darts_cifar10_tiny() -> Recipe:
         widths=(4, 8),
         stages=once(
             SearchConfig(
-                scale=Scale(4, 3, SIZE), steps=4, warmup=1, batch=4, crop=SIZE, w_lr=0.1, alpha_lr=0.5, cutout=8
+                scale=Scale(4, 3, SIZE),
+                steps=4,
+                warmup=1,
+                batch=4,
+                crop=SIZE,
+                cutout=8,
+                **{**CHAIN_SEARCH, "alpha_lr": 0.5},
             )
         ),
         train=TrainConfig(

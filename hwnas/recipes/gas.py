@@ -84,7 +84,8 @@ def gas_quick() -> Recipe:
         widths=(16, 32),
         stages=jointly(Scale(8, 6, size), 150, (96, 128), batch=4, alpha_lr=0.02),
         train=TrainConfig(steps=400, batch=8, crop=(128, 160), evaluate_every=100),
-        calibration=Calibration(fit=12, test=12, derived=6),
+        calibration=Calibration(fit=12, test=12, refit=6, derived=6, isolated=False),
+        stop=StopRule(min_visits=20, max_visits=60, min_s=30.0, net_relative_ci=0.01),
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from statistics import median
 from typing import NoReturn
 
 from hwnas.errors import DeviceLost, HwnasError
+from hwnas.progress import Eta
 from hwnas.runtime.deploy.picture import run_on_picture
 from hwnas.runtime.engines import ENGINES, capabilities
 from hwnas.runtime.measuring.child import die_with_parent
@@ -193,19 +195,17 @@ class _Reporter:
     """Prints progress with an estimate of the time left: in place on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
-        self._start_s = self._last_s = time.monotonic()
-        self._first: int | None = None
+        self._eta, self._last_s = Eta(), time.monotonic()
         self._open = False  # whether the cursor stands in the line
 
     def __call__(self, progress: Progress) -> None:
         now_s = time.monotonic()
-        if self._first is None:
-            self._first = progress.done - 1
-        per_record_s = (now_s - self._start_s) / max(1, progress.done - self._first)
-        left_s = round(per_record_s * (progress.total - progress.done))
-        line = f"[{progress.done}/{progress.total}] {_outcome(progress)}  {left_s // 60}:{left_s % 60:02d} left"
+        self._eta.told(progress.done, progress.total, progress.left_s)
+        about = "; ".join(text for text in (self._eta.text(), progress.note) if text)
+        line = f"[{progress.done}/{progress.total}] {_outcome(progress)}  {about}".rstrip()
         if sys.stdout.isatty():
-            print(f"\r{line[:118]:<118}", end="", flush=True)
+            width = shutil.get_terminal_size((120, 24)).columns - 1
+            print(f"\r{line[:width]:<{width}}", end="", flush=True)
             self._open = True
         elif progress.done == progress.total or now_s - self._last_s >= LINE_S:
             self._last_s = now_s
@@ -220,7 +220,7 @@ class _Reporter:
 def _outcome(progress: Progress) -> str:
     record = progress.record
     what = f"{median(record['latency_ms']):.3f} ms" if record["status"] == "ok" else str(record["status"])
-    return f"{str(record['key'])[:60]}  {what}"
+    return f"{str(record['key'])[:40]}  {what}"
 
 
 def _exit_on_signal(number: int, frame: object) -> NoReturn:

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hwnas.learn.device import read
+
 Values = Mapping[str, Tensor]
 Loss = Callable[[Values, Values], Tensor]  # of weights and logits; several of them are the parts of one batch
 Grads = list[Tensor | None]  # None: the loss does not read it
@@ -41,7 +43,7 @@ class WeightStep:
 class Gradient(NamedTuple):
     """The validation loss where its gradient was taken, and the gradient by group."""
 
-    loss: float
+    loss: Tensor  # (), float64, where the network computes; nobody has read it
     logits: dict[str, Tensor]
 
 
@@ -73,17 +75,22 @@ def alpha_gradient(
 
 def _grads(
     losses: Sequence[Loss], weights: Values, logits: Values, of_weights: bool, of_logits: bool
-) -> tuple[float, Grads, Grads]:
+) -> tuple[Tensor, Grads, Grads]:
     """Return the mean of the losses and its derivatives by weights and by logits, in their order."""
     w, a = _leaves(weights, of_weights), _leaves(logits, of_logits)
     inputs = [*(w.values() if of_weights else ()), *(a.values() if of_logits else ())]
-    total, sums = 0.0, Grads([None] * len(inputs))
+    total, sums = list[Tensor](), Grads([None] * len(inputs))
     for loss in losses:
         value = loss(w, a) / len(losses)
-        total += float(value.detach())
+        total.append(value.detach().double())
         sums = _plus(sums, torch.autograd.grad(value, inputs, allow_unused=True))
     n = len(w) if of_weights else 0
-    return total, sums[:n], sums[n:]
+    return summed(total), sums[:n], sums[n:]
+
+
+def summed(losses: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the parts of a loss in their order, ()."""
+    return sum(losses[1:], losses[0])
 
 
 def _unrolled(weights: Values, grads: Grads, step: WeightStep) -> Values:
@@ -100,10 +107,11 @@ def _unrolled(weights: Values, grads: Grads, step: WeightStep) -> Values:
 def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values, v: Grads) -> dict[str, Tensor]:
     """Return ``(grad_alpha L(w + eps v) - grad_alpha L(w - eps v)) / (2 eps)`` with eps = 0.01 / |v|, at w, not w'.
 
-    Kinks of ReLU and max pooling within that distance dominate its error.
+    Kinks of ReLU and max pooling within that distance dominate its error. The norm of v is read from the device: eps is
+    a factor in many sums, and a number there is rounded once less than a tensor.
     """
     along = {k: g for k, g in zip(weights, v, strict=True) if g is not None}
-    norm = float(torch.stack([n.double() for n in torch._foreach_norm(list(along.values()))]).norm())
+    norm = float(read(torch.stack([n.double() for n in torch._foreach_norm(list(along.values()))]).norm()))
     if norm == 0:
         return {k: torch.zeros_like(a) for k, a in logits.items()}
     eps = STEP / norm

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below, positive
+from hwnas.latency.resources import RESOURCES
 from hwnas.ops.fused import native
 from hwnas.progress import Reporter
 from hwnas.records import stored
@@ -88,28 +89,46 @@ class SearchConfig(Strategy):
             raise HwnasError(f"a single-level search has no order {self.order!r}: it unrolls no step; use 'first'")
         if self.order == "second-exact" and self.evaluation != "plain":
             raise HwnasError(f"second-exact differentiates twice, which {self.evaluation!r} cannot: use 'plain'")
-        if min(self.accumulate, self.checkpoint_every) < 1:
-            raise HwnasError("accumulate and checkpoint_every must be 1 or more")
+        counts = ("steps", "batch", "accumulate", "checkpoint_every")
+        rates = ("w_lr", "w_clip", "alpha_lr")
+        least = ("w_lr_end", "w_decay", "alpha_decay", "cutout", "seed")
+        check_ranges(
+            "a search",
+            *not_below(self, counts, 1),
+            *positive(self, rates),
+            *not_below(self, least, 0),
+            ("a warmup from 0 to its steps", self.warmup, 0 <= self.warmup <= self.steps),
+            ("a w_momentum from 0 to less than 1", self.w_momentum, 0 <= self.w_momentum < 1),
+            ("a crop (height, width) of 1 or more", self.crop, len(self.crop) == 2 and min(self.crop) >= 1),
+        )
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images: that of the supernet's scale."""
         return self.scale.size
 
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The counts that its cost weighs."""
+        return tuple(r for r in self.cost.resources or () if r in RESOURCES)
+
     def begin(self, inputs: Inputs) -> BilevelSearch:
         """Build the supernet and start at its first step."""
         from hwnas.search.gradient import BilevelSearch
 
         i = inputs
-        return BilevelSearch(i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights)
+        return BilevelSearch(
+            i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights, device=i.device, workers=i.workers
+        )
 
     def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
         """Compile the supernet's kernels, and before the first step report how much memory the search will take."""
         from hwnas.search.memory import report_memory
 
-        if self.evaluation != "plain":
+        on_host = inputs.device.type == "cpu"
+        if on_host and self.evaluation != "plain":
             native.prepare(report)
-        if fresh:
+        if on_host and fresh:
             report_memory(self, inputs, report)
 
     def note(self, metrics: Mapping[str, Any]) -> str:
@@ -126,4 +145,4 @@ class SearchConfig(Strategy):
         """
         from hwnas.search.rerank import Supernet
 
-        return Supernet(inputs.space, self, state["net"], inputs.data, inputs.fixed)
+        return Supernet(inputs.space, self, state["net"], inputs.data, inputs.fixed, inputs.device)

@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hwnas import checkpoint
-from hwnas.data.augment import BatchSource, batch_source
+from hwnas.data.augment import batch_source
 from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
-from hwnas.learn.losses import Batch, task_loss, tensors
+from hwnas.learn.batches import Batches, Source
+from hwnas.learn.device import CPU, Context, read
+from hwnas.learn.losses import Batch, task_loss
 from hwnas.problem import Architecture, Probabilities
-from hwnas.progress import Update, ignore
-from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient
+from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient, summed
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound, Cost
 from hwnas.search.derive import strongest
 from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
 from hwnas.search.multiplier import Multiplier
-from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, open_logits
+from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, on, open_logits
 from hwnas.search.strategy import Findings, Inputs, Search
 from hwnas.seeding import seeded
 from hwnas.spaces import Space
 from hwnas.spaces.cell import set_evaluation
-from hwnas.steplog import StepLog
 
-__all__ = ["BilevelSearch", "SearchConfig", "search"]
-
-CHECKPOINT_SHARE = 0.05  # of the time, at most, for checkpoints more frequent than `checkpoint_every`
+__all__ = ["BilevelSearch", "SearchConfig"]
 
 
-class BilevelSearch:
+class BilevelSearch(Search):
     """The state of a search and its step: alphas first, then weights, or both at once.
 
     BatchNorm computes with the statistics of the batch throughout; its running statistics follow the weight steps and
-    nothing else.
+    nothing else. The network, its optimiser and its batches are on a device; logits, cost and guards are on the host.
 
     Attributes:
+        context: Where the network computes.
         multiplier: The learned one, 0 where none is.
         weight: Of the cost now.
         stopped: Why the search ended before its last step, None if it did not.
     """
+
+    title, remedy = "search", "lower its w_lr"
 
     def __init__(
         self,
@@ -58,6 +56,8 @@ class BilevelSearch:
         fixed: Architecture | None = None,
         open_groups: Sequence[str] = (),
         weights: Mapping[str, Tensor] | None = None,
+        device: torch.device = CPU,
+        workers: int | None = 0,
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 
@@ -69,6 +69,8 @@ class BilevelSearch:
             fixed: Answers that are not searched: those of an earlier stage. The supernet mixes the others.
             open_groups: Names of the groups that are searched; none for all. The options of others are mixed evenly.
             weights: Of another supernet of the same scale, to start from, by name; what it lacks starts at random.
+            device: Where the supernet computes.
+            workers: Processes that make batches ahead, for weights and for alphas each; None for as many as help.
 
         Raises:
             HwnasError: If no decision is open, the fixed answers break a rule, or the weights are those of another
@@ -81,7 +83,8 @@ class BilevelSearch:
         config.guards.check(self.problem.groups)
         with seeded(config.seed):
             net = space.at(config.scale).build(fixed, form="search")
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.context = Context(device, config.precision)
+        self.net = self.context.module(net)
         set_evaluation(self.net, config.evaluation)
         self.net.train()
         if weights is not None:
@@ -97,6 +100,7 @@ class BilevelSearch:
         settings = (config.batch, config.crop)
         self.weight_batches = batch_source(data, for_weights, *settings, 2 * config.seed, cutout=config.cutout)
         self.alpha_batches = batch_source(data, for_alphas, *settings, 2 * config.seed + 1, cutout=config.cutout)
+        self._made = Batches(device, workers)
         self.w_optimizer = torch.optim.SGD(
             self._weights.values(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_decay
         )
@@ -110,9 +114,9 @@ class BilevelSearch:
         self._last_checked, self._unchanged = "", 0
 
     @property
-    def finished(self) -> bool:
-        """Whether there is no step left to do."""
-        return self.stopped is not None or self.step >= self.config.steps
+    def strategy(self) -> SearchConfig:
+        """Its settings."""
+        return self.config
 
     def logits(self) -> dict[str, Tensor]:
         """Return ``{group: (decisions, options)}`` of all groups, differentiable: -inf for closed options."""
@@ -129,10 +133,10 @@ class BilevelSearch:
         )
 
     def advance(self) -> dict[str, Any]:
-        """Do one step of alphas (after the warm-up) and one of weights; return what happened.
+        """Do one step of alphas (after the warm-up) and one of weights; return what happened, losses as tensors ().
 
-        Raises:
-            HwnasError: If a loss is not finite any more.
+        Of the device nothing is read but the gradient of the logits, once for each pass that has one, the norm that
+        the second order by differences divides by, and the loss where the cost multiplies it.
         """
         c = self.config
         lr = c.w_lr_end + (c.w_lr - c.w_lr_end) * (1 + math.cos(math.pi * self.step / c.steps)) / 2
@@ -143,19 +147,19 @@ class BilevelSearch:
         batches = self._batches(self.weight_batches)
         if trains_alphas and c.level == "bilevel":
             gradient = self._alpha_gradient(batches, lr)
-            metrics["val_loss"] = self._finite(gradient.loss)
+            metrics["val_loss"] = gradient.loss
             self._move_alphas(gradient)
         gradient = self._move_weights(batches)
-        metrics["train_loss"] = self._finite(gradient.loss)
+        metrics["train_loss"] = gradient.loss
         if trains_alphas and c.level == "single":
             self._move_alphas(gradient)
         metrics |= self._monitor(trains_alphas)
         self.step += 1
         return metrics
 
-    def _batches(self, source: BatchSource) -> list[Batch]:
+    def _batches(self, source: Source) -> list[Batch]:
         first = self.step * self.config.accumulate
-        return [tensors(source(first + j)) for j in range(self.config.accumulate)]
+        return [self.context.batch(self._made(source, first + j)) for j in range(self.config.accumulate)]
 
     def _losses(self, batches: Sequence[Batch], stream: int) -> list[Loss]:
         """Return the loss on each batch, as a function of weights and logits."""
@@ -173,8 +177,9 @@ class BilevelSearch:
         c = self.config
         images, labels = batch
         mixture = c.guards.assist(c.relaxation.weights(logits, at), self.problem.groups, at.progress)
-        options = {"sampled": True} if c.relaxation.sampled else {}
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
+        options = {"sampled": on(mixture)} if c.relaxation.sampled else {}
+        mixture = self.context.mixture(mixture)
+        with self.context.autocast():
             if weights is None:
                 scores = self.net(images, mixture, **options)
             else:
@@ -198,7 +203,9 @@ class BilevelSearch:
         """Add the gradients of the cost and of the relaxation to that of the task loss, and step."""
         logits = {name: a.detach().requires_grad_() for name, a in self.logits().items()}
         relaxation = self.config.relaxation
-        value = torch.tensor(task.loss, requires_grad=True)
+        # A sum has the same gradients at any loss: it is read where the cost multiplies it.
+        loss = float(read(task.loss)) if self.cost is not None and self.cost.multiplies else 0.0
+        value = torch.tensor(loss, requires_grad=True)
         total: Tensor = value
         if self.cost is not None:
             total = self.cost.total(value, self._probs(logits), self.weight)
@@ -216,14 +223,16 @@ class BilevelSearch:
         single = self.config.level == "single"
         logits = {k: a.detach().requires_grad_(single) for k, a in self.logits().items()}
         self.w_optimizer.zero_grad()
-        total = 0.0
+        losses: list[Tensor] = []
         for part, batch in enumerate(batches):
             loss = self._loss(None, logits, batch, self._moment(FOR_WEIGHTS, part)) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            losses.append(loss.detach().double())
         nn.utils.clip_grad_norm_(self._weights.values(), self.config.w_clip)
         self.w_optimizer.step()
-        return Gradient(total, {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()})
+        return Gradient(
+            summed(losses), {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()}
+        )
 
     @torch.no_grad()
     def _monitor(self, trains_alphas: bool) -> dict[str, Any]:
@@ -257,11 +266,6 @@ class BilevelSearch:
         """Return the probabilities that costs, guards and the derivation read."""
         return self.problem.pin(self.problem.probabilities(self.config.relaxation.probs(logits)))
 
-    def _finite(self, loss: float) -> float:
-        if not math.isfinite(loss):
-            raise HwnasError(f"the search diverged: loss {loss} at step {self.step + 1}; lower its w_lr")
-        return loss
-
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from; batches and samples are functions of the step."""
         return {
@@ -284,43 +288,9 @@ class BilevelSearch:
         self.multiplier, self.weight = state["weight"]
         self.stopped, self._last_checked, self._unchanged = state["checks"]
 
-
-def search(bilevel: Search, path: Path, settings: object, log: StepLog, update: Update = ignore) -> Findings:
-    """Run a search to its end, from its checkpoint if there is one.
-
-    Args:
-        bilevel: The search.
-        path: Of the checkpoint, written every `checkpoint_every` steps, and after every step that took long enough
-            for it to cost at most `CHECKPOINT_SHARE` of the time.
-        settings: What a checkpoint must have been made with, beside the search's own configuration.
-        log: Gets the metrics of each step.
-        update: Told after each step.
-
-    Returns:
-        What it found.
-
-    Raises:
-        HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
-    """
-    run_settings = {"config": bilevel.config.to_json(), "settings": settings}
-    state = checkpoint.load(path, run_settings)
-    if state is not None:
-        bilevel.restore(state)
-    log.start(bilevel.step)
-    update(bilevel.step)
-    saved_step, saved_s, cost_s = bilevel.step, time.monotonic(), 0.0
-    while not bilevel.finished:
-        start_s = time.monotonic()
-        metrics = bilevel.advance()
-        now_s = time.monotonic()
-        log.append({**metrics, "seconds": round(now_s - start_s, 4)})
-        update(bilevel.step, bilevel.config.note(metrics))
-        due = bilevel.finished or bilevel.step - saved_step >= bilevel.config.checkpoint_every
-        if due or cost_s <= CHECKPOINT_SHARE * (now_s - saved_s):
-            checkpoint.save(path, bilevel.state(), run_settings)
-            saved_step, saved_s = bilevel.step, time.monotonic()
-            cost_s = saved_s - now_s
-    return bilevel.findings()
+    def close(self) -> None:
+        """End the processes that make batches."""
+        self._made.close()
 
 
 def _start_from(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

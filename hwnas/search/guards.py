@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.problem import Architecture, Group
 
 SKIP = "skip_connect"
@@ -34,6 +34,10 @@ class Guards:
     stable_checks: int = 0
     check_every: int = 10
     most_skips: int = 0
+
+    def __post_init__(self) -> None:
+        off_at_0 = not_below(self, ("auxiliary_skip", "stable_checks", "most_skips"), 0)
+        check_ranges("a guard", *off_at_0, *not_below(self, ("check_every",), 1))
 
     def check(self, groups: Sequence[Group]) -> None:
         """Refuse what a space cannot have.

@@ -15,6 +15,7 @@ from hwnas.search.config import SearchConfig
 from hwnas.search.strategy import Inputs
 
 SHORT_SIDE = 128  # of the crops of the small steps: 4 pixels where a network has divided by 32
+STILL = 1e-30  # a learning rate at which no weight moves: what is not moved does not diverge
 BATCHES = (1, 2)
 
 _PROC = Path("/proc/self")
@@ -90,7 +91,7 @@ def _small(crop: tuple[int, int]) -> tuple[int, int]:
 
 def _highest_bytes(config: SearchConfig, inputs: Inputs) -> int:
     """Return the highest level of this process in the second step of a search; the first makes what stays."""
-    standing = replace(config, warmup=0, accumulate=1, w_lr=0.0, w_lr_end=0.0)  # what is not moved does not diverge
+    standing = replace(config, warmup=0, accumulate=1, w_lr=STILL, w_lr_end=STILL)
     steps = standing.begin(inputs)
     steps.advance()
     release()

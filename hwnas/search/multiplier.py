@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwnas.errors import check_ranges, not_below, positive
 from hwnas.records import stored
 
 
@@ -26,6 +27,9 @@ class Multiplier:
     lr: float = 0.2
     damping: float = 1.0
     reset: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges("a multiplier", *positive(self, ("lr",)), *not_below(self, ("damping",), 0))
 
     def ascend(self, value: float, violation: float) -> float:
         """Return the next multiplier.

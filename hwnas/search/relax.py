@@ -12,8 +12,10 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hwnas.errors import check_ranges, positive
 from hwnas.problem import Group
 from hwnas.records import stored
 
@@ -51,7 +53,7 @@ class Relaxation(Protocol):
     """What makes discrete decisions differentiable.
 
     Attributes:
-        sampled: Whether weights may be exactly 0, and such candidates are then not computed.
+        sampled: Whether weights may be exactly 0, and such candidates are then not computed: see `on`.
     """
 
     sampled: ClassVar[bool]
@@ -74,6 +76,11 @@ def open_logits(logits: Matrices, groups: Sequence[Group]) -> dict[str, Tensor]:
             closed = torch.tensor(g.closed, device=logits[g.name].device)
             out[g.name] = logits[g.name].masked_fill(closed, -torch.inf)
     return out
+
+
+def on(weights: Matrices) -> dict[str, NDArray[np.bool_]]:
+    """Return which candidates weights on the host leave to be computed, ``{group: (decisions, options)}``."""
+    return {name: w.detach().cpu().numpy() != 0 for name, w in weights.items()}
 
 
 def softmax(logits: Matrices) -> dict[str, Tensor]:
@@ -102,6 +109,9 @@ class Temperature:
     start: float = 1.0
     end: float = 0.03
     schedule: Literal["geometric", "linear"] = "geometric"
+
+    def __post_init__(self) -> None:
+        check_ranges("a temperature", *positive(self, ("start", "end")))
 
     def __call__(self, at: Moment) -> float:
         """Return the temperature of a moment."""

@@ -17,6 +17,7 @@ from hwnas.data.augment import batch_source
 from hwnas.data.base import IGNORE_LABEL, SegmentationData, Task, split_halves, task_of
 from hwnas.errors import HwnasError
 from hwnas.images import normalise
+from hwnas.learn.device import CPU, ON_HOST, Context, read
 from hwnas.learn.losses import Batch, tensors
 from hwnas.learn.training import TrainConfig, Training, train
 from hwnas.metrics import confusion, scores
@@ -73,7 +74,9 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update = ignore) -> Judgement:
+def judge(
+    forward: Forward, batches: Iterable[Batch], task: Task, update: Update = ignore, context: Context = ON_HOST
+) -> Judgement:
     """Judge a network image by image.
 
     Args:
@@ -81,23 +84,24 @@ def judge(forward: Forward, batches: Iterable[Batch], task: Task, update: Update
         batches: Images and labels.
         task: Of the data.
         update: Told the images so far.
+        context: Where the network computes; scores are read once for each batch.
     """
     losses: list[float] = []
     confusions: list[NDArray[np.int64]] = []
     for images, labels in batches:
-        out = forward(images)
+        out = torch.from_numpy(read(forward(context.tensor(images))))
         k = out.shape[1]
         for one, label in zip(out, labels, strict=True):
             labelled = (label != IGNORE_LABEL if label.dim() else torch.ones((), dtype=torch.bool)).reshape(-1)
             predicted, targets = one.reshape(k, -1).T[labelled], label.reshape(-1)[labelled]
             losses.append(float(F.cross_entropy(predicted, targets)) if len(targets) else 0.0)
-            confusions.append(confusion(predicted.argmax(1).numpy(), targets.numpy(), k))
+            confusions.append(confusion(predicted.argmax(1).cpu().numpy(), targets.cpu().numpy(), k))
         update(len(losses))
     return Judgement(task, np.array(losses), np.stack(confusions))
 
 
 @torch.no_grad()
-def recalibrate(net: nn.Module, forward: Forward, batches: Iterable[Batch]) -> None:
+def recalibrate(net: nn.Module, forward: Forward, batches: Iterable[Batch], context: Context = ON_HOST) -> None:
     """Recompute the BatchNorm statistics of a network, then set it to evaluation.
 
     The statistics of a supernet are those of the mixture, with which the score of a single network means nothing. The
@@ -107,15 +111,17 @@ def recalibrate(net: nn.Module, forward: Forward, batches: Iterable[Batch]) -> N
         net: Its BatchNorms are changed, and left in evaluation mode.
         forward: Runs it.
         batches: At least one; labels are not read.
+        context: Where the network computes.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
-        m.momentum = None  # the plain mean, as torch has it
     net.train()
-    for images, _ in batches:
-        forward(images)
+    for n, (images, _) in enumerate(batches, start=1):
+        for m in norms:
+            m.momentum = 1 / n  # the plain mean; with None torch would read n from the device, norm by norm
+        forward(context.tensor(images))
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     net.eval()
@@ -131,6 +137,7 @@ class Supernet:
         weights: Mapping[str, Tensor],
         data: SegmentationData,
         fixed: Architecture | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Take the weights, and draw the batches that all networks are judged on.
 
@@ -140,12 +147,14 @@ class Supernet:
             weights: Of the supernet: ``net`` in the state of the search.
             data: The training set.
             fixed: Answers of earlier stages, which the supernet has no alternatives to.
+            device: Where networks compute.
 
         Raises:
             HwnasError: If the weights are those of another supernet, or learned on all images.
         """
         if config.level == "single":
             raise HwnasError("a single-level search leaves no image that its weights have not learned on")
+        self.context = Context(device)
         self.space, self.config, self.weights, self.task = space.at(config.scale), config, weights, task_of(data)
         self.fixed = fixed
         learned, held_out = split_halves(len(data), config.seed)
@@ -175,14 +184,15 @@ class Supernet:
             net.load_state_dict({k: self.weights[k] for k in net.state_dict()})
         except (KeyError, RuntimeError) as e:
             raise HwnasError(f"the supernet's weights do not fit the recipe any more ({e}); search again") from e
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = self.context.module(net)
+        mixture = None if probs is None else self.context.mixture(probs)
 
         def forward(images: Tensor) -> Tensor:
-            out: Tensor = net(images, probs)
+            out: Tensor = net(images, mixture)
             return out
 
-        recalibrate(net, forward, self.recalibration)
-        return judge(forward, self.batches, self.task)
+        recalibrate(net, forward, self.recalibration, self.context)
+        return judge(forward, self.batches, self.task, context=self.context)
 
 
 def judge_trained(
@@ -193,6 +203,8 @@ def judge_trained(
     folder: Path,
     settings: object,
     update: Update = ignore,
+    device: torch.device = CPU,
+    workers: int | None = 0,
 ) -> Judgement:
     """Train a network for a few steps and judge it on val; resumes from the checkpoint in `folder`.
 
@@ -204,13 +216,15 @@ def judge_trained(
         folder: Gets checkpoint, log and weights.
         settings: What a checkpoint must have been made with, beside the training's own configuration.
         update: Told after each step.
+        device: Where the network computes.
+        workers: Processes that make batches ahead; None for as many as help.
     """
     fitted, val = data
-    training = Training(space, arch, replace(config, evaluate_every=config.steps), fitted)
+    training = Training(space, arch, replace(config, evaluate_every=config.steps), fitted, device, workers)
     train(training, val, folder, settings, StepLog(folder / "train.jsonl"), update)
-    training.net.eval()
+    network = training.judged.eval()
     one_by_one = (_sample(val, i) for i in range(len(val)))
-    return judge(training.net, one_by_one, training.task)
+    return judge(network, one_by_one, training.task, context=training.context)
 
 
 @dataclass(frozen=True)

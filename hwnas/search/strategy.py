@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
+from hwnas.learn import loop
+from hwnas.learn.device import CPU
 from hwnas.problem import Architecture, Group, Problem
-from hwnas.progress import Reporter
+from hwnas.progress import Reporter, Update, ignore
 from hwnas.records import encode
 from hwnas.search.costs import Bound
+from hwnas.search.pretrain import Pretraining
 from hwnas.spaces import Space
+from hwnas.steplog import StepLog
 
 if TYPE_CHECKING:
     from hwnas.search.rerank import Supernet
@@ -36,6 +42,8 @@ class Inputs:
             stage, which decides them with what this one found.
         fixed: Answers of earlier stages; None for none.
         weights: Of an earlier stage's supernet, to start from; None to start from random ones.
+        device: Where networks compute.
+        workers: Processes that make batches ahead; None for as many as help.
     """
 
     space: Space
@@ -44,6 +52,8 @@ class Inputs:
     open_groups: tuple[str, ...] = ()
     fixed: Architecture | None = None
     weights: Mapping[str, Tensor] | None = None
+    device: torch.device = CPU
+    workers: int | None = 0
 
     @property
     def problem(self) -> Problem:
@@ -98,26 +108,31 @@ class Findings:
 
 
 class Search(Protocol):
-    """A search under way, step by step; all its state is in `state`.
+    """A search under way, step by step, which `hwnas.learn.loop` runs; all its state is in `state`.
 
     Attributes:
         step: Steps that are done.
         stopped: Why it ended before its last step; None if it did not.
+        title: What it is called in messages.
+        remedy: What helps where a loss is no longer finite.
     """
 
     step: int
-    stopped: str | None
+    stopped: str | None = None
+    title: ClassVar[str] = "search"
+    remedy: ClassVar[str] = "change the settings of its strategy"
 
     @property
-    def config(self) -> Strategy:
-        """The strategy."""
+    def strategy(self) -> Strategy:
+        """What it is a search by."""
 
     @property
     def finished(self) -> bool:
         """Whether there is no step left to do."""
+        return self.stopped is not None or self.step >= self.strategy.steps
 
-    def advance(self) -> Mapping[str, Any]:
-        """Do one step and return what is logged of it."""
+    def advance(self) -> dict[str, Any]:
+        """Do one step and return what is logged of it: numbers, text, and losses as tensors ()."""
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from, as `hwnas.checkpoint` stores it."""
@@ -128,11 +143,42 @@ class Search(Protocol):
     def findings(self) -> Findings:
         """Return what was found by now."""
 
+    def close(self) -> None:
+        """End what works for it."""
 
-class Strategy:
+
+def search(
+    under_way: Search,
+    path: Path,
+    settings: object,
+    log: StepLog,
+    update: Update = ignore,
+    also: Mapping[str, Any] | None = None,
+) -> Findings:
+    """Run a search to its end, from its checkpoint if there is one, and return what it found.
+
+    Args:
+        under_way: The search.
+        path: Of the checkpoint, see `hwnas.learn.loop.run`.
+        settings: What a checkpoint must have been made with, beside the settings of the strategy.
+        log: Gets the metrics of each step.
+        update: Told after each step.
+        also: What is logged beside the metrics of each step.
+
+    Raises:
+        HwnasError: If the checkpoint is damaged or of other settings, or the search diverges.
+    """
+    strategy = under_way.strategy
+    made_with = {"config": strategy.to_json(), "settings": settings}
+    every, note = strategy.checkpoint_every, strategy.note
+    loop.run(under_way, path, made_with, log, update, every=every, note=note, also=also)
+    return under_way.findings()
+
+
+class Strategy(Protocol):
     """How the open decisions of a stage are searched: a frozen dataclass with a stored name, its fields the settings.
 
-    A strategy is one file: `steps`, `seed` and `checkpoint_every` are fields, and `begin` starts a search.
+    A strategy is one file, and what is derived from this class; `begin` starts a search.
 
     Attributes:
         steps: Of the search, at most.
@@ -140,14 +186,30 @@ class Strategy:
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
     """
 
-    steps: int
-    seed: int
-    checkpoint_every: int = 10
+    # Not properties at run time: a dataclass would take them for the defaults of its fields.
+    if TYPE_CHECKING:
+
+        @property
+        def steps(self) -> int:
+            """Steps of the search."""
+
+        @property
+        def seed(self) -> int:
+            """Of everything random."""
+
+        @property
+        def checkpoint_every(self) -> int:
+            """Steps between checkpoints at most."""
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) at which images are read; None for that of the deployment scale."""
         return None
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
+        return ()
 
     def with_seed(self, seed: int) -> Self:
         """Return the same with another seed."""
@@ -188,6 +250,7 @@ class Stage:
         groups: Names of the groups it decides; none for all that no earlier stage has decided. Groups that a later
             stage decides are open meanwhile: a supernet mixes their options evenly.
         weights_from: Name of the earlier stage whose supernet's weights it starts from; None for random ones.
+        before: The pre-training of the encoder that precedes it; its weights take the place of others. None for none.
 
     Raises:
         HwnasError: If the name is no word.
@@ -197,10 +260,16 @@ class Stage:
     strategy: Strategy
     groups: tuple[str, ...] = ()
     weights_from: str | None = None
+    before: Pretraining | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise HwnasError(f"a stage's name is made of a-z, 0-9 and '_', got {self.name!r}")
+
+    def with_seed(self, seed: int) -> Stage:
+        """Return the same with another seed of all that is random."""
+        before = None if self.before is None else self.before.with_seed(seed)
+        return replace(self, strategy=self.strategy.with_seed(seed), before=before)
 
     def file(self, name: str) -> str:
         """Return what a file of this stage is called in a run, where that of an only stage is called `name`."""
@@ -208,11 +277,17 @@ class Stage:
         return name if self.name == SEARCH else f"{stem}-{self.name}{dot}{ending}"
 
 
-def check_stages(stages: Sequence[Stage], groups: Sequence[Group]) -> None:
+def check_stages(stages: Sequence[Stage], groups: Sequence[Group], encoder: Sequence[Group] = ()) -> None:
     """Hold the stages of a recipe against the groups of its space: each is decided by one of them.
 
+    Args:
+        stages: Of the recipe.
+        groups: Of the space.
+        encoder: Those of its encoder, which are decided before that is pre-trained.
+
     Raises:
-        HwnasError: If a group is unknown, is decided twice or never, or weights come from no earlier stage.
+        HwnasError: If a group is unknown, is decided twice or never, weights come from no earlier stage, or an encoder
+            is pre-trained before it is decided.
     """
     names = [g.name for g in groups]
     if not stages or len({s.name for s in stages}) != len(stages):
@@ -228,6 +303,11 @@ def check_stages(stages: Sequence[Stage], groups: Sequence[Group]) -> None:
             raise HwnasError(f"the stage {stage.name!r} decides nothing: earlier ones decide all of {', '.join(names)}")
         if stage.weights_from is not None and stage.weights_from not in [s.name for s in stages[:i]]:
             raise HwnasError(f"the stage {stage.name!r} takes weights from {stage.weights_from!r}, no earlier stage")
+        if stage.before is not None and (open_ := [g.name for g in encoder if g.name not in decided]):
+            raise HwnasError(
+                f"the stage {stage.name!r} is preceded by a pre-training of the encoder, of which {open_[0]!r} is open "
+                "then; decide it in an earlier stage"
+            )
         decided += own
     if missing := [n for n in names if n not in decided]:
         raise HwnasError(f"no stage decides the group {missing[0]!r}; add it to one")

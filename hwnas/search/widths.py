@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from hwnas.search.costs import Bound
 from hwnas.search.derive import Solution, Solver, reachable_fps, strongest
 from hwnas.search.strategy import Trial
 from hwnas.search.trials import TrialSolver
-from hwnas.spaces import Scale, Space, trace_space
+from hwnas.spaces import Scale, Space, trace_alternatives
+
+RANDOM_NETWORKS = 200  # per width, for the default budget and for what is typical
 
 # The prediction of a derived network stays below the budget by half the relative error of the table, 10 % at most: a
 # table with a larger error should be measured again.
@@ -28,13 +30,8 @@ SAFETY = 0.5
 MAX_SAFETY = 0.1
 
 
-@lru_cache(maxsize=32)
-def _traced(space: Space, merge: bool) -> Trace:
-    return trace_space(space, merge=merge)  # most of a second, and the same for every table and resource
-
-
 def _traces(space: Space, scales: Sequence[Scale], merge: bool) -> list[Trace]:
-    return [_traced(space.at(s), merge) for s in scales]
+    return [trace_alternatives(space.at(s), merge) for s in scales]
 
 
 def price(space: Space, scales: Sequence[Scale], table: LatencyTable) -> list[LatencyModel]:
@@ -63,6 +60,12 @@ def random_latencies_ms(problem: Problem, models: Sequence[LatencyModel], n: int
     """Return the predicted latencies of random architectures, (len(models), n)."""
     rng = np.random.default_rng(seed)
     return np.array([[m.predict_ms(problem.draw(rng)) for _ in range(n)] for m in models])
+
+
+def typical(problem: Problem, model: LatencyModel, name: str) -> Bound:
+    """Return a resource that has no budget relative to what the typical network takes: the median of random ones."""
+    taken = random_latencies_ms(problem, [model], RANDOM_NETWORKS, seed=0)
+    return Bound(name, model, float(np.median(taken)))
 
 
 def safety(model: LatencyModel) -> float:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from hwnas.progress import Update
+from hwnas.progress import Eta, Update
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -28,36 +36,51 @@ def bar(title: str, total: int | None) -> Iterator[Update]:
         total: Steps in all; None until the first report names it.
 
     Yields:
-        A function of the steps done so far and a note, e.g. the loss.
+        A function of the steps done so far, a note, e.g. the loss, and the time left where that is known.
     """
     if console.is_terminal:
+        eta = Eta()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
+        with Progress(*columns, _Left(eta), TextColumn("{task.fields[note]}"), console=console) as progress:
             task = progress.add_task(title, total=total, note="")
-            yield lambda done, note="", total=None: progress.update(task, completed=done, note=note, total=total)
+
+            def update(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
+                progress.update(task, completed=done, note=note, total=total)
+                eta.told(done, None if (t := progress.tasks[0].total) is None else int(t), left_s)
+
+            yield update
         return
     yield _Lines(title, total)
+
+
+class _Left(ProgressColumn):
+    """The time that is left; nothing while it cannot be told."""
+
+    def __init__(self, eta: Eta) -> None:
+        super().__init__()
+        self._eta = eta
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        return Text(self._eta.text(), style="progress.remaining")
 
 
 class _Lines:
     """Progress where there is no terminal: a plain line every 15 seconds."""
 
-    def __init__(self, title: str, total: int | None) -> None:
-        self.title, self.total = title, total
-        self.start_s = self.last_s = time.monotonic()
-        self.first: int | None = None
+    def __init__(self, title: str, total: int | None, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._title, self._total, self._clock_s = title, total, clock_s
+        self._eta, self._last_s = Eta(clock_s), clock_s()
 
-    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
-        now_s = time.monotonic()
-        self.total = total or self.total
-        if self.first is None:
-            self.first = done  # a resumed run does not start at nothing
-        if now_s - self.last_s < LINE_EVERY_S:
+    def __call__(self, done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
+        self._total = total or self._total
+        self._eta.told(done, self._total, left_s)
+        if self._clock_s() - self._last_s < LINE_EVERY_S:
             return
-        self.last_s = now_s
-        each_s = (now_s - self.start_s) / max(1, done - self.first)
-        of = f"/{self.total}, {each_s * (self.total - done):.0f} s left" if self.total else ""
-        console.print(f"{self.title} {done}{of} {note}".rstrip())
+        self._last_s = self._clock_s()
+        of = f"/{self._total}" if self._total else ""
+        parts = [f"{self._title} {done}{of}", self._eta.text(), note]
+        console.print(", ".join(part for part in parts if part), markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> None:

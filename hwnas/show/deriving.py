@@ -31,14 +31,15 @@ def searched(result: SearchResult) -> None:
 def _searched(stage: StageResult, aim_ms: float) -> dict[str, object]:
     """Return what a summary says of a stage: what its steps logged."""
     why = "" if stage.stopped is None else f", ended early: {stage.stopped}"
+    last = stage.steps[-1] if stage.steps else {}
+    on = f" on {last['device']}" if "device" in last else ""
     facts: dict[str, object] = {
-        "searched": f"{len(stage.steps)} steps, {sum(s.get('seconds', 0.0) for s in stage.steps):.0f} s{why}",
+        "searched": f"{len(stage.steps)} steps, {sum(s.get('seconds', 0.0) for s in stage.steps):.0f} s{on}{why}",
         "decisions": f"{stage.decisions} in {', '.join(stage.groups)}; {'scores' if stage.trials else 'logits'} in "
         f"{stage.findings}",
     }
     if stage.trials:
         facts["trials"] = stage.trials
-    last = stage.steps[-1] if stage.steps else {}
     if "train_loss" in last:
         facts["loss"] = f"{last['train_loss']:.4g} where the weights learn" + (
             f", {last['val_loss']:.4g} where the alphas do" if "val_loss" in last else ""
@@ -152,6 +153,7 @@ def _facts(path: Path, network: Derived) -> dict[str, object]:
         if gap.reason
         else f"{gap.gap:+.3f}: the supernet's loss is {gap.mixture_loss:.3f} as the mixture and "
         f"{gap.derived_loss:.3f} as this network, on {gap.images} held-out images"
+        + ("" if gap.device is None else f", computed on {gap.device}")
     )
     if network.rerank is not None:
         facts["rerank"] = network.rerank.reason

@@ -16,7 +16,8 @@ COMPLETE = "complete, nothing to do"
 def trained(result: TrainResult, following: str) -> None:
     """Show what training gave; `following` is the next command."""
     state = ("state", COMPLETE) if result.best is None else (f"best val {result.metric}", f"{result.best:.2%}")
-    summary({"weights": result.weights, state[0]: state[1]}, following)
+    on = {"on": result.device} if result.device else {}
+    summary({"weights": result.weights, **on, state[0]: state[1]}, following)
 
 
 def exported(result: ExportResult, following: str) -> None:
@@ -49,6 +50,7 @@ def validated(result: ValidateResult) -> None:
         console.print("measured before, nothing to do; --again measures anew")
     file, network = report.scores
     pixels = f" (pixels {report.pixel_accuracy:.2%})" if task is SEGMENTATION else ""
+    on = "" if report.torch_device is None else f" on {report.torch_device}"
     facts: dict[str, object] = {
         "network": result.architecture,
         "latency": f"{report.measured_ms:.4g} ms where the machine is quiet; of all runs p50 {report.p50_ms:.4g}, "
@@ -59,7 +61,7 @@ def validated(result: ValidateResult) -> None:
         if report.slowdown is None
         else f"networks of the table took {report.slowdown:.3f} of what they took when it was made",
         f"test {task.title}": f"{file:.2%}{pixels}",
-        "in torch": f"{network:.2%}; the file was computed by {report.scored_with}",
+        "in torch": f"{network:.2%}{on}; the file was computed by {report.scored_with}",
         "pictures": result.folder / "predictions.png",
         "report": result.folder / "report.json",
     }

@@ -2,22 +2,30 @@
 
 from hwnas.spaces.cell import Cell, CellSpec
 from hwnas.spaces.encoders import Chain, Independent, Trellis, Xception, encoder, registered_encoders
-from hwnas.spaces.encoders.chain import DARTS_OPS
-from hwnas.spaces.encoders.independent import GAS_OPS
+from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
-from hwnas.spaces.factories import autodeeplab_space, darts_space, gas_space, xception_space
+from hwnas.spaces.factories import autodeeplab_space, cas_space, darts_space, gas_space, xception_space
 from hwnas.spaces.genotype import Genotype, derived_genotype
-from hwnas.spaces.heads import ASPPHead, ClassifierHead, ContextHead, DecoderHead, head, registered_heads
+from hwnas.spaces.heads import (
+    ASPPHead,
+    ClassifierHead,
+    ContextHead,
+    DecoderHead,
+    MultiScaleHead,
+    head,
+    multiscale_ops,
+    registered_heads,
+)
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
 from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
-from hwnas.spaces.space import Space, check, decisions, sample, trace_space
+from hwnas.spaces.space import Space, check, decisions, sample, trace_alternatives, trace_space
 
 __all__ = [
+    "CAS_OPS",
     "DARTS_OPS",
     "DARTS_V1",
     "DARTS_V2",
-    "GAS_OPS",
     "TRELLIS_OPS",
     "ASPPHead",
     "Cell",
@@ -36,6 +44,7 @@ __all__ = [
     "Independent",
     "Map",
     "Maps",
+    "MultiScaleHead",
     "Scale",
     "Space",
     "SpaceNet",
@@ -43,6 +52,7 @@ __all__ = [
     "TrellisGenotype",
     "Xception",
     "autodeeplab_space",
+    "cas_space",
     "check",
     "darts_space",
     "decisions",
@@ -50,11 +60,13 @@ __all__ = [
     "encoder",
     "gas_space",
     "head",
+    "multiscale_ops",
     "published",
     "published_names",
     "registered_encoders",
     "registered_heads",
     "sample",
+    "trace_alternatives",
     "trace_space",
     "trellis_architecture",
     "xception_space",

@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
-from hwnas.ops.mixed import NONE, MixedOp, has_weights, is_identity
+from hwnas.ops.mixed import NONE, MixedOp, On, has_weights, is_identity
 from hwnas.ops.registry import active_tracer
 from hwnas.problem import ALWAYS, Answers, Architecture, Decision, FreeEdges, Gate, Group, Rule, TopK, at_least
 
@@ -43,6 +44,10 @@ class CellSpec:
     keep: int | None
     inputs: int = 2
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = ("nodes",) if self.keep is None else ("nodes", "keep")
+        check_ranges("a cell", ("ops", self.ops, len(self.ops) > 0), *not_below(self, numbers, 1))
 
     @property
     def states(self) -> range:
@@ -104,10 +109,16 @@ class CellSpec:
         return at_least(1, [frozenset((self.edge_name((state, i)), o) for i in self.states if i > state for o in ops)])
 
     def twins(self) -> tuple[Answers, ...]:
-        """Return which answers make two nodes compute the same: ops without weights, of the same states."""
+        """Return which answers make two states the same: ops without weights of the same states in two nodes.
+
+        A node of one edge that hands on what it reads is the same as that.
+        """
         if self.keep is None:
             return tuple(answers for answers in self._alike() if self._free(answers).possible)
-        out = []
+        out: list[Answers] = []
+        for i in (i for i in self.states if self.kept_at(i) == 1):
+            edges = [(self.edge_name((j, i)), self.stride if j < self.inputs else 1) for j in range(i)]
+            out += [((name, o),) for name, stride in edges for o in self.ops if o != NONE and is_identity(o, stride)]
         for i, j in combinations(self.states, 2):
             if self.kept_at(i) != self.kept_at(j):
                 continue
@@ -245,13 +256,13 @@ class Cell(nn.Module):
         self._layout.lean = self.evaluation == "lean"
         return self._layout
 
-    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the cell.
 
         Args:
             inputs: Of one size.
             weights: (n_edges, n_options), or None if every edge is answered.
-            sampled: Whether options of weight 0 are not to be computed.
+            sampled: (n_edges, n_options), which options are computed; None for all.
 
         Returns:
             (N, nodes * channels, ceil(H/stride), ceil(W/stride)).
@@ -271,17 +282,17 @@ class Cell(nn.Module):
             gate = gate & self.spec.reads(n)
         return nullcontext() if tracer is None or gate == ALWAYS else tracer.gated(gate)
 
-    def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: bool = False) -> Tensor:
+    def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
         *others, last = inputs
         assert last is not None, "the last input is always there"
         return self.join_each(others, [last], weights, sampled)[0]
 
     def join_each(
-        self, others: Sequence[Tensor | None], last: Sequence[Tensor], weights: Tensor | None, sampled: bool = False
+        self, others: Sequence[Tensor | None], last: Sequence[Tensor], weights: Tensor | None, sampled: On | None = None
     ) -> Sequence[Tensor]:
         """Compute the cell for each of several last inputs, all with the same others and weights; see `join`."""
-        together = self.open and self.training and self.evaluation != "plain" and not sampled
+        together = self.open and self.training and self.evaluation != "plain" and sampled is None
         tracing = active_tracer.get() is not None
         if together and weights is not None and not tracing and self.spec.inputs == FUSED_INPUTS:
             groups = len(last)
@@ -289,7 +300,7 @@ class Cell(nn.Module):
             return fused_cell(others[0], every, weights, self.fused(), groups).chunk(groups)
         return [self._one_by_one([*others, x], weights, sampled) for x in last]
 
-    def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> Tensor:
+    def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: On | None) -> Tensor:
         """Compute every candidate on its own, from all inputs."""
         nodes = self._nodes(states, weights, sampled)
         out: Tensor = nodes[0] if self.shrinks and len(nodes) == 1 else self.concat(*nodes)
@@ -306,14 +317,14 @@ class Cell(nn.Module):
         """
         tracer = active_tracer.get()
         assert tracer is not None and self.shrinks, "a cell whose nodes are not known is for tracing"
-        node = self._nodes(list(inputs), None, False)[0]
+        node = self._nodes(list(inputs), None, None)[0]
         out: dict[int, Tensor] = {}
         for count in self.spec.counts:
             with tracer.gated(self.spec.counted(count)):
                 out[count] = self.concat(*[node] * count) if count > 1 else tracer.join(node)
         return out
 
-    def _nodes(self, states: list[Tensor | None], weights: Tensor | None, sampled: bool) -> list[Tensor]:
+    def _nodes(self, states: list[Tensor | None], weights: Tensor | None, sampled: On | None) -> list[Tensor]:
         """Return the nodes that are there, all of one shape."""
         for i in self.spec.states:
             terms: list[Tensor] = []
@@ -325,7 +336,8 @@ class Cell(nn.Module):
                     edge = self.edges[key]
                     assert isinstance(edge, MixedOp)
                     edges.append(edge)
-                    terms.append(edge(state, None if weights is None else weights[self.rows[key]], sampled))
+                    row, on = self.rows[key], None if sampled is None else sampled[self.rows[key]]
+                    terms.append(edge(state, None if weights is None else weights[row], on))
             states.append(self._sum(terms, edges) if terms else None if self.shrinks else self._zero(states))
         return [s for s in states[self.spec.inputs :] if s is not None]
 

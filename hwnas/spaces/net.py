@@ -21,6 +21,7 @@ from hwnas.spaces.parts import (
     Maps,
     OpenEncoderNet,
     Probs,
+    Sampled,
 )
 
 
@@ -57,20 +58,23 @@ class SpaceNet(nn.Module):
         assert isinstance(net, EncoderNet)
         return net
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Tensor:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Tensor:
         """Compute class scores.
 
         Args:
             image: (N, 3, H, W).
             probs: ``{group: (decisions, options)}`` where decisions are open.
-            sampled: Whether options of probability 0 are not to be computed: memory is that of the others.
+            sampled: ``{group: (decisions, options)}``, which options are computed: memory is that of these. The others
+                must have a probability of 0. None for all.
 
         Returns:
             (N, classes), or (N, classes, H, W); with `labels` (N,) or (N, H, W) of uint8.
         """
         return self.with_auxiliary(image, probs, sampled)[0]
 
-    def with_auxiliary(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> tuple[Tensor, Tensor]:
+    def with_auxiliary(
+        self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, and the map that an auxiliary head reads."""
         maps: Maps = self.encoder(image, probs, sampled)
         if self.several:
@@ -79,7 +83,7 @@ class SpaceNet(nn.Module):
         scores: Tensor = self.head(image, chosen, probs, sampled)
         return scores, maps.auxiliary
 
-    def _summed(self, image: Tensor, maps: Maps, probs: Probs | None, sampled: bool) -> Tensor:
+    def _summed(self, image: Tensor, maps: Maps, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         scores = []
         for i, head in enumerate(self.heads):
             chosen = [f[i if len(f) > 1 else 0] for f in maps.features]
@@ -113,7 +117,7 @@ class OpenNet(nn.Module):
                 chosen = [feature if i == j else f[0] for j, f in enumerate(self.features)]
                 self.necks[i, a] = head.build(chosen, classes, labels, arch, "deploy")
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Tensor:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Tensor:
         """Write down all alternatives; return what stands for the result."""
         tracer = active_tracer.get()
         assert tracer is not None, (

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
 from hwnas.ops import layers
+from hwnas.ops.mixed import On
 from hwnas.problem import ALWAYS, Answers, Architecture, Gate, Group, Rule
 from hwnas.spaces.cell import CellSpec
 
 Form = Literal["search", "deploy"]
 Task = Literal["classification", "segmentation"]
 Probs = Mapping[str, Tensor]  # {group: (decisions, options)}
+Sampled = Mapping[str, On]  # the same of options that are computed
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,13 @@ class EncoderNet(nn.Module):
     """The network of an encoder. Its parts, not itself, are named in the networks it is a part of."""
 
     @abstractmethod
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features.
 
         Args:
             image: (N, 3, H, W).
             probs: ``{group: (decisions, options)}`` where decisions are open.
-            sampled: Whether options of probability 0 are not to be computed: memory is that of the others.
+            sampled: Which options are computed: memory is that of these. None for all.
         """
 
 
@@ -231,7 +233,7 @@ class HeadNet(nn.Module):
         return self.relu(x) if index in self.activates else x
 
     @abstractmethod
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute the neck of a feature.
 
         Args:
@@ -239,15 +241,15 @@ class HeadNet(nn.Module):
             x: (N, C, H, W), the feature, after its ReLU where there is to be one.
             image: (N, 3, H, W), for its size.
             probs: ``{group: (decisions, options)}`` where decisions of the head are open.
-            sampled: Whether options of probability 0 are not to be computed.
+            sampled: Which options are computed; None for all.
         """
 
     @abstractmethod
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores, (N, classes) or (N, classes, H, W), or labels from the necks, in the order of `reads`."""
 
     def forward(
-        self, image: Tensor, maps: Sequence[Tensor], probs: Probs | None = None, sampled: bool = False
+        self, image: Tensor, maps: Sequence[Tensor], probs: Probs | None = None, sampled: Sampled | None = None
     ) -> Tensor:
         """Compute scores or labels from all features of an encoder, one alternative each."""
         necks = [self.neck(i, self.active(i, maps[i]), image, probs, sampled) for i in self.reads]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops.trace import Trace, trace
 from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule
 from hwnas.spaces.cell import CellSpec
@@ -32,6 +33,9 @@ class Space:
     encoder: Encoder
     head: Head
     classes: int
+
+    def __post_init__(self) -> None:
+        check_ranges("a space", *not_below(self, ("classes",), 1))
 
     @property
     def name(self) -> str:
@@ -88,7 +92,7 @@ class Space:
             labels: Whether it ends in the label map instead of scores, where that is a choice.
 
         Returns:
-            A module ``net(image, probs=None, sampled=False)`` with image (N, 3, H, W) and probs
+            A module ``net(image, probs=None, sampled=None)`` with image (N, 3, H, W) and probs
             ``{group: (decisions, options)}``; see `SpaceNet`. Where shapes in what ships depend on open decisions, it
             can be traced and does not compute.
         """
@@ -180,3 +184,9 @@ def trace_space(space: Space, arch: Architecture | None = None, labels: bool = T
     with torch.device("meta"):
         network = space.build(arch, form="deploy", labels=labels)
     return trace(network.eval(), (1, 3, *space.scale.size), merge)
+
+
+@lru_cache(maxsize=32)
+def trace_alternatives(space: Space, merge: bool = True) -> Trace:
+    """Return `trace_space` of all alternatives; it takes a second or two, and plans, tables and counts share it."""
+    return trace_space(space, merge=merge)

@@ -286,7 +286,7 @@ def measure(networks: Sequence[Network], space: Space, latency: LatencyTable, fo
             int(engine["threads"]),
             MEASURED,
             results,
-            lambda p: update(p.done, str(p.record["key"])[:40], p.total),
+            lambda p: update(p.done, p.note, p.total, p.left_s),
         )
     _, rows = collect(results, load_plan(folder))
     found: dict[str, Measurement | None] = {r.key: r.measurement for r in rows}

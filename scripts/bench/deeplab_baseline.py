@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace, folder: Path, plan: Plan) -> tuple[Mapping
             folder,
             args.engine,
             stop=StopRule(min_visits=args.visits, max_visits=2 * args.visits, min_s=0.0),
-            on_progress=lambda p: update(p.done, str(p.record["key"]), p.total),
+            on_progress=lambda p: update(p.done, p.note, p.total, p.left_s),
             timeout_s=TIMEOUT_S,
         )
     where, rows = collect(results, plan)

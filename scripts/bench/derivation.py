@@ -23,7 +23,7 @@ import torch
 from hwnas import recipes
 from hwnas.latency import LatencyTable, OpRow
 from hwnas.problem import NoTwins
-from hwnas.profile.networks import estimate_ms
+from hwnas.runtime.measuring.forecast import estimate_ms
 from hwnas.search.derive import Solver
 from hwnas.search.relax import open_logits, softmax
 from hwnas.search.widths import price, random_latencies_ms

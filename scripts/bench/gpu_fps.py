@@ -94,7 +94,7 @@ def measure(folder: Path, plan: Plan, engine: str, stop: StopRule, minutes: floa
             folder,
             engine,
             stop=stop,
-            on_progress=lambda p: update(p.done, str(p.record["key"]), p.total),
+            on_progress=lambda p: update(p.done, p.note, p.total, p.left_s),
             minutes=minutes,
             timeout_s=TIMEOUT_S,
         )

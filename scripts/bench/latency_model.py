@@ -30,7 +30,7 @@ from hwnas.runtime.measuring.journal import read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.show.console import bar, console, table
+from hwnas.show.console import TERMINAL, bar, console, table
 
 SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
 FIT = 12
@@ -56,12 +56,13 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[LatencyTable, float
     calibration = Calibration(fit=FIT, test=args.nets - FIT, derived=args.derived, seed=args.seed)
     plan, results = folder / "plan", folder / "results.jsonl"
     if not (plan / "plan.json").exists():
-        with bar("plan", None) as update:
-            make_plan(recipe.space, recipe.scales(), plan, calibration, capabilities(args.engine).merges, update)
+        make_plan(recipe.space, recipe.scales(), plan, calibration, capabilities(args.engine).merges, TERMINAL)
 
     def run(where: Path, into: Path, stop: StopRule = STOP) -> None:
         with bar(f"measure {where.name}", None) as update:
-            supervise(where, args.engine, 1, stop, into, lambda p: update(p.done, total=p.total), seed=args.seed)
+            supervise(
+                where, args.engine, 1, stop, into, lambda p: update(p.done, p.note, p.total, p.left_s), seed=args.seed
+            )
 
     run(plan, results)
     made = build_table(plan, results)

@@ -33,7 +33,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ import torch
 from planted_trellis import WHERE
 from torch import Tensor, nn
 
+from hwnas import recipes
 from hwnas.data.augment import batch_source
 from hwnas.data.base import ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
@@ -49,16 +50,15 @@ from hwnas.learn.losses import task_loss
 from hwnas.ops import layers
 from hwnas.ops.registry import Op, OpSpec
 from hwnas.problem import Architecture
-from hwnas.search.costs import Bound, CostConfig
+from hwnas.search.costs import Bound
 from hwnas.search.derive import strongest
 from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.relax import SinglePath, Temperature
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
 from hwnas.show.console import bar, console, table
 from hwnas.spaces import ClassifierHead, Form, Scale, Space, trace_space
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Map, Maps, Sampled
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 LAGS = {"lag 1": 1, "lag 4": 4, "lag 6": 6}
@@ -77,15 +77,9 @@ ROOM_MS = 0.5  # of the budget above the planted network: half of what the next 
 PLANES, MARGIN, ROWS, WIDTH = 3, 4, 8, 24  # augmentation moves images by up to 4 pixels: windows stay in their strip
 STRIP = ROWS + 2 * MARGIN
 NOISE = 0.1  # share of pixels that are turned over afterwards
-# One sampled op at a time: the mixture of all of them solves the task, so that no alpha would have to decide anything.
-SETTINGS: Mapping[str, Any] = {
-    "relaxation": SinglePath(Temperature(1.0, 0.3)),
-    "steps": 560,
-    "warmup": 200,
-    "batch": 16,
-    "w_lr": 0.3,
-    "alpha_lr": 0.05,
-}
+# What a search of the recipes of chains has, but for how long it takes.
+RECIPE = recipes.get("darts-quick").search
+STEPS, WARMUP, BATCH = 1680, 600, 16
 WAYS = ("budget", "free", "mixture", "fixed")
 
 
@@ -239,11 +233,11 @@ class PlantedNet(EncoderNet):
         self.concat, self.relu = layers.Concat(), layers.ReLU()
         self.bn = layers.BatchNorm(n * c)  # the mean of a mixture is small as long as no op has most of the weight
 
-    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Mapping[str, Tensor] | None = None, sampled: Sampled | None = None) -> Maps:
         """Return the feature (N, cells * channels, ROWS, W) of images (N, 3, H, W)."""
         seen = [w(image) for w in self.windows]
         out = [
-            cell(seen[2 * i : 2 * i + 2], None if probs is None else probs[name], sampled)
+            cell(seen[2 * i : 2 * i + 2], *(None if of is None else of[name] for of in (probs, sampled)))
             for i, (name, cell) in enumerate(zip(self.names, self.cells, strict=True))
         ]
         joined = self.relu(self.bn(self.concat(*out)))
@@ -274,13 +268,19 @@ def planted(plant: Plant) -> Architecture:
 
 def config_of(space: Space, way: str, seed: int, weight: float) -> SearchConfig:
     """Return the settings of a search."""
-    cost = {"mixture": CostConfig(expectation="mixture"), "fixed": CostConfig(weight=weight)}.get(way, CostConfig())
-    return SearchConfig(
-        space.scale,
+    cost = {
+        "mixture": replace(RECIPE.cost, expectation="mixture"),
+        "fixed": replace(RECIPE.cost, weight=weight),
+    }.get(way, RECIPE.cost)
+    return replace(
+        RECIPE,
+        scale=space.scale,
+        steps=STEPS,
+        warmup=WARMUP,
+        batch=BATCH,
         crop=space.scale.size,
         cost=cost,
         seed=seed,
-        **SETTINGS,
     )
 
 
@@ -326,7 +326,7 @@ def find(way: str, seed: int, weight: float = 0.1) -> dict[str, Any]:
         "rule_ms": model.predict_ms(rule),
         "budget_ms": budget_ms,
         "seconds": time.process_time() - start_s,
-        **{k: metrics[k] for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
+        **{k: float(metrics[k]) for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
     }
 
 

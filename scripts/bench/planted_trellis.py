@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from hwnas import recipes
 from hwnas.data.augment import BatchSource
 from hwnas.data.base import IGNORE_LABEL, ClassList, Sample, SampleCache
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
@@ -39,13 +40,12 @@ from hwnas.learn.losses import task_loss, tensors
 from hwnas.ops.registry import OpSpec
 from hwnas.problem import Architecture
 from hwnas.problem.rules.one_path import Path
-from hwnas.search.costs import Bound, CostConfig
+from hwnas.search.costs import Bound
 from hwnas.search.derive import strongest
-from hwnas.search.gradient import BilevelSearch, SearchConfig
-from hwnas.search.relax import GumbelSoftmax, Temperature
+from hwnas.search.gradient import BilevelSearch
 from hwnas.search.widths import Contest, choose, price
 from hwnas.seeding import seeded
-from hwnas.spaces import Scale, Space, TrellisGenotype, autodeeplab_space, trace_space, trellis_architecture
+from hwnas.spaces import Scale, Space, Trellis, TrellisGenotype, autodeeplab_space, trace_space, trellis_architecture
 
 OPS = ("none", "avg_pool_3x3", "skip_connect", "atrous_conv_3x3", "sep_conv_3x3")
 FILTERS, LAYERS, SIZE = 4, 3, (16, 96)  # 13 paths, 16 cells: 208 networks
@@ -55,14 +55,9 @@ ROOM_MS = 0.4  # of the budget above the planted network: half of what the next 
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
 SOLVED = 0.9  # share of fields that a network tells when it is trained alone
 
-SETTINGS: Mapping[str, Any] = {
-    "relaxation": GumbelSoftmax(Temperature(1.0, 0.3)),
-    "steps": 300,
-    "warmup": 100,
-    "batch": 16,
-    "w_lr": 0.1,
-    "alpha_lr": 0.05,
-}
+# What a search of the recipes of trellises has, but for how long it takes.
+RECIPE = recipes.get("autodeeplab-quick")
+STEPS, WARMUP, BATCH = 300, 100, 16
 WAYS = ("budget", "free", "mixture", "step")
 
 
@@ -167,7 +162,9 @@ class Boards:
 
 def space_of(way: str = "budget") -> Space:
     """Return the space; in the way "step" cells are weighted as in the paper."""
-    weighting: Any = "step" if way == "step" else "path"
+    own = RECIPE.space.encoder
+    assert isinstance(own, Trellis)
+    weighting: Any = "step" if way == "step" else own.weighting
     scale = Scale(FILTERS, LAYERS, SIZE)
     return autodeeplab_space(scale, 2, OPS, nodes=1, keep=2, head_channels=4, weighting=weighting)
 
@@ -214,8 +211,10 @@ def find(way: str, seed: int) -> dict[str, Any]:
     target = kind.architecture(space)
     budget_ms = model.predict_ms(target) + ROOM_MS
     bounds = [] if way == "free" else [Bound("ms", model, budget_ms)]
-    cost = CostConfig(expectation="mixture") if way == "mixture" else CostConfig()
-    config = SearchConfig(space.scale, crop=SIZE, cost=cost, seed=seed, **SETTINGS)
+    own = RECIPE.search
+    cost = replace(own.cost, expectation="mixture") if way == "mixture" else own.cost
+    timing = {"steps": STEPS, "warmup": WARMUP, "batch": BATCH}
+    config = replace(own, scale=space.scale, crop=SIZE, cost=cost, seed=seed, **timing)
     search = BilevelSearch(space, config, Boards(kind, seed, 4096), bounds)
     search.weight_batches, search.alpha_batches = map(as_drawn, (search.weight_batches, search.alpha_batches))
     metrics: dict[str, Any] = {}
@@ -244,7 +243,7 @@ def find(way: str, seed: int) -> dict[str, Any]:
         "budget_ms": budget_ms,
         "seconds": seconds,
         **alone,
-        **{k: metrics[k] for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
+        **{k: float(metrics[k]) for k in ("train_loss", "val_loss", "entropy", "margin", "lambda") if k in metrics},
     }
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hwnas.runtime.engines import capabilities, open_engine
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.show.console import bar, console, table
+from hwnas.show.console import TERMINAL, bar, console, table
 
 WARM_UP, RUNS = 10, 100
 
@@ -33,14 +34,12 @@ def ours(recipe: recipes.Recipe, engine: str, folder: Path) -> tuple[LatencyTabl
     seconds: dict[str, float] = {}
     start_s = time.perf_counter()
     plan, results = folder / "plan", folder / "results.jsonl"
-    with bar("plan", None) as update:
-        merges = capabilities(engine).merges
-        entries = make_plan(recipe.space, recipe.scales(), plan, recipe.calibration, merges, update)
+    entries = make_plan(recipe.space, recipe.scales(), plan, recipe.calibration, capabilities(engine).merges, TERMINAL)
     seconds["export"] = time.perf_counter() - start_s
 
     def run(where: Path, into: Path, stop: StopRule) -> None:
         with bar(f"measure {where.name}", None) as update:
-            supervise(where, engine, 1, stop, into, lambda p: update(p.done, total=p.total))
+            supervise(where, engine, 1, stop, into, lambda p: update(p.done, p.note, p.total, p.left_s))
 
     start_s = time.perf_counter()
     run(plan, results, recipe.stop)
@@ -87,6 +86,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnxruntime", help="%(default)s")
     args = parser.parse_args()
     recipe = recipes.get(args.recipe)
+    recipe = replace(recipe, calibration=replace(recipe.calibration, isolated=True))  # for the usual way
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start_s = time.perf_counter()

@@ -20,7 +20,7 @@ from hwnas.profile import Calibration, build_table, make_plan
 from hwnas.runtime.engines import capabilities
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.show.console import bar, console, table
+from hwnas.show.console import TERMINAL, bar, console, table
 from hwnas.spaces import Scale, darts_space
 
 CLASSES = 11
@@ -65,16 +65,14 @@ def measure(args: argparse.Namespace) -> LatencyTable:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calibration = Calibration(fit=2, test=args.nets * len(scales) - 2)
-        with bar("plan", None) as update:
-            make_plan(
-                darts_space(scales[0], CLASSES), scales, folder, calibration, capabilities(args.engine).merges, update
-            )
+        merges = capabilities(args.engine).merges
+        make_plan(darts_space(scales[0], CLASSES), scales, folder, calibration, merges, TERMINAL)
         with bar("measure", None) as update:
             results = supervise(
                 folder,
                 args.engine,
                 stop=StopRule(min_s=args.spread),
-                on_progress=lambda p: update(p.done, total=p.total),
+                on_progress=lambda p: update(p.done, p.note, p.total, p.left_s),
             )
         return build_table(folder, results)
 

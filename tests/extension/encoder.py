@@ -13,7 +13,7 @@ from hwnas.ops import layers
 from hwnas.ops.mixed import MixedOp
 from hwnas.problem import Architecture, Decision, Group, Rule
 from hwnas.spaces import Encoder, EncoderNet, Feature, Form, Map, Maps, Scale, encoder
-from hwnas.spaces.parts import Features, Probs
+from hwnas.spaces.parts import Features, Probs, Sampled
 from tests.extension.rule import AtLeast
 
 OPTIONS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
@@ -76,10 +76,11 @@ class LadderNet(EncoderNet):
         self.down = nn.ModuleList(layers.ConvBN(a, b, 3, 2) for a, b in zip((3, *widths), widths, strict=False))
         self.ops = nn.ModuleList(MixedOp(d, arch, c, 1, search) for d, c in zip(group.decisions, widths, strict=True))
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute all stages."""
         x, maps = image, []
         for i, (down, searched) in enumerate(zip(self.down, self.ops, strict=True)):
-            x = searched(down(x), None if probs is None else probs["stage"][i], sampled)
+            weights, on = (None if of is None else of["stage"][i] for of in (probs, sampled))
+            x = searched(down(x), weights, on)
             maps.append(x)
         return Maps(tuple((Map(m),) for m in maps), maps[-2])

@@ -12,7 +12,7 @@ from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces import Cell, CellSpec, Feature, Form, Head, HeadNet, head
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
-from hwnas.spaces.parts import Probs, Task, size_at
+from hwnas.spaces.parts import Probs, Sampled, Task, size_at
 
 OPS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
 
@@ -59,12 +59,13 @@ class FuseNet(HeadNet):
         self.classifier = layers.Classifier(spec.nodes * own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Bring a feature to the channels of the cell and to the size of the finer one."""
         return layers.resized(self.projections[index - self.first](x), size_at(image.shape, self.stride))
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute the cell, and scores or labels at full size."""
-        joined = self.cell(necks, None if probs is None else probs["fuse"], sampled)
+        weights, on = (None if of is None else of["fuse"] for of in (probs, sampled))
+        joined = self.cell(necks, weights, on)
         out: Tensor = self.argmax(layers.resize(self.classifier(joined), image))
         return out

@@ -10,7 +10,7 @@ import numpy as np
 
 from hwnas.problem import Architecture
 from hwnas.records import stored
-from hwnas.search.strategy import Findings, Inputs, Strategy, Trial
+from hwnas.search.strategy import Findings, Inputs, Search, Strategy, Trial
 
 
 @stored("random-search")
@@ -21,10 +21,12 @@ class RandomSearch(Strategy):
     Attributes:
         steps: Architectures in all.
         seed: Of the draws.
+        checkpoint_every: Steps between checkpoints.
     """
 
     steps: int = 20
     seed: int = 0
+    checkpoint_every: int = 10
 
     def begin(self, inputs: Inputs) -> Draws:
         """Start with nothing drawn."""
@@ -35,10 +37,8 @@ class RandomSearch(Strategy):
         return f"score {metrics['score']:.3f}"
 
 
-class Draws:
+class Draws(Search):
     """The architectures drawn so far."""
-
-    stopped: str | None = None
 
     def __init__(self, config: RandomSearch, inputs: Inputs) -> None:
         self.config, self.problem, self.step = config, inputs.problem, 0
@@ -46,9 +46,9 @@ class Draws:
         self.trials: list[Trial] = []
 
     @property
-    def finished(self) -> bool:
-        """Whether all are drawn."""
-        return self.step >= self.config.steps
+    def strategy(self) -> RandomSearch:
+        """Its settings."""
+        return self.config
 
     def advance(self) -> dict[str, Any]:
         """Draw one: a function of seed and step."""

@@ -357,7 +357,7 @@ class Shared:
 
     def __init__(self, columns: Sequence[int], kinds: Sequence[nn.Module], norms: list[list[nn.BatchNorm2d]]) -> None:
         """Take, for each option that is shared, its column, its pool or an identity; poolings come first."""
-        self.columns, self.kinds, self.norms = list(columns), kinds, norms
+        self.columns, self.kinds, self.norms = tuple(columns), kinds, norms
         self.pools = sum(not isinstance(k, nn.Identity) for k in kinds)
 
     def forward(

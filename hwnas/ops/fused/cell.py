@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,6 +50,12 @@ def primitives(x: Tensor) -> Primitives:
     return Torch()
 
 
+@cache
+def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return places as an index, made once for each device: making it waits for the device."""
+    return torch.tensor(places, dtype=torch.long, device=device)
+
+
 class Fan:
     """All edges that leave one state of a cell."""
 
@@ -60,7 +68,7 @@ class Fan:
             options: The columns of that matrix.
             edges: Candidates by option; an option without one contributes nothing.
         """
-        self.rows, self.first = list(rows), first
+        self.rows, self.first = tuple(rows), first
         self.branches: list[tuple[int, Branch]] = []
         shared: list[tuple[int, nn.Module, list[nn.BatchNorm2d]]] = []
         for column, option in enumerate(options):
@@ -88,6 +96,14 @@ class Fan:
         """Return the weights the modules have now: others may have been put in their places."""
         return [places[name] for places, name in self._places]  # type: ignore[misc]
 
+    def probs(self, p: Tensor) -> Tensor:
+        """Return the rows of the fan's edges of those of all edges (edges, options)."""
+        return p[_index(self.rows, p.device)]
+
+    def columns(self, p: Tensor) -> Tensor:
+        """Return the columns of p whose options are shared, as an index on its device."""
+        return _index(self.shared.columns, p.device)
+
     def packs(self, given: Iterable[Tensor]) -> list[list[Tensor]]:
         """Return parameters, in the order of `parameters`, by branch; those of one kind stacked over edges."""
         each = iter(given)
@@ -114,7 +130,7 @@ class Fan:
             memory, stats = branch.forward(ops, x, by_option[column], pack, out, bias)
             kept.append(memory)
             moved += zip(running, stats, strict=True)
-        common, stats = self.shared.forward(ops, x, p[:, self.shared.columns].contiguous(), out, bias)
+        common, stats = self.shared.forward(ops, x, p[:, self.columns(p)].contiguous(), out, bias)
         moved += zip(self._shared_running, stats, strict=True)
         for statistics, (mean, var) in () if frozen.get() else moved:
             for _ in range(times):
@@ -134,7 +150,7 @@ class Fan:
         """Fill in `grads`, given that of `out`, and return those of the parameters, if they are wanted."""
         by_option = p.T.contiguous()
         common, memories = kept
-        columns = self.shared.columns
+        columns = self.columns(p)
         dp, grads.sums = self.shared.backward(ops, p[:, columns].contiguous(), common, g, grads.x)
         grads.weights[:, columns] = dp
         found: list[Tensor] = []
@@ -253,7 +269,7 @@ class _FusedCell(torch.autograd.Function):
             packs = fan.packs(mine)
             once = j == 0 and groups > 1  # all groups read the same state
             into = torch.zeros_like(out[:, 0]) if once else out.flatten(0, 1)
-            kept = fan.forward(ops, state, p[fan.rows], packs, into, groups if once else 1)
+            kept = fan.forward(ops, state, fan.probs(p), packs, into, groups if once else 1)
             if once:
                 out += into[:, None]
             structures.append(_flatten(None if layout.lean else kept, tensors))
@@ -289,13 +305,13 @@ class _FusedCell(torch.autograd.Function):
             packs, kept = fan.packs(shares[j]), _unflatten(ctx.structures[j], tensors)  # copies, so not all at once
             g = flat[fan.first : fan.first + len(fan.rows)]
             g = g.sum(1) if j == 0 and ctx.groups > 1 else g.flatten(0, 1)
-            probs = p[fan.rows]
+            probs = fan.probs(p)
             if layout.lean:
                 with frozen_statistics():  # they have moved in the forward pass
                     kept = fan.forward(ops, states[j], probs, packs, torch.zeros_like(g))
             grads = Grads(dstates[j], torch.zeros_like(probs), parameters, flat.new_empty(0))
             found.insert(0, list(fan.backward(ops, states[j], probs, packs, kept, g, grads)))
-            dp[fan.rows] = grads.weights
+            dp[_index(fan.rows, p.device)] = grads.weights
         dws = [d for some in found for d in some] if parameters else [None] * ctx.count
         d0, d1 = (None if d is None else d.permute(0, 3, 1, 2) for d in dinputs)
         return (d0, d1, dp if wanted[2] else None, None, None, *dws)
@@ -317,7 +333,8 @@ def fused_cell(s0: Tensor | None, s1: Tensor, p: Tensor, layout: Layout, groups:
     """
     parameters = [weight for fan in layout.fans for weight in fan.parameters()]
     # In float32 under autocast too: covariances lose too much in bfloat16.
-    with torch.autocast(s1.device.type, enabled=False):
+    kind = s1.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         low = (torch.bfloat16, torch.float16)
         s0, s1, p = (t.float() if t is not None and t.dtype in low else t for t in (s0, s1, p))  # type: ignore[assignment]
         out: Tensor = _FusedCell.apply(s0, s1, p, groups, layout, *parameters)  # type: ignore[no-untyped-call]

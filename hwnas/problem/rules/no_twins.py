@@ -14,12 +14,12 @@ from hwnas.problem.rules.base import Fixed, Rule
 
 @dataclass(frozen=True)
 class NoTwins(Rule):
-    """No two nodes compute the same, called twins: the second adds nothing to a network, and engines leave it out.
+    """No two states of a cell are the same, called twins: the second adds nothing, and engines leave it out.
 
     The score would count it, and a prediction that is a sum over decisions would price it.
 
     Attributes:
-        twins: Answers that together make two nodes compute the same, see `Space.twins`.
+        twins: Answers that together make two states the same, see `Space.twins`.
     """
 
     twins: tuple[Answers, ...]

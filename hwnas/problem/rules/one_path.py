@@ -245,12 +245,16 @@ class OnePath(Rule):
             steps = torch.tensor([[index[place, s] for s in STEPS] for place in places], device=q.device)
             allowed = [[s in self._steps[layer, level] for s in STEPS] for level in sources(layer)]
             exist = torch.tensor(allowed, device=q.device)
+            # As places in `flow`: of a mask the device would have to be asked how many it keeps.
+            there = [i for i, may in enumerate(may for row in allowed for may in row) if may]
             p = q[steps] * exist
             flow = visit[:, None] * p / p.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
             dropped = torch.tensor([index[place, self.none] for place in places], device=q.device)
             q = q.index_put((steps,), flow).index_put((dropped,), 1 - visit)
-            to = torch.tensor([[level + by for by in STEPS.values()] for level in sources(layer)], device=q.device)
-            visit = q.new_zeros(LEVELS).index_add(0, to[exist], flow[exist])[: len(sources(layer + 1))]
+            to = [level + by for level in sources(layer) for by in STEPS.values()]
+            into = torch.tensor([to[i] for i in there], device=q.device)
+            taken = flow.reshape(-1)[torch.tensor(there, device=q.device)]
+            visit = q.new_zeros(LEVELS).index_add(0, into, taken)[: len(sources(layer + 1))]
         return q
 
     def given(self, fixed: Fixed) -> OnePath:

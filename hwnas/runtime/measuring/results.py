@@ -128,6 +128,10 @@ class History:
         """Return how often an entry has been visited."""
         return len(self._medians_ms.get(key, ())) + (key in self._bad)
 
+    def medians_ms(self, key: str) -> Sequence[float]:
+        """Return the median of each visit to an entry, in their order."""
+        return self._medians_ms.get(key, ())
+
     def bad(self, key: str) -> Record | None:
         """Return the record that says why an entry cannot be measured, if there is one."""
         return self._bad.get(key)

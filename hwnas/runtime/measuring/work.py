@@ -17,6 +17,7 @@ from hwnas.errors import DeviceLost, HwnasError
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, OnDevice, Runner
 from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.forecast import Forecast, Left, Moment, at_most
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.runtime.measuring.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
 from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
@@ -24,6 +25,7 @@ from hwnas.runtime.measuring.results import History
 
 RESULTS_FILE = "results.jsonl"
 FIRST_ROUND = 0.4  # share of the time there is that loading may take; what is not reached then is left out
+FORECAST_S = 0.5  # between two forecasts: one takes a millisecond, and the caches of what is visited next
 MEMORY_SHARE = 0.5  # of what is free, for runners that stay loaded
 
 
@@ -35,11 +37,15 @@ class Progress:
         done: Visits in the results file.
         total: Visits when finished, as far as can be told by now.
         record: The sample just written: key, visit, status, and the samples or a reason.
+        left_s: About how many seconds it takes from now on, waiting included.
+        note: Why it is not finished and how long it takes at most, for people.
     """
 
     done: int
     total: int
     record: Mapping[str, Any]
+    left_s: float | None = None
+    note: str = ""
 
 
 def pin_to_cpus(threads: int, root: Path = Path("/")) -> None:
@@ -129,6 +135,9 @@ class _Work:
         self._waits = engine.clock != "model"  # a formula is the same at any time
         self._min_s = stop.min_s if self._waits else 0.0
         self._limit_s = math.inf if minutes is None else 60 * minutes
+        self._forecast = Forecast(plan.entries, self._history, self._min_s, engine.capabilities.load_s)
+        self._left: Left | None = None  # as last forecast, when `_left_done` visits were done after `_left_at_s`
+        self._left_done, self._left_at_s = 0, 0.0
         ops = sorted(
             (e for e in plan.entries if e.role in ("op", "context", "boundary")),
             key=lambda e: (sum(c.macs for c in e.calls), e.key),
@@ -147,11 +156,12 @@ class _Work:
             first = round_ if first is None else first
             self._pace(round_, first)
             limit_s = self._limit_s * (FIRST_ROUND if round_ == 0 else 1.0)
-            later = self._later(round_, first, len(due))
             for n, entry in enumerate(due, start=1):
                 if self._elapsed_s() >= limit_s:
                     break
-                self._visit(entry, round_, len(due) - n + later)
+                record = self._visit(entry, round_)
+                self._tell(record, round_, first, last=n == len(due))
+                self._time_reference()
 
     def _due(self, round_: int, seed: int) -> list[Entry]:
         """Return whom to visit in a round: who has had all rounds before it, and needs more."""
@@ -171,7 +181,8 @@ class _Work:
         until_s = self._min_s * (round_ - first) / max(1, self._history.stop.max_visits - 1 - first)
         time.sleep(max(0.0, min(until_s, self._limit_s) - self._elapsed_s()))
 
-    def _visit(self, entry: Entry, number: int, left: int) -> None:
+    def _visit(self, entry: Entry, number: int) -> dict[str, Any]:
+        start_s = self._elapsed_s()
         which = {"key": entry.key, "visit": number}
         reason = self._history.crash(entry.key, number)
         outcome = self._attempt(which, entry) if reason is None else _bad("crashed", reason)
@@ -180,19 +191,24 @@ class _Work:
         record = {"type": "sample", **which, **outcome}
         self._journal.append(record)
         self._history.add(record)
-        if self._on_record is not None:
-            if left == 0 and number + 1 < self._history.stop.max_visits:  # unless it asks for another round
-                left = sum(self._needs(e.key, number + 1) for e in self._entries)
-            self._on_record(Progress(self._history.done, self._history.done + left, record))
-        self._time_reference()
+        self._forecast.visited(entry.key, self._elapsed_s() - start_s)
+        return record
 
-    def _later(self, round_: int, first: int, due: int) -> int:
-        """Return how many visits there will be after this round, as far as can be told."""
-        rounds, most = self._history.stop.min_visits, self._history.stop.max_visits
-        elapsed_s = self._elapsed_s()
-        if round_ > first and elapsed_s < self._min_s:
-            rounds = max(rounds, min(most, first + int((round_ - first) * self._min_s / elapsed_s)))
-        return max(0, rounds - round_ - 1) * due
+    def _tell(self, record: Mapping[str, Any], round_: int, first: int, last: bool) -> None:
+        """Tell how far it is; at the end of a round the forecast is that of the next one, so that 0 means the end."""
+        if self._on_record is None:
+            return
+        done, elapsed_s = self._history.done, self._elapsed_s()
+        if self._left is None or last or elapsed_s - self._left_at_s >= FORECAST_S:
+            reach_s = self._limit_s * FIRST_ROUND
+            at = Moment(round_ + last, first, elapsed_s, self._limit_s, reach_s)
+            self._left, self._left_done, self._left_at_s = self._forecast.left(at), done, elapsed_s
+        left = self._left
+        visits = max(0, left.visits - (done - self._left_done))
+        least_s = left.seconds * visits / (2 * max(1, left.visits))  # what is late is not over
+        left_s = max(least_s, left.seconds - (elapsed_s - self._left_at_s))
+        note = at_most(left) if visits else ""
+        self._on_record(Progress(done, done + visits, record, left_s if visits else 0.0, note))
 
     def _attempt(self, which: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
         """Return what happened, as fields of a sample record."""

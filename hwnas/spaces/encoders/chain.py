@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture
 from hwnas.spaces.cell import CellSpec
@@ -28,6 +28,18 @@ DARTS_OPS = (
     "sep_conv_5x5",
     "dil_conv_3x3",
     "dil_conv_5x5",
+)
+# Zero, identity, pooling, convolution, separable and dilated separable ones: those of CAS as later papers quote them
+# (GAS has the same); their texts were not at hand.
+CAS_OPS = (
+    NONE,
+    "skip_connect",
+    "max_pool_3x3",
+    "conv_3x3",
+    "sep_conv_3x3",
+    "dil_sep_conv_3x3_r2",
+    "dil_sep_conv_3x3_r4",
+    "dil_sep_conv_3x3_r8",
 )
 
 
@@ -56,6 +68,7 @@ class Chain(Encoder):
     def __post_init__(self) -> None:
         if self.scale.channels < 2:  # strided stems begin with half of them
             raise HwnasError(f"a network needs 2 channels or more, got {self.scale.channels}")
+        check_ranges("a chain", *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:

@@ -9,26 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
-from hwnas.ops.mixed import NONE
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops.registry import active_tracer
 from hwnas.problem import Architecture
 from hwnas.spaces.cell import Block, Cell, CellSpec, preprocessing
+from hwnas.spaces.encoders.chain import CAS_OPS
 from hwnas.spaces.encoders.stack import Stack, StackNet, Stem, reductions
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, OpenEncoderNet, Scale
 from hwnas.spaces.picture import draw_cell, set_size
 from hwnas.spaces.registry import encoder
 
-GAS_OPS = (
-    NONE,
-    "skip_connect",
-    "max_pool_3x3",
-    "conv_3x3",
-    "sep_conv_3x3",
-    "dil_sep_conv_3x3_r2",
-    "dil_sep_conv_3x3_r4",
-    "dil_sep_conv_3x3_r8",
-)
 COLUMNS = 5  # of a drawing
 
 
@@ -67,7 +57,7 @@ class Independent(Encoder):
 
     scale: Scale
     stem: Stem = "segmentation"
-    ops: tuple[str, ...] = GAS_OPS
+    ops: tuple[str, ...] = CAS_OPS
     nodes: int = 2
     keep: int | None = None
     shared: bool = False
@@ -75,6 +65,7 @@ class Independent(Encoder):
     def __post_init__(self) -> None:
         if self.scale.channels < 2:  # strided stems begin with half of them
             raise HwnasError(f"a network needs 2 channels or more, got {self.scale.channels}")
+        check_ranges("a chain", *not_below(self, ("nodes",) if self.keep is None else ("nodes", "keep"), 1))
 
     @property
     def stack(self) -> Stack:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.cell import Cell, CellSpec, preprocessing
-from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs
+from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled
 
 Stem = Literal["cifar", "imagenet", "segmentation"]
 
@@ -118,13 +118,14 @@ class StackNet(EncoderNet):
         self.taken = stack.last_of_stride()
         self.tap = stack.auxiliary()
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features; see `EncoderNet.forward`."""
         s0 = self.stem0(image)
         s1 = self.stem1(s0)
         taken = {i: s for i, s in enumerate((s0, s1)) if i in self.taken}
         for i, (spec, cell) in enumerate(zip(self.kinds, self.cells, strict=True), start=2):
-            s0, s1 = s1, cell((s0, s1), None if probs is None else probs[spec.name], sampled)
+            weights, on = (None if of is None else of[spec.name] for of in (probs, sampled))
+            s0, s1 = s1, cell((s0, s1), weights, on)
             if i in self.taken or i == self.tap:
                 taken[i] = s1
         return Maps(tuple((Map(taken[i]),) for i in self.taken), taken[self.tap])

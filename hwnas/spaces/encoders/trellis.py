@@ -13,7 +13,7 @@ from typing import Literal as Literal_
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops.mixed import NONE
 from hwnas.problem import Architecture, Group, Rule, choice
 from hwnas.problem.rules.one_path import (
@@ -100,6 +100,9 @@ class Trellis(Encoder):
     keep: int = 2
     boundary: Boundary = "existing"
     weighting: Weighting = "step"
+
+    def __post_init__(self) -> None:
+        check_ranges("a trellis", *not_below(self, ("nodes", "keep"), 1))
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:

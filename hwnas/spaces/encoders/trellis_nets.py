@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.ops import layers
+from hwnas.ops.mixed import On
 from hwnas.ops.registry import active_tracer
 from hwnas.problem import Architecture
 from hwnas.problem.rules.one_path import Path, any_walk
 from hwnas.problem.walks import Walk
 from hwnas.spaces.cell import Cell, preprocessing
 from hwnas.spaces.encoders.trellis_wiring import STEM, Stem, Step, Wiring, left_at, level_sizes
-from hwnas.spaces.parts import EncoderNet, Map, Maps, OpenEncoderNet, Probs
+from hwnas.spaces.parts import EncoderNet, Map, Maps, OpenEncoderNet, Probs, Sampled
 
 if TYPE_CHECKING:
     from hwnas.spaces.encoders.trellis import Trellis
@@ -44,30 +45,32 @@ class TrellisSupernet(EncoderNet):
         self._rows = {d.name: row for row, d in enumerate(path.decisions)}
         self._columns = {option: column for column, option in enumerate(path.options)}
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features; see `EncoderNet.forward`."""
         probs, wiring = probs or {}, self.trellis.wiring
         path, alphas = probs.get("path"), probs.get("cell")
+        paths, on = (None if sampled is None else sampled.get(name) for name in ("path", "cell"))
         _, last = self.stem(image)
         sizes = level_sizes(last)
         older: dict[int, Tensor] = {}
         old = {0: last}
-        by_path, every = self.trellis.weighting == "path", not (sampled or path is None)
+        by_path, every = self.trellis.weighting == "path", sampled is None and path is not None
         passed = {0: last.new_ones(())}  # by level: how probable it is that the path passes, of "path"
+        reached = {0}  # levels that a path that is computed passes, of "path"
         for layer in range(wiring.layers):
             into: dict[int, list[tuple[Step, Tensor, Tensor]]] = {}  # by level: steps, their inputs and weights
             betas = self._betas(wiring.steps(layer), path, image)
             for step, beta in betas.items():
                 weight = passed[step.start] * beta if by_path else beta
-                if every or weight.item() != 0:
+                if every or ((not by_path or step.start in reached) and self._taken(step, paths)):
                     into.setdefault(step.end, []).append((step, step.brought(old[step.start], sizes), weight))
             made: dict[int, Tensor] = {
-                to: self.cells[f"{layer}-{to}"](older.get(to), terms, alphas, sampled) for to, terms in into.items()
+                to: self.cells[f"{layer}-{to}"](older.get(to), terms, alphas, on) for to, terms in into.items()
             }
             for level in wiring.levels(layer):
                 if level not in made:  # no path comes here
                     made[level] = last.new_zeros((len(image), wiring.width(layer, level), *sizes[level]))
-            older, old = old, dict(sorted(made.items()))
+            older, old, reached = old, dict(sorted(made.items())), set(into)
             if by_path:
                 passed = {to: last.new_zeros(()) + sum(w for _, _, w in into.get(to, ())) for to in old}
         ends: list[Map | None] = []
@@ -75,9 +78,15 @@ class TrellisSupernet(EncoderNet):
             if not by_path:
                 ends.append(Map(self.relu(h)))
             else:
-                taken = every or passed[level].item() != 0
-                ends.append(Map(self.relu(h), passed[level]) if taken else None)
+                ends.append(Map(self.relu(h), passed[level]) if every or level in reached else None)
         return Maps(((Map(last),), tuple(ends)), last)
+
+    def _taken(self, step: Step, paths: On | None) -> bool:
+        """Tell whether a step is computed where not all are: it is the answer, or may be."""
+        answer = self.arch.get(step.place)
+        if answer is not None:
+            return step.name == answer
+        return paths is None or bool(paths[self._rows[step.place], self._columns[step.name]])
 
     def _betas(self, steps: Sequence[Step], path: Tensor | None, like: Tensor) -> dict[Step, Tensor]:
         """Return what multiplies each step."""
@@ -86,7 +95,7 @@ class TrellisSupernet(EncoderNet):
             own = [step for step in steps if step.place == place]
             answer = self.arch.get(place)
             if answer is not None:
-                out |= {step: like.new_tensor(float(step.name == answer)) for step in own}
+                out |= {step: like.new_full((), float(step.name == answer)) for step in own}
                 continue
             assert path is not None, "the path is open and was given no probabilities"
             row = path[self._rows[place]]
@@ -120,7 +129,7 @@ class _SupernetCell(nn.Module):
         self.cell = Cell(wiring.spec, arch, [nn.Sequential(), nn.Sequential()], c, search=True)
 
     def forward(
-        self, h2: Tensor | None, into: Sequence[tuple[Step, Tensor, Tensor]], alphas: Tensor | None, sampled: bool
+        self, h2: Tensor | None, into: Sequence[tuple[Step, Tensor, Tensor]], alphas: Tensor | None, sampled: On | None
     ) -> Tensor:
         """Return the sum over steps (step, H^{l-1} at the size of the result or twice that, weight)."""
         s0 = None if self.before is None or h2 is None else self.before(self.relu(h2))
@@ -147,12 +156,14 @@ class TrellisNet(EncoderNet):
         self.low = left_at(path)
         self.relu = layers.ReLU()
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features; see `EncoderNet.forward`."""
-        states, low = self.states(image, (probs or {}).get("cell"), sampled)
+        states, low = self.states(image, (probs or {}).get("cell"), None if sampled is None else sampled.get("cell"))
         return Maps(((Map(low),), (Map(self.relu(states[-1])),)), low)
 
-    def states(self, image: Tensor, alphas: Tensor | None = None, sampled: bool = False) -> tuple[list[Tensor], Tensor]:
+    def states(
+        self, image: Tensor, alphas: Tensor | None = None, sampled: On | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Return the outputs of all cells, and the low-level map."""
         states = list(self.stem(image))
         sizes = level_sizes(states[1])

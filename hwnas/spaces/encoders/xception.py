@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hwnas.errors import HwnasError
 from hwnas.ops import layers
 from hwnas.problem import Architecture
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Scale
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.picture import set_size
 from hwnas.spaces.registry import encoder
 
@@ -172,7 +172,7 @@ class XceptionNet(EncoderNet):
         self.blocks = nn.ModuleList(XceptionBlock(w, b) for w, b in zip(widths, blocks, strict=False))
         self.low = xception.low()
 
-    def forward(self, image: Tensor, probs: Probs | None = None, sampled: bool = False) -> Maps:
+    def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
         """Compute the features; see `EncoderNet.forward`."""
         states, low = self.states(image)
         return Maps(((Map(low),), (Map(states[-1]),)), low)

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
 from hwnas.spaces.heads.deeplab import ASPP, LightNet
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task
 from hwnas.spaces.registry import head
 
 
@@ -29,6 +30,9 @@ class ASPPHead(Head):
     channels: int = 256
     separable: bool = False
     task: ClassVar[Task] = "segmentation"
+
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("channels",), 1))
 
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
@@ -47,11 +51,11 @@ class _ASPPNet(HeadNet):
         self.classifier = layers.Classifier(own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores at full size: the one size that does not depend on the stride of the feature."""
         return layers.resize(self.classifier(self.aspp(x)), image)
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Return scores or labels."""
         out: Tensor = self.argmax(necks[0])
         return out

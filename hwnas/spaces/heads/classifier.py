@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliaryClassification
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task
 from hwnas.spaces.registry import head
 
 
@@ -29,6 +30,9 @@ class ClassifierHead(Head):
     second_norm: bool = True
     task: ClassVar[Task] = "classification"
 
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("pool_stride",), 1))
+
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
         return _ClassifierNet(features, classes, labels)
@@ -45,12 +49,12 @@ class _ClassifierNet(HeadNet):
         self.linear = layers.Linear(features[-1].channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores (N, classes)."""
         scores: Tensor = self.linear(self.pool(x))
         return scores
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Return scores or labels."""
         out: Tensor = self.argmax(necks[0])
         return out

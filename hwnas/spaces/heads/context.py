@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task, size_at
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task, size_at
 from hwnas.spaces.registry import head
 
 
@@ -26,6 +27,9 @@ class ContextHead(Head):
 
     channels: int = 64
     task: ClassVar[Task] = "segmentation"
+
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("channels",), 1))
 
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
@@ -47,14 +51,14 @@ class _ContextNet(HeadNet):
         self.add = layers.Add(after_conv=True)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores of one feature at the size of the finer one."""
         if index == self.last:
             x = layers.resized(self.context(x), size_at(image.shape, self.stride))
         scores: Tensor = self.score_high(x) if index == self.last else self.score_low(x)
         return scores
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Add the scores; return them or labels at the size of the image."""
         out: Tensor = self.argmax(layers.resize(self.add(*necks), image))
         return out

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwnas.errors import check_ranges, not_below
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
 from hwnas.spaces.heads.deeplab import ASPP, LightNet, conv3x3
-from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Task, size_at
+from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task, size_at
 from hwnas.spaces.registry import head
 
 LOW_CHANNELS = 48  # that the low-level map is projected to (section 4.1 of the paper)
@@ -33,6 +34,9 @@ class DecoderHead(Head):
     channels: int = 256
     separable: bool = False
     task: ClassVar[Task] = "segmentation"
+
+    def __post_init__(self) -> None:
+        check_ranges("a head", *not_below(self, ("channels",), 1))
 
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build it; see `Head.build`."""
@@ -58,14 +62,14 @@ class _DecoderNet(HeadNet):
         self.classifier = layers.Classifier(own.channels, classes)
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Project the low-level map, or bring the ASPP of the last to its size."""
         if index == 0:
             low: Tensor = self.low(x)
             return low
         return layers.resized(self.aspp(x), size_at(image.shape, self.stride))
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores or labels of the size of the image."""
         low, high = necks
         scores = self.classifier(self.decoder(self.concat(high, low)))

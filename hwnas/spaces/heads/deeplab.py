@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hwnas.ops import layers
-from hwnas.spaces.parts import Feature, HeadNet, Probs
+from hwnas.spaces.parts import Feature, HeadNet, Probs, Sampled
 
 RATES = (96, 192, 288)  # of the three atrous branches, in pixels of the image: 12, 24 and 36 at stride 8
 
@@ -60,11 +60,11 @@ class LightNet(HeadNet):
         self.concat = layers.Concat()
         self.classifier = layers.Classifier(3 * last.channels, classes)
 
-    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: bool) -> Tensor:
+    def neck(self, index: int, x: Tensor, image: Tensor, probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Compute scores at full size."""
         scores = self.classifier(self.concat(self.point(x), self.atrous(x), self.pooling(x)))
         return layers.resize(scores, image)
 
-    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: bool) -> Tensor:
+    def body(self, image: Tensor, necks: Sequence[Tensor], probs: Probs | None, sampled: Sampled | None) -> Tensor:
         """Return the scores."""
         return necks[0]
