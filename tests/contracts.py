@@ -30,7 +30,7 @@ from hwnas.learn.training import TrainConfig, Training
 from hwnas.ops import OpSpec, trace
 from hwnas.ops.mixed import NONE
 from hwnas.ops.onnx_graph import export_network
-from hwnas.problem import Architecture, Marginals, NoTwins, Probabilities, TopK
+from hwnas.problem import Architecture, FreeEdges, Marginals, NoTwins, Probabilities, TopK
 from hwnas.runtime.deploy.bundle import BuildsBundles, OpensBundles, OpensModels
 from hwnas.runtime.engines.base import Engine, OnDevice
 from hwnas.runtime.engines.onnxruntime import open_onnx
@@ -93,9 +93,10 @@ def constrained_ms(solver: Solver, arch: Architecture, model: int = 0) -> float:
 def _with_twins(space: Space, arch: Architecture, rng: np.random.Generator) -> Architecture:
     """Return an architecture with two nodes that compute the same."""
     twins = space.twins()
-    answers = dict(twins[int(rng.integers(len(twins)))])
-    dropped = {d: r.none for r in space.rules() for d in r.decisions if answers.keys() & set(r.decisions)}
-    return Architecture.of(space.name, dict(arch.answers) | dropped | answers)
+    answers = twins[int(rng.integers(len(twins)))]
+    own = {d for r in space.rules() if {d for d, _ in answers} & set(r.decisions) for d in r.decisions}
+    others = tuple((d, o) for d, o in arch.answers if d not in own)
+    return space.problem.fix(Architecture(space.name, others + answers)).draw(rng)
 
 
 class SpaceContract:
@@ -169,7 +170,8 @@ class SpaceContract:
     def test_concentrated_samples_are_of_few_ops(self, space: Space) -> None:
         """The most frequent option of a group takes most of its survivors, where uniform draws spread them."""
         rng = np.random.default_rng(0)
-        drawn_whole = {d for r in space.rules() if not isinstance(r, TopK) for d in r.decisions}  # as paths are
+        # As paths are.
+        drawn_whole = {d for r in space.rules() if not isinstance(r, TopK | FreeEdges) for d in r.decisions}
         groups = [g for g in space.groups if g.decisions[0].name not in drawn_whole]
 
         def largest_share(concentration: float | None) -> float:

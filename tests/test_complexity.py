@@ -16,7 +16,7 @@ from hwnas.latency import LatencyModel
 from hwnas.latency.resources import RESOURCES, Counts
 from hwnas.spaces import sample, trace_space
 
-TINY = ("darts-tiny", "darts-cifar10-tiny", "autodeeplab-tiny", "cas-tiny")
+TINY = ("darts-tiny", "darts-cifar10-tiny", "autodeeplab-tiny", "cas-tiny", "gas-tiny")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -136,7 +136,7 @@ class TestExpectations:
         """Only separable convolutions cost something, each on an edge of its own: the mixture is a plain sum."""
         model = priced({"sep_conv": 1.0}, 0.0)
         probs = probabilities(3)
-        kinds = [spec.name for spec in SPACE.encoder.kinds()]
+        kinds = [spec.name for spec in SPACE.encoder.stack.cells]
         column = SPACE.groups[0].options.index("sep_conv_3x3")
         plain = sum(float(probs[kind][:, column].sum()) for kind in kinds)
         assert float(Mixture(model)(probs)) == pytest.approx(plain, rel=1e-9)

@@ -23,6 +23,7 @@ from hwnas.problem import (
     TopK,
     at_least,
     choice,
+    exactly,
 )
 from hwnas.problem.rules import relaxed_top_k
 
@@ -72,6 +73,41 @@ def test_at_least_n_of_several_clauses_is_a_count_of_them(n: int) -> None:
         arch = Architecture.of("s", dict(zip("abc", answers, strict=True)))
         hold = sum(Gate(frozenset({clause})).holds(arch) for clause in clauses)
         assert gate.holds(arch) is (hold >= n)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_exactly_n_of_several_clauses_is_a_count_of_them(n: int) -> None:
+    kept = [frozenset({(d, "skip"), (d, "conv")}) for d in NAMES]
+    gate, twice = exactly(n, kept), exactly(n, kept) & choice("a", "conv")
+    marginals = Marginals(FREE, [gate, twice])
+    for arch in EVERY:
+        count = sum(arch.get(d) != "none" for d in NAMES)
+        assert gate.holds(arch) == (count == n)
+        assert twice.holds(arch) == (count == n and arch.get("a") == "conv")
+        q = marginals.literal_probs(FREE.one_hot(arch))
+        assert marginals.gate_probs(q).tolist() == [float(gate.holds(arch)), float(twice.holds(arch))]
+
+
+def test_exactly_one_and_exactly_two_add_up_to_one_or_more() -> None:
+    """Their expectations, too: one of two is what is left by two of two."""
+    kept = [frozenset({(d, "skip"), (d, "conv")}) for d in NAMES[:2]]
+    marginals = Marginals(FREE, [exactly(0, kept), exactly(1, kept), exactly(2, kept)])
+    for seed in range(5):
+        probs = softmax_probs(seed)
+        a, b = (1 - probs["first"][:, 0]).tolist()
+        expected = [(1 - a) * (1 - b), a + b - 2 * a * b, a * b]
+        np.testing.assert_allclose(marginals.gate_probs(marginals.literal_probs(probs)), expected, atol=1e-12)
+
+
+def test_what_an_exception_says_again_is_left_out() -> None:
+    """Both kept but not both skipped: P(a kept) P(b kept) - P(a skip) P(b skip), exactly."""
+    skips = choice("a", "skip") & choice("b", "skip")
+    gate = (choice("a", "skip", "conv") & choice("b", "skip", "conv")).except_where(skips)
+    marginals = Marginals(FREE, [gate])
+    for seed in range(3):
+        probs = softmax_probs(seed)
+        expected = sum(weight(a, probs) * gate.holds(a) for a in EVERY)
+        assert float(marginals.gate_probs(marginals.literal_probs(probs))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_always_is_neutral_in_and_and_absorbing_in_or() -> None:

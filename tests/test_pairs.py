@@ -87,12 +87,23 @@ class CellHeadNet(HeadNet):
         return out
 
 
-SCALES = {"chain": Scale(4, 3, (25, 35)), "trellis": Scale(2, 4, (25, 35)), "xception": Scale(2, 1, (25, 35))}
+SCALES = {
+    "chain": Scale(4, 3, (25, 35)),
+    "independent": Scale(4, 3, (25, 35)),
+    "trellis": Scale(2, 4, (25, 35)),
+    "xception": Scale(2, 1, (25, 35)),
+}
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "chain": {"nodes": 2, "ops": OPS},
+    "independent": {"ops": OPS},
     "trellis": {"nodes": 2, "ops": OPS, "weighting": "path"},
 }
-FURTHER = {"chain, cifar": ("chain", {"stem": "cifar"}), "trellis, step": ("trellis", {"weighting": "step"})}
+FURTHER = {
+    "chain, cifar": ("chain", {"stem": "cifar"}),
+    "independent, shared": ("independent", {"shared": True}),
+    "independent, three nodes": ("independent", {"nodes": 3, "stem": "imagenet"}),
+    "trellis, step": ("trellis", {"weighting": "step"}),
+}
 
 
 def encoders() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -111,7 +122,8 @@ def heads() -> dict[str, Head]:
 
 def pairs() -> list[tuple[str, str]]:
     """Return all pairs; for further ways of an encoder those heads that tell the difference."""
-    further = {("chain, cifar", "classifier"), ("trellis, step", "decoder"), ("trellis, step", "cell-head")}
+    further = {("independent, shared", "aspp"), ("independent, three nodes", "cell-head")}
+    further |= {("chain, cifar", "classifier"), ("trellis, step", "decoder"), ("trellis, step", "cell-head")}
     return [(e, h) for e in encoders() for h in heads() if e not in FURTHER or (e, h) in further]
 
 
@@ -124,7 +136,7 @@ class TestPairs(PairContract):
         name, settings = encoders()[own]
         scale, head = SCALES[name], heads()[on]
         # An auxiliary head that classifies reads maps of 7x7 and more.
-        size = (99, 113) if (own, on) == ("chain", "classifier") else scale.size
+        size = (99, 113) if own in ("chain", "independent") and on == "classifier" else scale.size
         encoder = registered_encoders()[name](
             Scale(scale.channels, scale.cells, size), **SETTINGS.get(name, {}) | settings
         )

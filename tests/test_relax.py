@@ -204,7 +204,7 @@ class TestInTheSearch:
         before = {k: p.detach().clone() for k, p in s.net.named_parameters()}
         drawn = s.config.relaxation.weights(s.logits(), s._moment(FOR_WEIGHTS, 0))
         s._move_weights(s._batches(s.weight_batches))
-        kinds = {f"cells.{k}": spec.name for k, spec in enumerate(SPACE.encoder.kinds())}
+        kinds = {f"cells.{k}": spec.name for k, spec in enumerate(SPACE.encoder.stack.cells)}
         seen = set()
         for k, p in s.net.named_parameters():
             parts = k.split(".")

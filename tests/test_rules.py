@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from hwnas.errors import HwnasError
-from hwnas.problem import Architecture, AtMost, Decision, Group, NoTwins, OnePath, Probabilities, Problem, TopK
+from hwnas.problem import (
+    Architecture,
+    AtMost,
+    Decision,
+    FreeEdges,
+    Group,
+    NoTwins,
+    OnePath,
+    Probabilities,
+    Problem,
+    TopK,
+)
 from hwnas.problem.rules.one_path import path_answers, path_group, path_of
 from hwnas.search.derive import Solver, strongest
 
 OPTIONS = ("none", "skip", "conv")
 EDGES = Group("edges", tuple(Decision(n, OPTIONS) for n in "abcd"))
 PATH = path_group(3)
+# One input, state 0, and nodes 1 to 3: two read it, and one the node before.
+FREE = FreeEdges((("a", 0, 1), ("b", 0, 2), ("c", 1, 2), ("d", 2, 3)), OPTIONS, inputs=1)
+# Two inputs and two nodes; the second input is needed.
+NEEDED = FreeEdges((("a", 0, 2), ("b", 1, 2), ("c", 1, 3), ("d", 2, 3)), OPTIONS, inputs=2, needed=1)
 CASES: dict[str, Problem] = {
     "top-k": Problem("s", (EDGES,), (TopK(tuple("abcd"), OPTIONS, 2),)),
+    "free edges": Problem("s", (EDGES,), (FREE,)),
+    "free edges, an input needed": Problem("s", (EDGES,), (NEEDED,)),
     "one path": Problem("s", (PATH,), (OnePath(3),)),
     "one path, two thirds": Problem("s", (PATH,), (OnePath(3, "two-thirds"),)),
     "at most": Problem("s", (EDGES,), (AtMost.of(EDGES, "skip", 1),)),
@@ -147,11 +165,88 @@ class TestFixed:
             np.testing.assert_allclose(q, fixed.literals.vector(arch), atol=1e-12)
 
 
+class TestFreeEdges:
+    """Two inputs and two nodes: what a cell is, how it is drawn, and what is certain of it."""
+
+    PAIRS = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    GROUP = Group("cell", tuple(Decision(f"{j}-{i}", OPTIONS) for j, i in PAIRS))
+    EDGES = tuple((f"{j}-{i}", j, i) for j, i in PAIRS)
+    PATTERNS: ClassVar = {None: 27, 1: 22}  # without input 1 node 2 has one choice and node 3 four, or none and one
+
+    @pytest.fixture(params=PATTERNS, autouse=True)
+    def needed(self, request: pytest.FixtureRequest) -> None:
+        """Any input will do, or the second one is needed."""
+        self.need: int | None = request.param
+        self.rule = FreeEdges(self.EDGES, OPTIONS, inputs=2, needed=self.need)
+        self.problem = Problem("s", (self.GROUP,), (self.rule,))
+
+    def is_cell(self, arch: Architecture) -> bool:
+        """Say it anew, in other words than the rule: some node is reached, and no edge leaves one that is not."""
+        kept = [tuple(map(int, d.split("-"))) for d, o in arch.answers if o != "none"]
+        reached = {0, 1}
+        for j, i in sorted(kept, key=lambda edge: edge[1]):
+            if j in reached:
+                reached.add(i)
+        read = self.need is None or any(j == self.need for j, _ in kept)
+        return reached != {0, 1} and read and all(j in reached for j, _ in kept)
+
+    def all(self) -> list[Architecture]:
+        return [a for a in every(self.problem) if self.is_cell(a)]
+
+    def test_what_is_a_cell(self) -> None:
+        assert set(self.all()) == {a for a in every(self.problem) if self.rule.holds(a)}
+
+    def test_every_choice_of_kept_edges_is_drawn_equally_often(self) -> None:
+        def pattern(arch: Architecture) -> tuple[bool, ...]:
+            return tuple(o != "none" for _, o in arch.answers)
+
+        rng, n = np.random.default_rng(0), 2700
+        drawn = [pattern(self.problem.draw(rng)) for _ in range(n)]
+        patterns = {pattern(a) for a in self.all()}
+        assert len(patterns) == self.PATTERNS[self.need]
+        counts, each = [drawn.count(p) for p in patterns], n / len(patterns)
+        assert sum(counts) == n
+        assert sum((c - each) ** 2 / each for c in counts) < 50  # chi-squared of at most 26: 1 in 300 is above
+
+    def test_marginals_are_those_of_independent_edges_that_obey(self) -> None:
+        cells = np.array([self.problem.literals.vector(a) for a in self.all()])
+        for seed in range(5):
+            probs = probs_of(self.problem, seed, 2.0)
+            weights = np.prod(np.where(cells > 0, probs.numpy(), 1.0), axis=1)
+            np.testing.assert_allclose(self.problem.relax(probs), weights @ cells / weights.sum(), atol=1e-12)
+
+    def test_marginals_have_gradients_where_all_but_nothing_is_kept(self) -> None:
+        logits = torch.tensor([[20.0, 0.0, 0.0]] * 5, requires_grad=True)
+        q = self.problem.relax(self.problem.probabilities({"cell": torch.softmax(logits, 1)}))
+        assert float(q.detach().view(5, 3)[:, 1:].sum()) == pytest.approx(1.0, abs=1e-4)  # one edge, from an input
+        (grad,) = torch.autograd.grad(q[1], logits)
+        assert torch.isfinite(grad).all()
+
+    def test_without_a_budget_each_edge_takes_its_argmax_where_that_is_a_cell(self) -> None:
+        seen = []
+        for seed in range(60):
+            probs = probs_of(self.problem, seed, 2.0)
+            of = probs.by_decision
+            argmax = Architecture.of("s", {d: max(OPTIONS, key=of[d].__getitem__) for d in of})
+            seen.append(self.is_cell(argmax))
+            assert (strongest(self.problem, probs) == argmax) == seen[-1]
+        assert 10 < sum(seen) < 60
+
+    def test_ties_keep_the_first_op(self) -> None:
+        uniform = self.problem.uniform()
+        assert {o for _, o in strongest(self.problem, uniform).answers} == {"skip"}
+        assert Solver(self.problem).solve(uniform).arch == strongest(self.problem, uniform)
+
+
 @pytest.mark.parametrize(
     ("name", "answers"),
     [
         ("top-k", {"a": "skip", "b": "skip", "c": "conv"}),
         ("top-k", {"a": "none", "b": "none", "c": "none"}),
+        ("free edges", {"a": "none", "b": "none"}),
+        ("free edges", {"b": "none", "c": "none", "d": "skip"}),
+        ("free edges", {"a": "none", "c": "conv"}),
+        ("free edges, an input needed", {"b": "none", "c": "none"}),
         ("one path", {"path/0/4": "none"}),
         ("one path", {"path/1/4": "same", "path/1/8": "same"}),
         ("at most", {"a": "skip", "b": "skip"}),

@@ -1,12 +1,12 @@
 """What a search decides: decisions, rules, gates, probabilities, and architectures as answers."""
 
 from hwnas.problem.arch import Architecture, Decision, Group
-from hwnas.problem.gates import ALWAYS, Clause, Gate, at_least, choice
+from hwnas.problem.gates import ALWAYS, Clause, Gate, at_least, choice, exactly
 from hwnas.problem.linear import Row
 from hwnas.problem.marginals import Marginals
 from hwnas.problem.probabilities import Answers, Literal, Literals, Matrices, Probabilities
 from hwnas.problem.problem import Problem
-from hwnas.problem.rules import AtMost, NoTwins, OnePath, Rule, TopK
+from hwnas.problem.rules import AtMost, FreeEdges, NoTwins, OnePath, Rule, TopK
 
 __all__ = [
     "ALWAYS",
@@ -15,6 +15,7 @@ __all__ = [
     "AtMost",
     "Clause",
     "Decision",
+    "FreeEdges",
     "Gate",
     "Group",
     "Literal",
@@ -30,4 +31,5 @@ __all__ = [
     "TopK",
     "at_least",
     "choice",
+    "exactly",
 ]

@@ -129,7 +129,7 @@ class Program:
         unit_costs: dict[Walks, Linear] = {}  # what each unit of a count costs
         for gate, ms in zip(model.gates, model.gate_ms, strict=True):
             counted = gate.walks.linear(self)
-            if gate.clauses:
+            if gate.conditional:
                 add(unit_costs.setdefault(gate.walks, {}) if gate.walks else row, gate.linear(self), float(ms))
             elif gate.walks:
                 add(row, counted, float(ms))

@@ -1,10 +1,10 @@
 """Search spaces: pairs of an encoder and a head."""
 
 from hwnas.spaces.cell import Cell, CellSpec
-from hwnas.spaces.encoders import Chain, Trellis, Xception, encoder, registered_encoders
+from hwnas.spaces.encoders import Chain, Independent, Trellis, Xception, encoder, registered_encoders
 from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
-from hwnas.spaces.factories import autodeeplab_space, cas_space, darts_space, xception_space
+from hwnas.spaces.factories import autodeeplab_space, cas_space, darts_space, gas_space, xception_space
 from hwnas.spaces.genotype import Genotype, derived_genotype
 from hwnas.spaces.heads import (
     ASPPHead,
@@ -41,6 +41,7 @@ __all__ = [
     "Genotype",
     "Head",
     "HeadNet",
+    "Independent",
     "Map",
     "Maps",
     "MultiScaleHead",
@@ -57,6 +58,7 @@ __all__ = [
     "decisions",
     "derived_genotype",
     "encoder",
+    "gas_space",
     "head",
     "multiscale_ops",
     "published",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -17,7 +17,7 @@ from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, On, has_weights, is_identity
 from hwnas.ops.registry import active_tracer
-from hwnas.problem import ALWAYS, Answers, Architecture, Decision, Gate, Group, Rule, TopK, at_least
+from hwnas.problem import ALWAYS, Answers, Architecture, Decision, FreeEdges, Gate, Group, Rule, TopK, at_least
 
 Edge = tuple[int, int]  # from a state, to a state; inputs are the first states, then come the nodes
 Block = tuple[tuple[str, int], ...]  # of a node: ops, and the states they read
@@ -32,7 +32,8 @@ class CellSpec:
         name: Of the group of its decisions.
         ops: Options of every edge; `none` is a dropped edge.
         nodes: Number of nodes.
-        keep: Incoming edges that survive at each node: all of them, where a node has fewer.
+        keep: Incoming edges that survive at each node: all of them, where a node has fewer. None for any number: a
+            node without one is left out, and the result has the channels of the others.
         inputs: Number of inputs.
         stride: Of the edges from the inputs.
     """
@@ -40,12 +41,13 @@ class CellSpec:
     name: str
     ops: tuple[str, ...]
     nodes: int
-    keep: int
+    keep: int | None
     inputs: int = 2
     stride: int = 1
 
     def __post_init__(self) -> None:
-        check_ranges("a cell", ("ops", self.ops, len(self.ops) > 0), *not_below(self, ("nodes", "keep"), 1))
+        numbers = ("nodes",) if self.keep is None else ("nodes", "keep")
+        check_ranges("a cell", ("ops", self.ops, len(self.ops) > 0), *not_below(self, numbers, 1))
 
     @property
     def states(self) -> range:
@@ -67,20 +69,52 @@ class CellSpec:
         return Group(self.name, tuple(Decision(self.edge_name(e), self.ops) for e in self.edges))
 
     def kept_at(self, node: int) -> int:
-        """Return how many incoming edges of a node survive."""
-        return min(self.keep, node)
+        """Return how many incoming edges of a node survive, or may."""
+        return node if self.keep is None else min(self.keep, node)
+
+    def into(self, node: int) -> tuple[str, ...]:
+        """Return the names of the incoming edges of a node."""
+        return tuple(self.edge_name((j, node)) for j in range(node))
 
     def rules(self) -> list[Rule]:
-        """Return the rule of each node: `keep` of its incoming edges survive (DARTS 2.3)."""
-        return [
-            TopK(tuple(self.edge_name((j, i)) for j in range(i)), self.ops, self.kept_at(i), NONE) for i in self.states
-        ]
+        """Return the rules: `keep` incoming edges of each node survive (DARTS 2.3), or any that make a cell (SNAS)."""
+        if self.keep is None:
+            return [self._free()]
+        return [TopK(self.into(i), self.ops, self.kept_at(i), NONE) for i in self.states]
+
+    def _free(self, fixed: Answers = ()) -> FreeEdges:
+        """Return the rule of free edges: the last input is needed, the cell before, which else nothing might read."""
+        edges = tuple((self.edge_name((j, i)), j, i) for j, i in self.edges)
+        return FreeEdges(edges, self.ops, self.inputs, self.inputs - 1, NONE, fixed)
+
+    @property
+    def counts(self) -> range:
+        """How many nodes a cell may have."""
+        return range(1 if self.keep is None else self.nodes, self.nodes + 1)
+
+    def alive(self, arch: Architecture) -> int:
+        """Return how many nodes a complete architecture has in this cell."""
+        return len({i for _, i, _ in self.kept(arch)})
+
+    def counted(self, count: int) -> Gate:
+        """Return the gate of so many nodes, one of `counts`."""
+        ops = [o for o in self.ops if o != NONE]
+        there = [frozenset((d, o) for d in self.into(i) for o in ops) for i in self.states]
+        gate = at_least(count, there) if count > self.counts[0] else ALWAYS  # there are no fewer, by the rule
+        return gate.except_where(at_least(count + 1, there)) if count < self.nodes else gate
+
+    def reads(self, state: int) -> Gate:
+        """Return the gate of an edge from a state being kept."""
+        ops = [o for o in self.ops if o != NONE]
+        return at_least(1, [frozenset((self.edge_name((state, i)), o) for i in self.states if i > state for o in ops)])
 
     def twins(self) -> tuple[Answers, ...]:
         """Return which answers make two states the same: ops without weights of the same states in two nodes.
 
         A node of one edge that hands on what it reads is the same as that.
         """
+        if self.keep is None:
+            return tuple(answers for answers in self._alike() if self._free(answers).possible)
         out: list[Answers] = []
         for i in (i for i in self.states if self.kept_at(i) == 1):
             edges = [(self.edge_name((j, i)), self.stride if j < self.inputs else 1) for j in range(i)]
@@ -89,14 +123,44 @@ class CellSpec:
             if self.kept_at(i) != self.kept_at(j):
                 continue
             for states in combinations(range(i), self.kept_at(i)):
-                options = [
-                    [o for o in self.ops if o != NONE and not has_weights(o, self.stride if s < self.inputs else 1)]
-                    for s in states
-                ]
-                for ops in product(*options):
+                for ops in product(*map(self._weightless, states)):
                     pairs = [(self.edge_name((s, n)), o) for n in (i, j) for s, o in zip(states, ops, strict=True)]
                     out.append(tuple(pairs))
         return tuple(out)
+
+    def _weightless(self, state: int) -> list[str]:
+        """Return the ops without weights on edges from a state."""
+        stride = self.stride if state < self.inputs else 1
+        return [o for o in self.ops if o != NONE and not has_weights(o, stride)]
+
+    def _alike(self) -> Iterator[Answers]:
+        """Yield which answers make an engine compute something once where any number of edges is kept.
+
+        There a node may have a single edge. If that is a skip, it is the state it reads: that again, if that is a node,
+        and another name of it for the edges that leave the node. Two nodes may have the same single op; and two sums
+        that begin with the same two ops have a part in common, whatever they add to it.
+        """
+
+        def first(node: int, *edges: tuple[int, str]) -> Answers:
+            last = node - 1 if len(edges) == 1 else edges[-1][0]
+            ops = dict(edges)
+            return tuple((self.edge_name((j, node)), ops.get(j, NONE)) for j in range(last + 1))
+
+        for i in self.states:
+            for s in range(i):
+                for skip in (o for o in self._weightless(s) if s >= self.inputs or self.stride == 1):
+                    if not is_identity(skip, 1):
+                        continue
+                    if s >= self.inputs:
+                        yield first(i, (s, skip))
+                        continue
+                    later = [self.edge_name((i, j)) for j in self.states if j > i]
+                    yield from ((*first(i, (s, skip)), (d, o)) for d in later for o in self.ops if o != NONE)
+            for j in self.states:
+                for states in (*((s,) for s in range(i)), *combinations(range(i), 2)) if j > i else ():
+                    for ops in product(*map(self._weightless, states)):
+                        edges = tuple(zip(states, ops, strict=True))
+                        yield first(i, *edges) + first(j, *edges)
 
     def kept(self, arch: Architecture) -> list[tuple[int, int, str]]:
         """Return the edges that an architecture keeps, in their order, each with its op."""
@@ -170,7 +234,11 @@ class Cell(nn.Module):
                 self.rows[key] = row
         self.adds = nn.ModuleList(layers.Add(after_conv=merged) for merged in (False, True))
         self.concat = layers.Concat()
-        self.open = all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
+        # What ships leaves out nodes without edges. In a supernet they are zeros, so that weights fit whatever is kept.
+        self.shrinks = spec.keep is None and not search
+        self.answered = all(arch.get(d.name) is not None for d in spec.group.decisions)
+        complete = len(self.edges) == len(spec.edges)
+        self.open = complete and all(isinstance(e, MixedOp) and e.answer is None for e in self.edges.values())
         self.evaluation: Evaluation = "plain"
         self._layout: Layout | None = None
 
@@ -199,8 +267,20 @@ class Cell(nn.Module):
         Returns:
             (N, nodes * channels, ceil(H/stride), ceil(W/stride)).
         """
-        states = [self.get_submodule(f"preprocess{n}")(x) for n, x in enumerate(inputs)]
+        states = [self._preprocessed(n, x) for n, x in enumerate(inputs)]
         return self.join(states, weights, sampled)
+
+    def _preprocessed(self, n: int, x: Tensor) -> Tensor:
+        with self.reading(n):
+            out: Tensor = self.get_submodule(f"preprocess{n}")(x)
+        return out
+
+    def reading(self, n: int, gate: Gate = ALWAYS) -> AbstractContextManager[None]:
+        """Write down, in a trace, what is computed as present where an input is read, and where a gate is open."""
+        tracer = active_tracer.get()
+        if tracer is not None and self.shrinks and not self.answered:
+            gate = gate & self.spec.reads(n)
+        return nullcontext() if tracer is None or gate == ALWAYS else tracer.gated(gate)
 
     def join(self, inputs: Sequence[Tensor | None], weights: Tensor | None, sampled: On | None = None) -> Tensor:
         """Compute the cell from its inputs after their preprocessing; what is None adds nothing. See `forward`."""
@@ -222,6 +302,30 @@ class Cell(nn.Module):
 
     def _one_by_one(self, states: list[Tensor | None], weights: Tensor | None, sampled: On | None) -> Tensor:
         """Compute every candidate on its own, from all inputs."""
+        nodes = self._nodes(states, weights, sampled)
+        out: Tensor = nodes[0] if self.shrinks and len(nodes) == 1 else self.concat(*nodes)
+        return out
+
+    def alternatives(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Write down the cell in a trace, and its result for each number of nodes that it may have, under its gate.
+
+        Args:
+            inputs: After their preprocessing.
+
+        Returns:
+            By number of nodes, what stands for the result.
+        """
+        tracer = active_tracer.get()
+        assert tracer is not None and self.shrinks, "a cell whose nodes are not known is for tracing"
+        node = self._nodes(list(inputs), None, None)[0]
+        out: dict[int, Tensor] = {}
+        for count in self.spec.counts:
+            with tracer.gated(self.spec.counted(count)):
+                out[count] = self.concat(*[node] * count) if count > 1 else tracer.join(node)
+        return out
+
+    def _nodes(self, states: list[Tensor | None], weights: Tensor | None, sampled: On | None) -> list[Tensor]:
+        """Return the nodes that are there, all of one shape."""
         for i in self.spec.states:
             terms: list[Tensor] = []
             edges: list[MixedOp] = []
@@ -234,9 +338,8 @@ class Cell(nn.Module):
                     edges.append(edge)
                     row, on = self.rows[key], None if sampled is None else sampled[self.rows[key]]
                     terms.append(edge(state, None if weights is None else weights[row], on))
-            states.append(self._sum(terms, edges) if terms else self._zero(states))
-        out: Tensor = self.concat(*(s for s in states[self.spec.inputs :] if s is not None))
-        return out
+            states.append(self._sum(terms, edges) if terms else None if self.shrinks else self._zero(states))
+        return [s for s in states[self.spec.inputs :] if s is not None]
 
     def _zero(self, states: Sequence[Tensor | None]) -> Tensor:
         """Return what a node is of which all inputs add nothing: in the first layers of a trellis."""
@@ -251,19 +354,24 @@ class Cell(nn.Module):
         total = terms[0]
         for n, t in enumerate(terms[1 : self.spec.keep], start=1):  # whichever edges survive, there are that many
             before = total
-            for merged, gate in _summed(n, edges).items():
+            for merged, gate in _summed(n, edges, free=self.spec.keep is None).items():
                 if gate is not None:  # the last stands for both
                     with tracer.gated(gate) if gate != ALWAYS else nullcontext():
                         total = self.adds[merged](before, t)
         return total
 
 
-def _summed(n: int, edges: Sequence[MixedOp]) -> dict[bool, Gate | None]:
+def _summed(n: int, edges: Sequence[MixedOp], free: bool) -> dict[bool, Gate | None]:
     """Return when the n-th addition of a node is merged into a convolution, and when it is not; None for never.
 
-    It is merged if n or more of the edges end in a convolution.
+    It is merged if n or more of the edges end in a convolution. Where edges are `free`, there is an n-th addition if
+    more than n of them are kept.
     """
     by_edge = [(e.decision.name, e.ends_in_conv()) for e in edges]
+    there = ALWAYS
+    if free:
+        kept = [frozenset((d, o) for o in ends if o != NONE) for d, ends in by_edge if NONE in ends]
+        there = at_least(n + 1 - (len(edges) - len(kept)), kept)
     sure = sum(all(ends.values()) for _, ends in by_edge)
     open_ = [(d, ends) for d, ends in by_edge if len(set(ends.values())) > 1]
     merged, alone = (
@@ -271,7 +379,8 @@ def _summed(n: int, edges: Sequence[MixedOp]) -> dict[bool, Gate | None]:
         for wanted in (True, False)
     )
     if n <= sure:
-        return {True: ALWAYS, False: None}
+        return {True: there, False: None}
     if n > sure + len(open_):
-        return {True: None, False: ALWAYS}
-    return {True: at_least(n - sure, merged), False: at_least(len(open_) - (n - sure) + 1, alone)}
+        return {True: None, False: there}
+    few = at_least(len(open_) - (n - sure) + 1, alone)
+    return {True: there.except_where(few) if free else at_least(n - sure, merged), False: there & few}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from hwnas.problem.rules.one_path import Boundary
-from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS, Chain, Stem
+from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS, Chain
+from hwnas.spaces.encoders.independent import Independent
+from hwnas.spaces.encoders.stack import Stem
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, Trellis, Weighting
 from hwnas.spaces.encoders.xception import ENTRY_65, Entry, Xception
-from hwnas.spaces.heads import ClassifierHead, ContextHead, DecoderHead, MultiScaleHead, multiscale_ops
+from hwnas.spaces.heads import ASPPHead, ClassifierHead, ContextHead, DecoderHead, MultiScaleHead, multiscale_ops
 from hwnas.spaces.parts import Head, Scale, Task
 from hwnas.spaces.space import Space
 
@@ -55,6 +57,20 @@ def cas_space(
     """Return the space of CAS: `Chain` to stride 16, and `MultiScaleHead` there."""
     head = MultiScaleHead(head_channels, multiscale_ops(16), head_nodes, keep, inputs)
     return Space(Chain(scale, "segmentation", ops, nodes, keep), head, classes)
+
+
+def gas_space(
+    scale: Scale,
+    classes: int,
+    stem: Stem = "segmentation",
+    ops: tuple[str, ...] = CAS_OPS,
+    nodes: int = 2,
+    keep: int | None = None,
+    shared: bool = False,
+    head_channels: int = 256,
+) -> Space:
+    """Return the space of GAS: `Independent` and `ASPPHead`."""
+    return Space(Independent(scale, stem, ops, nodes, keep, shared), ASPPHead(head_channels), classes)
 
 
 def xception_space(

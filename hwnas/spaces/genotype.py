@@ -82,6 +82,7 @@ class Genotype:
 
 
 def _answers(spec: CellSpec, edges: Edges, concat: Sequence[int]) -> dict[str, str]:
+    assert spec.keep is not None, "cells of this notation keep as many edges at each node"
     count, states = spec.nodes * spec.keep, tuple(spec.states)
     if len(edges) != count or tuple(sorted(concat)) != states:
         raise HwnasError(

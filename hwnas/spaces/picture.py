@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from hwnas.ops.mixed import NONE
@@ -15,8 +16,15 @@ def set_size(figure: Any, width: float, height: float) -> None:
         figure.set_size_inches(width, height)
 
 
-def draw_cell(axes: Any, spec: CellSpec, arch: Architecture) -> None:
-    """Draw a cell: states in a row, inputs first, an arc for each kept edge, coloured by its op."""
+def draw_cell(axes: Any, spec: CellSpec, arch: Architecture, bold: Collection[tuple[int, int]] = ()) -> None:
+    """Draw a cell: states in a row, inputs first, an arc for each kept edge, coloured by its op.
+
+    Args:
+        axes: Of matplotlib, empty.
+        spec: The cell.
+        arch: Has its answers.
+        bold: Edges (from, to) to be drawn so.
+    """
     edges = spec.kept(arch)
     colours = {op: f"C{k}" for k, op in enumerate(o for o in spec.ops if o != NONE)}
     states = [f"in {j}" for j in range(spec.inputs)] + [str(i) for i in range(spec.nodes)]
@@ -25,7 +33,8 @@ def draw_cell(axes: Any, spec: CellSpec, arch: Architecture) -> None:
         side = 1 if sides[1] <= sides[-1] else -1  # above and below in turns, so that arcs do not cover each other
         sides[side] += 1
         bend = f"arc3,rad={-0.5 * side}"
-        style = {"arrowstyle": "-|>", "color": colours[op], "lw": 1.8, "shrinkA": 11, "shrinkB": 11}
+        width = 4.0 if (j, i) in bold else 1.8
+        style = {"arrowstyle": "-|>", "color": colours[op], "lw": width, "shrinkA": 11, "shrinkB": 11}
         axes.annotate("", (i, 0), (j, 0), arrowprops=style | {"connectionstyle": bend})
     for x, name in enumerate(states):
         axes.plot(x, 0, "o", ms=20, color="white", mec="black", zorder=3)

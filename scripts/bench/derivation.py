@@ -30,7 +30,8 @@ from hwnas.search.widths import price, random_latencies_ms
 from hwnas.show.console import bar, table
 from hwnas.spaces import Space, trace_space
 
-SPACES = {"darts": "darts-gpu", "autodeeplab": "autodeeplab"}  # and the recipe whose space it is, at its scale
+# And the recipe whose space it is, at its scale.
+SPACES = {"darts": "darts-gpu", "autodeeplab": "autodeeplab", "gas": "gas"}
 WHERE = {"device": {"name": "paper"}, "engine": {"name": "paper", "precision": "fp32"}, "batch": 1, "merges": True}
 SURE = (3.0, 1.0, 0.3, 0.05)  # standard deviations of alphas, from decided to undecided
 BUDGETS = (0.1, 0.5, 0.9)  # as quantiles of random networks

@@ -24,7 +24,8 @@ class Rule(Protocol):
 
     Attributes:
         decisions: Those it answers: no two rules of a problem share one.
-        none: The option of these that means dropped: it costs 0 and scores 0. None where there is none.
+        none: The option of these that means dropped: it costs 0, and scores 0 where `score` does not have it. None
+            where there is none.
     """
 
     # Not properties at run time: a dataclass would take them for the defaults of its fields.
@@ -49,7 +50,7 @@ class Rule(Protocol):
         return {}
 
     def score(self, probs: Probabilities) -> dict[Literal, float]:
-        """Return the score of each option but `none`: among valid answers `strongest` has the largest sum."""
+        """Return the score of each option, of `none` too if it is not 0: among valid answers `strongest` has most."""
         del probs
         return {}
 
