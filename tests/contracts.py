@@ -526,7 +526,7 @@ class PairContract:
         )
         search = BilevelSearch(space, config, data)
         before = {name: a.detach().clone() for name, a in search.logits().items()}
-        assert np.isfinite(search.advance()["train_loss"])
+        assert np.isfinite(float(search.advance()["train_loss"]))
         assert all(not torch.equal(search.logits()[name], a) for name, a in before.items())
 
     def test_a_stage_searches_what_an_earlier_one_left_open(
@@ -546,7 +546,7 @@ class PairContract:
                     BilevelSearch(space, config, data, bounds, fixed)
                 continue
             search = BilevelSearch(space, config, data, bounds, fixed)
-            assert np.isfinite(search.advance()["train_loss"])
+            assert np.isfinite(float(search.advance()["train_loss"]))
             derived = strongest(search.problem, search.problem.uniform())
             assert all(derived.get(d) == o for d, o in fixed.answers)
             check(space, derived)
@@ -580,7 +580,7 @@ class PairContract:
         training = Training(space, archs[0], config, data)
         assert training.auxiliary is not None
         before = [p.detach().clone() for p in training.auxiliary.parameters()]
-        assert np.isfinite(training.advance()["loss"])
+        assert np.isfinite(float(training.advance()["loss"]))
         assert any(not torch.equal(p, b) for p, b in zip(training.auxiliary.parameters(), before, strict=True))
 
 
