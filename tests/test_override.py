@@ -156,7 +156,7 @@ REFUSED = [
     (("search.relaxation=gumbel", "search.relaxation.temperature.end=0"), "a temperature needs end of more than 0"),
     (("widths=8,4",), r"a recipe needs widths of 1 or more, narrowest first, got \(8, 4\)"),
     (("search=fast",), "unknown search 'fast'; known: "),
-    (("train=fast",), "train has settings of its own: set train.steps, train.batch"),
+    (("stop=fast",), "stop has settings of its own: set stop.min_visits, stop.max_visits"),
     (("search.steps.a=1",), "search.steps has no settings of its own: it is 6"),
     (("name=other",), "name is what the recipe is called by, and no setting; name the run with --run"),
     (("search.steps",), "a setting is written as NAME=VALUE, such as search.steps=600; got 'search.steps'"),
