@@ -35,8 +35,7 @@ def python(*args: str, cwd: Path) -> str:
     [
         pytest.param("with-encoder", "fake", marks=pytest.mark.slow),
         pytest.param("with-head", "fake", marks=pytest.mark.slow),
-        pytest.param("with-trials-first", "fake", marks=pytest.mark.slow),
-        ("with-random", "fake"),
+        pytest.param("with-random", "fake", marks=pytest.mark.slow),
         ("with-stages", "fake"),
         ("with-all", "tests.extension.engine:Tortoise"),
     ],
@@ -52,7 +51,7 @@ def test_it_goes_from_profile_to_validate(recipe: str, engine: str, tmp_path: Pa
     if recipe not in ("with-head", "with-stages"):
         stages = [op for decision, op in arch.items() if decision.startswith("stage/")]
         assert stages.count("sep_conv_3x3") >= (1 if recipe == "with-encoder" else 2)  # the rule
-    if recipe in ("with-stages", "with-trials-first"):
+    if recipe in ("with-stages", "with-all"):
         first = json.loads((tmp_path / "runs" / recipe / "alphas-encoder.json").read_text())
         decided = first["decided"]["answers"]
         assert decided

@@ -40,7 +40,7 @@ class TestEngine(EngineContract):
         return open_engine("tests.extension.engine:Tortoise")
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "with-random", "with-stages", "with-trials-first"])
+@pytest.mark.parametrize("name", [*RECIPES, "with-random", "with-stages"])
 def test_a_recipe_is_stored_whole(name: str) -> None:
     own = recipes.get(name)
     assert decode(encode(own, Recipe), Recipe) == own

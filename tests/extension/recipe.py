@@ -41,8 +41,9 @@ def with_head() -> Recipe:
 
 @recipe
 def with_all() -> Recipe:
-    """Return encoder, rule and head on the dataset."""
-    return small("with-all", Space(Ladder(SCALE, least=2), Fuse(), 3), "stripes")
+    """Return encoder, rule and head on the dataset; the encoder is searched by trials, then the head by gradients."""
+    base = small("with-all", Space(Ladder(SCALE, least=2), Fuse(), 3), "stripes")
+    return replace(base, stages=(Stage("encoder", RandomSearch(), ("stage",)), Stage("head", base.search)))
 
 
 @recipe
@@ -62,10 +63,3 @@ def with_stages() -> Recipe:
         Stage("head", replace(base.search, logits=Chained()), weights_from="encoder"),
     )
     return replace(base, stages=stages)
-
-
-@recipe
-def with_trials_first() -> Recipe:
-    """Return the encoder by trials, then the head by gradients."""
-    base = small("with-trials-first", Space(Ladder(SCALE, least=2), Fuse(), 11))
-    return replace(base, stages=(Stage("encoder", RandomSearch(), ("stage",)), Stage("head", base.search)))
