@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,11 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from hwnas import checkpoint
-from hwnas.data import ClassList, Sample, SegmentationData, Synthetic
-from hwnas.data.augment import batch_source
-from hwnas.errors import DataError, HwnasError
-from hwnas.learn.batches import Batches, default_workers, worker_errors
+from hwnas.data import SegmentationData, Synthetic
+from hwnas.errors import HwnasError
+from hwnas.learn.batches import Batches, default_workers
 from hwnas.learn.device import CPU
 from hwnas.learn.training import TrainConfig, Training, train
-from hwnas.lock import Lock
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.strategy import search
 from hwnas.spaces import Scale, darts_space, sample
@@ -42,25 +40,6 @@ def data() -> SegmentationData:
     return Synthetic("train", SIZE, length=9)
 
 
-def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-
-
-def test_two_workers_make_what_none_makes(data: SegmentationData) -> None:
-    sources = [batch_source(data, range(9), 2, (24, 32), seed) for seed in (1, 2)]
-    alone, ahead, state = Batches(), Batches(workers=2), torch.random.get_rng_state()
-    numbers = [0, 1, 2, 3, 7, 8, 2, 3]  # in order, from the middle, and back
-    for number in numbers:
-        for source in sources:
-            for left, right in zip(alone(source, number), ahead(source, number), strict=True):
-                assert torch.equal(left, right)
-                assert left.stride() == right.stride()
-    assert len(children()) >= 4
-    assert torch.equal(torch.random.get_rng_state(), state)
-    ahead.close()
-    assert children() == []
-
-
 def test_how_many_help_depends_on_the_device() -> None:
     assert default_workers(CPU) == Batches(workers=None).workers == 0
     assert default_workers(torch.device("cuda", 0)) == min(4, os.cpu_count() or 1)
@@ -68,70 +47,39 @@ def test_how_many_help_depends_on_the_device() -> None:
         Batches(workers=-1)
 
 
-CLASSES = ClassList(("one", "two"), ((0, 0, 0),) * 2)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Cannot read one of its images."""
-
-    name: str = "broken/train"
-    mean: tuple[float, float, float] = (0.5, 0.4, 0.3)
-    std: tuple[float, float, float] = (0.2, 0.3, 0.4)
-    classes: ClassList = CLASSES
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Sample:
-        if index == 5:
-            raise DataError("cannot read 5.png: it is cut off; copy it again")
-        return Sample(np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.uint8), str(index))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_wrong_with_the_data_is_said_in_one_line(workers: int) -> None:
-    batches, source = Batches(workers=workers), batch_source(Broken(), range(6), 2, (24, 32), 0)
-    with pytest.raises(DataError, match=r"^cannot read 5\.png: it is cut off; copy it again$"):
-        _ = [batches(source, number) for number in range(3)]
-    batches.close()
-
-
-def outlive() -> None:
-    """Kill a worker, and go on."""
-    batches, source = Batches(workers=1), batch_source(Synthetic("train", SIZE, length=9), range(9), 2, (24, 32), 0)
-    batches(source, 0)
-    try:
-        with worker_errors():
-            os.kill(int(children()[0]), signal.SIGKILL)
-            for number in range(1, 99):
-                batches(source, number)
-                time.sleep(0.01)
-    except HwnasError as e:
-        print(e)
-    batches.close()
+def test_they_hold_with_workers(tmp_path: Path) -> None:
+    options = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--rootdir",
+        str(ROOT),
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(ROOT / "tests" / "worker_laws.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "4 passed" in done.stdout, done.stdout[-300:]
 
 
 def test_a_worker_that_is_killed_is_an_error_that_says_so() -> None:
-    # In a process of its own: torch raises wherever the signal finds it, which here may be outside of the test.
-    program = "from tests.test_batches import outlive; outlive()"
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", "from tests.worker_laws import outlive; outlive()"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert re.match("a process that makes batches was ended from outside.*--workers 0", done.stdout), done
-
-
-def test_workers_do_not_hold_the_lock_of_their_parent(tmp_path: Path, data: SegmentationData) -> None:
-    batches = Batches(workers=1)
-    with Lock(tmp_path / "lock", "held"):
-        batches(batch_source(data, range(9), 2, (24, 32), 0), 0)
-    with Lock(tmp_path / "lock", "held by a worker"):
-        pass
-    batches.close()
 
 
 # Searches or trains in the folder it is given, with workers.

@@ -177,7 +177,8 @@ def test_weights_of_another_training_than_the_export(finished: Path) -> None:
 
 
 def test_a_search_goes_on_with_its_own_settings_only(finished: Path) -> None:
-    (finished / "arch.json").unlink()
+    for name in ("arch.json", "alphas.json"):
+        (finished / name).unlink()
     (finished / "search.pt").write_bytes((finished / "train" / "checkpoint.pt").read_bytes())
     refused("search", RECIPE, match=r"search\.pt was made with other settings; use another run name, or remove it")
 
@@ -331,7 +332,8 @@ def test_a_damaged_text_file(
 
 @pytest.mark.parametrize("damage", [half, flipped])
 def test_a_damaged_checkpoint_of_a_search(finished: Path, damage: Callable[[bytes], bytes]) -> None:
-    (finished / "arch.json").unlink()
+    for name in ("arch.json", "alphas.json"):  # a stage that is done is not run again
+        (finished / name).unlink()
     (finished / "search.pt").write_bytes(damage((finished / "search.pt").read_bytes()))
     refused("search", RECIPE, match=r"search\.pt is not a whole checkpoint.*; remove it to start anew")
 

@@ -60,6 +60,8 @@ class Batches:
             return (batch[0].pin_memory(), batch[1].pin_memory()) if self._pinned else batch
         ahead = self._ahead.get(source)
         if ahead is None or ahead.number != number:
+            if ahead is not None:
+                ahead.close()
             self._ahead[source] = ahead = _Ahead(source, number, self.workers, self._pinned)
         return ahead.take()
 

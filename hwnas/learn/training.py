@@ -373,7 +373,8 @@ def train(
     steps = _Evaluated(training, val)
     run_settings = {"config": asdict(training.config), "settings": settings}
     also = {"device": title(training.context.device)}
-    every = training.config.checkpoint_every
+    # An evaluation takes long: a kill after it does not cost it.
+    every = min(training.config.checkpoint_every, training.config.evaluate_every)
     loop.run(steps, folder / "checkpoint.pt", run_settings, log, update, every=every, note=steps.note, also=also)
     write_atomic(folder / "model.safetensors", save_safetensors({k: v.cpu() for k, v in training.best.items()}))
     return training.best_score
