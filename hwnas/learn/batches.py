@@ -81,8 +81,8 @@ def worker_errors() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as e:
-        if not str(e).startswith(_DIED):
+    except (RuntimeError, EOFError, ConnectionError) as e:  # the last two: it died while it handed on a batch
+        if isinstance(e, RuntimeError) and not str(e).startswith(_DIED):
             raise
         raise HwnasError(
             "a process that makes batches was ended from outside, perhaps for want of memory; the same command goes on "
