@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change goes in: lint, format, types, tests with coverage.
-# usage: scripts/test.sh [--full]      --full: slow tests too, and published networks measured; some hours
+# Everything that must hold before a change goes in: lint, format, types, tests.
+# usage: scripts/test.sh [--full]      --full: slow tests too, coverage, and published networks measured; some hours
 set -uo pipefail
 
 markers='not gpu and not slow'
+coverage=()
 case "${1-}" in
     '') ;;
-    --full) markers='not gpu' ;;
+    --full) markers='not gpu' coverage=(--cov --cov-report=term) ;; # it makes tests slower by a fifth
     *) echo "usage: scripts/test.sh [--full]" >&2; exit 2 ;;
 esac
 
@@ -38,7 +39,7 @@ phase types "$python" -m mypy
 # The part for deployment boxes runs on Python 3.10 too: this finds calls into a newer standard library.
 phase types310 "$python" -m mypy --python-version 3.10 hwnas/runtime
 phase pycuda built
-phase tests "$python" -m pytest -q -n 2 --dist worksteal -m "$markers" --cov --cov-report=term
+phase tests "$python" -m pytest -q -n 2 --dist worksteal -m "$markers" "${coverage[@]}"
 
 if [ "$markers" = 'not gpu' ]; then # one after the other, with nothing beside them: they measure
     measured=$(mktemp -d)

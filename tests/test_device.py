@@ -140,7 +140,10 @@ SEARCHES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+QUICK = ("first-fast", "second-plain", "single-gumbel", "single-path", "product", "warm-up")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SEARCHES])
 def test_a_search_step_reads_the_gradient_of_the_logits_and_nothing_else(
     data: SegmentationData, reads: Reads, name: str
 ) -> None:

@@ -93,6 +93,7 @@ def files(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_goes_through_the_verbs_and_is_kept(tmp_path: Path) -> None:
     files(tmp_path / "own")
     said = cli("profile", "own/my_recipes.py:my_own", "--engine", "fake", "--set", "search.batch=3", cwd=tmp_path)
@@ -148,14 +149,24 @@ def test_it_goes_through_the_verbs_and_is_kept(tmp_path: Path) -> None:
             "my_recipes.py:my_onw",
             "unknown function of my_recipes.py 'my_onw'; did you mean 'my_own'. known: my_own, noth",
         ),
-        ("my_recipes.py:", "name the function too: my_recipes.py:FUNCTION"),
-        ("my_recipes.py", "name the function too: my_recipes.py:FUNCTION"),
-        ("no_recipes.py:my_own", "cannot read recipes at .*no_recipes.py: No such file"),
-        ("my_recipes.py:nothing", "my_recipes.py:nothing should return a Recipe, got a NoneType"),
+        pytest.param("my_recipes.py:", "name the function too: my_recipes.py:FUNCTION", marks=pytest.mark.slow),
+        pytest.param("my_recipes.py", "name the function too: my_recipes.py:FUNCTION", marks=pytest.mark.slow),
+        pytest.param(
+            "no_recipes.py:my_own", "cannot read recipes at .*no_recipes.py: No such file", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "my_recipes.py:nothing",
+            "my_recipes.py:nothing should return a Recipe, got a NoneType",
+            marks=pytest.mark.slow,
+        ),
         ("my_recipes.py:raises", r"my_recipes.py:35: ZeroDivisionError: division by zero"),
-        ("bad_import.py:a", r"bad_import.py:2: ModuleNotFoundError: No module named 'nowhere'"),
+        pytest.param(
+            "bad_import.py:a",
+            r"bad_import.py:2: ModuleNotFoundError: No module named 'nowhere'",
+            marks=pytest.mark.slow,
+        ),
         ("bad_syntax.py:a", r"bad_syntax.py:1: SyntaxError: invalid syntax"),
-        ("bad_exit.py:a", r"bad_exit.py:1: SystemExit: 3"),
+        pytest.param("bad_exit.py:a", r"bad_exit.py:1: SystemExit: 3", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path: Path, named: str, match: str) -> None:
