@@ -1,10 +1,10 @@
 """A lock that one process at a time holds on a file, on file systems with and without flock.
 
 Where the file system has flock, that is the lock: it goes with the process that held it, whatever became of that; a
-process forked from it lets go of its copy, so that it does not hold what its parent held. Some
-network and FUSE file systems have none. There a second file beside the first is made exclusively and says who made it;
-one whose maker is dead is removed. That can only be told of a process of this machine, so a lock of another one that
-died has to be removed by hand, and the message says so.
+process forked from it lets go of its copy, so that it does not hold what its parent held. Some network and FUSE file
+systems have none. There a second file beside the first is made exclusively and says who made it; one whose maker is
+dead is removed. That can only be told of a process of this machine, so a lock of another one that died has to be
+removed by hand, and the message says so.
 
 A file system should be mounted alike wherever it is: one that has flock here and none there has two kinds of locks.
 """

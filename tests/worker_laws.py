@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,8 @@ from hwnas.data.augment import batch_source
 from hwnas.errors import DataError, HwnasError
 from hwnas.learn.batches import Batches, worker_errors
 from hwnas.lock import Lock
-from hwnas.spaces import Scale, darts_space
 
 SIZE = (32, 48)
-ROOT = Path(__file__).parents[1]
-SPACE = darts_space(Scale(4, 3, SIZE), 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=1, head_channels=8)
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
 
 
 @pytest.fixture(scope="module")

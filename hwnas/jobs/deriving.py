@@ -147,22 +147,21 @@ def decide(
     """
     problem = recipe.space.problem
     probs = dict(problem.uniform()) | {k: torch.from_numpy(v) for k, v in findings.probabilities.items()}
-    found = Found(problem.probabilities(probs), (), decided)
+    contest = _contest(recipe, Found(problem.probabilities(probs), (), decided), table, demands)
     if not findings.trials:
-        contest = _contest(recipe, found, table, demands)
         best = contest.winner(budget_ms)
         if best is None or best.arch is None:
             raise contest.refusal(budget_ms)
         names = {d.name for g in problem.groups if g.name in findings.probabilities for d in g.decisions}
         return Architecture.of(problem.name, dict(decided.answers) | {d: o for d, o in best.arch.answers if d in names})
     for trial in sorted(findings.trials, key=lambda t: -t.score):
-        answers = Architecture.of(problem.name, dict(decided.answers) | dict(trial.architecture.answers))
         try:
-            met = _contest(recipe, replace(found, decided=answers), table, demands).is_met(budget_ms)
+            left = contest.problem.fix(trial.architecture)
+            others = Contest(left, contest.scales, contest.models, contest.probs, 0.0, constraints=contest.constraints)
         except HwnasError:  # it breaks a rule
             continue
-        if met:
-            return answers
+        if others.is_met(budget_ms):
+            return Architecture.of(problem.name, left.answers)
     raise BudgetError(
         f"none of the {len(findings.trials)} trials of the stage {stage.name!r} meets {budget_ms:.4g} ms "
         f"({1000 / budget_ms:.1f} fps); ask for less, or search for more of them"

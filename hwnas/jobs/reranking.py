@@ -148,11 +148,7 @@ def _by_training(
     judge: Judge, target: Run, every: Sequence[Candidate], steps: int | None, report: Reporter
 ) -> list[list[Judgement]]:
     """Train each candidate for a while, in each repetition with the same seed and batches."""
-    recipe, data, where = (
-        judge.run.recipe,
-        (judge.run.data("train"), judge.run.data("val")),
-        (judge.device, judge.workers),
-    )
+    recipe, data = judge.run.recipe, (judge.run.data("train"), judge.run.data("val"))
     base = replace(recipe.train, steps=steps or recipe.rerank_steps)
     settings = {"data": data[0].name, "steps": base.steps, "batch": base.batch, "crop": list(base.crop)}
     folder = target.folder / "rerank"
@@ -170,6 +166,7 @@ def _by_training(
                 before = (repeat * len(every) + i) * base.steps
                 if key not in done:
                     space, counted = recipe.space.at(c.scale), _after(before, key, update)
+                    where = (judge.device, judge.workers)
                     judgement = judge_trained(space, c.arch, config, data, folder / key, settings, counted, *where)
                     done[key] = {"key": key, **judgement.to_json()}
                     journal.append(done[key])

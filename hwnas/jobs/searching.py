@@ -235,8 +235,10 @@ def _search_stage(
         workers=context.workers,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
-    stopped = None
-    if not (run.folder / stage.file("alphas.json")).exists():
+    file, stopped = run.folder / stage.file("alphas.json"), None
+    if file.exists():
+        there = read_stage(run, stage)
+    else:
         inputs = replace(inputs, weights=_weights(context, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
@@ -248,15 +250,15 @@ def _search_stage(
         if not last:
             budget_ms = context.made_with["budget_ms"]
             decided = decide(run.recipe, stage, fixed, findings, context.table, budget_ms, context.demands)
-        records.save(run.folder / stage.file("alphas.json"), stored_findings(findings, context.table, decided))
-    there = read_stage(run, stage)
+        there = stored_findings(findings, context.table, decided)
+        records.save(file, there)
     result = StageResult(
         stage.name,
         groups,
         sum(d.name not in answers for g in inputs.groups for d in g.decisions),
         tuple(log.read()),
         len(there.trials),
-        run.folder / stage.file("alphas.json"),
+        file,
         stopped,
     )
     return result, fixed if there.decided is None else there.decided

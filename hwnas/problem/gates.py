@@ -110,9 +110,9 @@ def choice(decision: str, *options: str) -> Gate:
     return Gate(frozenset({frozenset((decision, o) for o in options)}))
 
 
-def exactly(n: int, clauses: Sequence[Clause]) -> Gate:
-    """Return the gate of n of several clauses holding, and no more."""
-    low = at_least(n, clauses) if n else ALWAYS
+def exactly(n: int, clauses: Sequence[Clause], least: int = 0) -> Gate:
+    """Return the gate of n of several clauses holding, and no more; `least` of them hold in any case, by a rule."""
+    low = at_least(n, clauses) if n > least else ALWAYS
     return low.except_where(at_least(n + 1, clauses)) if n < len(clauses) else low
 
 

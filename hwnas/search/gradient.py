@@ -120,13 +120,17 @@ class BilevelSearch(Search):
 
     def logits(self) -> dict[str, Tensor]:
         """Return ``{group: (decisions, options)}`` of all groups, differentiable: -inf for closed options."""
-        return open_logits({**self._even, **self.alphas()}, self.problem.groups)
+        return self._completed(self.alphas())
+
+    def _completed(self, own: Values) -> dict[str, Tensor]:
+        """Return the logits of all groups from those that the model gives."""
+        return open_logits({**self._even, **own}, self.problem.groups)
 
     def findings(self) -> Findings:
         """Return the logits of the groups that are searched, and their probabilities by the relaxation."""
         with torch.no_grad():
             own = self.alphas()
-            probs = self.config.relaxation.probs(self.logits())
+            probs = self.config.relaxation.probs(self._completed(own))
         return Findings(
             {name: probs[name].detach().float().cpu().numpy().copy() for name in own},
             {name: a.detach().float().cpu().numpy().copy() for name, a in own.items()},
@@ -201,8 +205,8 @@ class BilevelSearch(Search):
 
     def _move_alphas(self, task: Gradient) -> None:
         """Add the gradients of the cost and of the relaxation to that of the task loss, and step."""
-        logits = {name: a.detach().requires_grad_() for name, a in self.logits().items()}
-        relaxation = self.config.relaxation
+        own, relaxation = self.alphas(), self.config.relaxation
+        logits = {name: a.detach().requires_grad_() for name, a in self._completed(own).items()}
         # A sum has the same gradients at any loss: it is read where the cost multiplies it.
         loss = float(read(task.loss)) if self.cost is not None and self.cost.multiplies else 0.0
         value = torch.tensor(loss, requires_grad=True)
@@ -214,7 +218,6 @@ class BilevelSearch(Search):
         scale, *grads = torch.autograd.grad(total, [value, *logits.values()], materialize_grads=True)
         through = {name: scale * task.logits[name] + g for name, g in zip(logits, grads, strict=True)}
         self.alpha_optimizer.zero_grad()
-        own = self.alphas()
         torch.autograd.backward(list(own.values()), [through[name] for name in own])
         self.alpha_optimizer.step()
 

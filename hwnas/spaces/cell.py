@@ -17,7 +17,7 @@ from hwnas.ops import layers
 from hwnas.ops.fused import Fan, Layout, fused_cell
 from hwnas.ops.mixed import NONE, MixedOp, On, has_weights, is_identity
 from hwnas.ops.registry import active_tracer
-from hwnas.problem import ALWAYS, Answers, Architecture, Decision, FreeEdges, Gate, Group, Rule, TopK, at_least
+from hwnas.problem import ALWAYS, Answers, Architecture, Decision, FreeEdges, Gate, Group, Rule, TopK, at_least, exactly
 
 Edge = tuple[int, int]  # from a state, to a state; inputs are the first states, then come the nodes
 Block = tuple[tuple[str, int], ...]  # of a node: ops, and the states they read
@@ -100,8 +100,7 @@ class CellSpec:
         """Return the gate of so many nodes, one of `counts`."""
         ops = [o for o in self.ops if o != NONE]
         there = [frozenset((d, o) for d in self.into(i) for o in ops) for i in self.states]
-        gate = at_least(count, there) if count > self.counts[0] else ALWAYS  # there are no fewer, by the rule
-        return gate.except_where(at_least(count + 1, there)) if count < self.nodes else gate
+        return exactly(count, there, least=self.counts[0])
 
     def reads(self, state: int) -> Gate:
         """Return the gate of an edge from a state being kept."""

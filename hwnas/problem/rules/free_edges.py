@@ -41,9 +41,8 @@ class FreeEdges(Rule):
     before, which else nothing might read. Such a cell, and all that it alone reads, is no part of the network: engines
     leave it out, and no price that is a sum over cells could know.
 
-    Where each edge takes its most probable option,
-    zero among them, as SNAS and GAS derive, a cell may be empty or have an edge from nowhere; this rule is the least
-    that makes it a network.
+    Where each edge takes its most probable option, zero among them, as SNAS and GAS derive, a cell may be empty or have
+    an edge from nowhere; this rule is the least that makes it a network.
 
     `none` is an answer like any other here: its probability counts in the score, so that without a budget the answers
     are the most probable ones, and the rule changes them only where they break it.
