@@ -156,6 +156,12 @@ def test_recipes_of_the_papers_have_their_relaxation(name: str) -> None:
     assert getattr(recipe.space.encoder, "weighting", "step") == "step"
 
 
+@pytest.mark.parametrize("way", ["budget", pytest.param("free", marks=pytest.mark.slow)])
+def test_the_planted_network_is_found(way: str) -> None:
+    result = planted.find(way, seed=0)
+    assert result["found"], result
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["budget", "free"])
 def test_the_planted_network_is_found_in_nine_of_ten_seeds(way: str) -> None:
@@ -212,6 +218,10 @@ class TestTrellis:
         space, kind = trellis.space_of(), trellis.KINDS[name]
         target, *others = [trellis.solves(kind, trellis.network(space, *other)) for other in trellis.rivals(name)]
         assert min(target, others[-1]) > trellis.SOLVED > max(others[:-1])
+
+    def test_the_planted_network_is_found(self) -> None:
+        result = trellis.find("budget", seed=0)
+        assert result["found"], result
 
     @pytest.mark.slow
     @pytest.mark.parametrize("way", ["budget", "free"])

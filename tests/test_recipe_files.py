@@ -93,7 +93,6 @@ def files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_it_goes_through_the_verbs_and_is_kept(tmp_path: Path) -> None:
     files(tmp_path / "own")
     said = cli("profile", "own/my_recipes.py:my_own", "--engine", "fake", "--set", "search.batch=3", cwd=tmp_path)
