@@ -138,6 +138,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--random", type=int, default=3, help="networks for each seed (%(default)s)")
     parser.add_argument("--quantile", type=float, default=0.3, help="of random networks, for the budget (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; None for the recipe's"
+    )
     parser.add_argument("--steps", type=int, help="of the searches; None for the recipe's")
     parser.add_argument("--train", type=int, help="steps of the trainings; None for the recipe's")
     args = parser.parse_args()
@@ -145,6 +148,10 @@ def main() -> None:
     if args.steps:
         made = made.searching(steps=args.steps, warmup=args.steps // 5)
     made = replace(made, data=args.data or made.data)
+    if args.size:
+        size = (args.size[0], args.size[1])
+        made = made.searching(scale=replace(made.search.scale, size=size))
+        made = replace(made, space=made.space.at(replace(made.space.scale, size=size)))
     if args.train:
         made = replace(made, train=replace(made.train, steps=args.train))
     with torch.random.fork_rng():

@@ -22,7 +22,8 @@ import numpy as np
 
 from hwnas import recipes
 from hwnas.latency import LatencyTable, NetRow, errors, fit, predictors
-from hwnas.latency.validation import affine
+from hwnas.latency.calibrate import conformal
+from hwnas.latency.validation import affine, predict_ms
 from hwnas.ops import make_op
 from hwnas.profile import Calibration, add_derived, build_table, make_plan
 from hwnas.runtime.engines import capabilities
@@ -32,7 +33,8 @@ from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.console import TERMINAL, bar, console, table
 
-SPACES = {"darts": "darts-quick"}  # the recipe whose space, widths and size are meant
+# The recipes whose spaces, widths and sizes are meant.
+SPACES = {"darts": "darts-quick", "autodeeplab": "autodeeplab-quick", "cas": "cas-quick", "gas": "gas-quick"}
 FIT = 12
 # Networks until their own interval is within 0.5 %, ops within 1 %.
 STOP = StopRule(min_visits=40, max_visits=240, min_s=90.0, relative_ci=0.01, net_relative_ci=0.005, net_stable=False)
@@ -110,6 +112,13 @@ def noise_of_medians(results: Path, keys: Sequence[str]) -> float:
     return float(np.mean([abs(np.median(v[1::2]) / np.median(v[::2]) - 1) for v in visits.values()]))
 
 
+def coverage(made: LatencyTable) -> float:
+    """Return the share of held-out networks within the 95 % interval that follows from the others."""
+    relative = [predict_ms(made, n) / n.latency_ms - 1 for n in made.nets if n.use == "test"]
+    inside = [abs(x) <= (conformal([*relative[:i], *relative[i + 1 :]]) or 0.0) for i, x in enumerate(relative)]
+    return float(np.mean(inside))
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +149,7 @@ def main() -> None:
     console.print(
         f"noise floor {made.report['noise_floor']:.2%} (one network, odd against even visits; by their medians "
         f"{medians:.2%}); interval within 0.5 % for {np.mean(widths <= STOP.net_relative_ci):.0%} of them; "
+        f"intervals of the others hold {coverage(made):.0%}; "
         f"latencies span {made.report['span']:.2f}x; machine slow {machine['slow_share']:.0%} of the time; "
         f"{minutes:.1f} minutes"
     )
@@ -151,6 +161,7 @@ def main() -> None:
         "held_out": len(tested),
         "span": made.report["span"],
         "interval_95": made.correction.interval,
+        "covered": coverage(made),
         "slow_share": machine["slow_share"],
         "minutes": minutes,
         "seed": args.seed,
