@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def spaced(made: Recipe, shared: bool) -> Space:
     return replace(made.space, encoder=replace(encoder, shared=shared))
 
 
-def priced(space: Space, path: str | None) -> LatencyModel:
+def priced(space: Space, path: Path | None) -> LatencyModel:
     """Return the latencies of a space at its own scale, by a table or by the arithmetic of ops."""
     if path is not None:
         return price(space, [space.scale], LatencyTable.load(path))[0]
@@ -67,7 +68,7 @@ def priced(space: Space, path: str | None) -> LatencyModel:
     return price(space, [space.scale], LatencyTable(WHERE, rows))[0]
 
 
-def searched(made: Recipe, way: str, seed: int, path: str | None, budget_ms: float) -> tuple[Architecture, Space]:
+def searched(made: Recipe, way: str, seed: int, path: Path | None, budget_ms: float) -> tuple[Architecture, Space]:
     """Search in one way, and derive for the budget."""
     shared, logits = WAYS[way]
     space = spaced(made, shared)
@@ -113,7 +114,7 @@ def trained(made: Recipe, space: Space, arch: Architecture, seed: int, title: st
     return evaluate(training.net, test).miou()
 
 
-def compare(made: Recipe, seed: int, path: str | None, quantile: float, n: int) -> list[dict[str, Any]]:
+def compare(made: Recipe, seed: int, path: Path | None, quantile: float, n: int) -> list[dict[str, Any]]:
     """Return what each network of a seed is, and how good."""
     own = spaced(made, shared=False)
     model = priced(own, path)
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="gas-quick", help="(%(default)s)")
     parser.add_argument("--data", help="a folder; None for the recipe's own")
-    parser.add_argument("--table", help="latencies; None for arithmetic")
+    parser.add_argument("--table", type=Path, help="latencies; None for arithmetic")
     parser.add_argument("--seeds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--random", type=int, default=3, help="networks for each seed (%(default)s)")
     parser.add_argument("--quantile", type=float, default=0.3, help="of random networks, for the budget (%(default)s)")
@@ -162,7 +163,7 @@ def main() -> None:
         ms = [n["ms"] / n["budget_ms"] for n in found if n["way"] == way]
         rows.append([way, str(len(mious)), f"{np.mean(mious):.4f}", f"{np.std(mious):.4f}", f"{np.mean(ms):.3f}"])
     table("After equal training", ("cells", "networks", "test mIoU", "deviation", "of the budget"), rows, numbers=True)
-    settings = {k: v for k, v in vars(args).items() if v is not None}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if v is not None}
     print(json.dumps({"networks": found, "settings": settings, "seconds": round(time.monotonic() - start_s, 1)}))
 
 
