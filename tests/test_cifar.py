@@ -25,7 +25,8 @@ from hwnas.data.augment import PAD, batch_source, cut_out, pad_crop_flip
 from hwnas.errors import DataError
 from hwnas.export import export
 from hwnas.images import normalise
-from hwnas.learn.training import TrainConfig, Training, evaluate
+from hwnas.learn.evaluation import evaluate
+from hwnas.learn.training import TrainConfig, Training
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.spaces import Scale, darts_space, sample, trace_space
 from tests.verbs import camvid_folder, done, edit, hwnas

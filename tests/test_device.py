@@ -27,7 +27,8 @@ from hwnas.data.base import SEGMENTATION
 from hwnas.errors import HwnasError
 from hwnas.learn import device as learn_device
 from hwnas.learn.device import CPU, Context, open_device, title
-from hwnas.learn.training import TrainConfig, Training, evaluate
+from hwnas.learn.evaluation import evaluate
+from hwnas.learn.training import TrainConfig, Training
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.gradient import BilevelSearch, SearchConfig
@@ -72,7 +73,7 @@ class Device(TorchDispatchMode):
         return out
 
 
-READERS = ("learn.device", "learn.loop", "learn.training", "search.bilevel", "search.gradient", "search.rerank")
+READERS = ("learn.device", "learn.loop", "learn.evaluation", "search.bilevel", "search.gradient", "search.rerank")
 
 
 @dataclass

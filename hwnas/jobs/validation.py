@@ -19,7 +19,7 @@ from hwnas.files import sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for
 from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, Context, open_device, title
-from hwnas.learn.training import evaluate
+from hwnas.learn.evaluation import evaluate
 from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored

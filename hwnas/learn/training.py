@@ -19,12 +19,12 @@ from hwnas.data.augment import batch_source
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, task_of
 from hwnas.errors import DataError, HwnasError, check_ranges, not_below, positive
 from hwnas.files import write_atomic
-from hwnas.images import normalise
 from hwnas.learn import loop
 from hwnas.learn.batches import Batches
-from hwnas.learn.device import CPU, Context, read, title
+from hwnas.learn.device import CPU, Context, title
+from hwnas.learn.evaluation import evaluate
 from hwnas.learn.losses import task_loss
-from hwnas.metrics import ConfusionMatrix, score_of
+from hwnas.metrics import score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
@@ -37,7 +37,6 @@ Optimizer = Literal["adamw", "sgd"]
 Teacher = Callable[[Tensor, Tensor], Tensor]
 MOMENTUM = 0.9  # of SGD
 CLIP = 5.0  # norm of the gradients of a step
-EVALUATED = 64  # images at once, where they are classified: all of one size, and small
 _DROP_PATH = 2  # a stream of random numbers of its own, beside order and augmentation
 
 
@@ -123,30 +122,6 @@ def class_weights(data: SegmentationData, sample: int = 64) -> Tensor:
     share = counts / counts.sum()
     weights = 1 / np.log(1.02 + share)
     return torch.from_numpy(weights / (weights @ share)).float()
-
-
-def evaluate(
-    network: Callable[[Tensor], Tensor], data: SegmentationData, update: Update = ignore, device: torch.device = CPU
-) -> ConfusionMatrix:
-    """Run a network over a whole split: one image at a time at its own size, or `EVALUATED` where they are classified.
-
-    Args:
-        network: From (N, 3, H, W) to labels (N, H, W) or (N,), or to scores (N, K, H, W) or (N, K).
-        data: The split.
-        update: Told after each batch.
-        device: Where the network computes; labels are read once for each batch.
-    """
-    confusion, context = ConfusionMatrix(len(data.classes.names)), Context(device)
-    n = EVALUATED if task_of(data) is CLASSIFICATION else 1
-    with torch.no_grad():
-        for first in range(0, len(data), n):
-            samples = [data[i] for i in range(first, min(first + n, len(data)))]
-            images = np.stack([normalise(s.image, data.mean, data.std) for s in samples])
-            out = network(context.tensor(torch.from_numpy(images)))
-            labels = out.argmax(1) if out.is_floating_point() else out
-            confusion.update(read(labels), np.stack([s.label for s in samples]))
-            update(first + len(samples))
-    return confusion
 
 
 class Training:

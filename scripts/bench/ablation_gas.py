@@ -27,7 +27,8 @@ from hwnas import recipes
 from hwnas.data import open_dataset
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyModel, LatencyTable, OpRow
-from hwnas.learn.training import Training, evaluate
+from hwnas.learn.evaluation import evaluate
+from hwnas.learn.training import Training
 from hwnas.problem import Architecture, NoTwins
 from hwnas.profile.networks import estimate_ms
 from hwnas.recipes import Recipe

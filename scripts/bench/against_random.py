@@ -44,7 +44,8 @@ from hwnas.jobs import Run, SearchSettings, export, open_contest, profile, searc
 from hwnas.jobs.inputs import read_all
 from hwnas.latency import LatencyTable
 from hwnas.latency.model import LatencyModel
-from hwnas.learn.training import Training, evaluate, train
+from hwnas.learn.evaluation import evaluate
+from hwnas.learn.training import Training, train
 from hwnas.problem import Architecture
 from hwnas.profile import Calibration, PlanWriter
 from hwnas.recipes import Recipe
