@@ -45,6 +45,7 @@ EXTRAS = {
         "pytest-xdist",
         "ruff",
         "setuptools>=77",
+        "torchmetrics>=1.4",  # the oracle of metrics
     ],
 }
 

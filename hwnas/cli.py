@@ -299,6 +299,10 @@ class Validate:
     """Measure latency, fps and mIoU of the exported file, and hold them against prediction, budget and network.
 
     Example: hwnas validate darts-quick
+
+    Example: hwnas validate darts-quick --scales 0.75,1,1.25 --flip
+
+    The network in PyTorch is evaluated so beside the file; what is timed is the plain network.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with an exported network")]
@@ -307,10 +311,19 @@ class Validate:
     again: Annotated[bool, arg(help="measure anew although there is a report; the old one is kept")] = False
     require_budget: Annotated[bool, arg(help="exit with code 1 if the budget is missed")] = False
     device: Device = "auto"
+    scales: Annotated[
+        str, arg(metavar="S,S,...", help="evaluate in PyTorch at these scales of the image too, scores averaged")
+    ] = "1"
+    flip: Annotated[bool, arg(help="evaluate in PyTorch with the mirrored image too, scores averaged")] = False
+    window: Annotated[
+        str | None,
+        arg(metavar="HxW", help="evaluate in PyTorch by windows of this size, which overlap by a third"),
+    ] = None
 
     def __call__(self) -> int:
         """Run the verb."""
-        settings = jobs.ValidateSettings(self.table, self.foreign_table, self.again, self.device)
+        inference = jobs.Inference.of(self.scales, self.flip, self.window)
+        settings = jobs.ValidateSettings(self.table, self.foreign_table, self.again, self.device, inference)
         result = jobs.validate(_open(self.run), settings, show.TERMINAL)
         show.validated(result)
         result.require_accepted()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +32,11 @@ def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[flo
     planes -= offset
     planes *= gain
     return planes
+
+
+def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return a label map (..., h, w) at `size` (height, width) by the nearest pixel, with half-pixel centres."""
+    if labels.shape[-2:] == size:
+        return labels
+    rows, columns = (((2 * np.arange(n) + 1) * old) // (2 * n) for n, old in zip(size, labels.shape[-2:], strict=True))
+    return labels[..., rows[:, None], columns]

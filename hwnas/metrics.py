@@ -1,14 +1,28 @@
-"""Quality over a whole set: intersection over union per class, its mean, and the share of labels that are right."""
+"""Quality over a whole set: IoU by class and its means, accuracy, and IoU near boundaries; see docs/evaluation.md.
+
+Everything is a quotient of counts over the set, so that counts of parts add up to those of the whole.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SEGMENTATION, Task
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, check_ranges
+
+DILATION = 0.02  # width of a boundary as a share of the diagonal of the image: boundary-iou-api@boundary_utils.py
+
+
+class Measure(Protocol):
+    """What is told the predictions over a set, one batch or image after the other."""
+
+    def update(self, pred: NDArray[Any], label: NDArray[Any]) -> None:
+        """Add predictions and labels, integer arrays of one shape."""
 
 
 def confusion(pred: NDArray[Any], label: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
@@ -20,11 +34,26 @@ def confusion(pred: NDArray[Any], label: NDArray[Any], n_classes: int) -> NDArra
 
 def iou(counts: NDArray[Any]) -> NDArray[np.float64]:
     """Return intersection over union of each class, (..., K, K) -> (..., K); NaN for those that do not occur."""
-    hit = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
-    union = counts.sum(-2) + counts.sum(-1) - hit
-    out = np.full(hit.shape, np.nan)
-    np.divide(hit, union, out=out, where=union > 0)
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _quotients(hit, counts.sum(-2) + counts.sum(-1) - hit)
+
+
+def _quotients(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Return part / whole, NaN where there is nothing."""
+    out = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
     return out
+
+
+def mean_of(values: NDArray[np.float64]) -> float:
+    """Return the mean of those of a value per class that are there, 0 if none is."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else 0.0
+
+
+def by_class(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return a value per class by its name, as JSON can hold it: None, not NaN, for classes that do not occur."""
+    return {name: None if np.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
 
 
 def scores(task: Task, counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -103,10 +132,26 @@ class ConfusionMatrix:
 
     def recall(self) -> NDArray[np.float64]:
         """Return the share of each class's labels predicted right (n_classes,), NaN for classes without labels."""
-        total = self.counts.sum(1)
-        out = np.full(self.n_classes, np.nan)
-        np.divide(np.diag(self.counts), total, out=out, where=total > 0)
-        return out
+        return _quotients(np.diag(self.counts), self.counts.sum(1))
+
+    def mean_accuracy(self) -> float:
+        """Return the mean recall over classes that occur in labels, 0..1.
+
+        Raises:
+            HwnasError: If no labelled pixel was counted.
+        """
+        self._refuse_empty()
+        return mean_of(self.recall())
+
+    def frequency_weighted_iou(self) -> float:
+        """Return the mean IoU where each class counts as its share of the labelled pixels, 0..1.
+
+        Raises:
+            HwnasError: If no labelled pixel was counted.
+        """
+        self._refuse_empty()
+        occurs, each = self.counts.sum(1), self.iou()
+        return float(np.where(occurs > 0, each, 0) @ occurs / occurs.sum())
 
     def _refuse_empty(self) -> None:
         if not self.counts.any():
@@ -128,3 +173,99 @@ def score_of(confusion: ConfusionMatrix, task: Task) -> float:
         HwnasError: If nothing labelled was counted.
     """
     return confusion.miou() if task is SEGMENTATION else confusion.pixel_accuracy()
+
+
+class BoundaryIoU:
+    """IoU of what lies near contours, summed over a set: Cheng et al., Boundary IoU, CVPR 2021.
+
+    Of the pixels of a class in the labels, those within a distance d of the contour count, and in the same way of those
+    in the predictions: their intersection over their union. As in the authors' code (boundary-iou-api) the distance is
+    that of d erosions by 3x3 pixels, and the edge of the image is a contour. Void pixels are void in predictions too,
+    so that both have the contour that void cuts.
+
+    Attributes:
+        intersections: Pixels (n_classes,), int64.
+        unions: The same.
+
+    Args:
+        n_classes: 1 to IGNORE_LABEL.
+        dilation: d as a share of the diagonal of an image, rounded to pixels, 1 or more.
+
+    Raises:
+        HwnasError: If one of these is out of range.
+    """
+
+    def __init__(self, n_classes: int, dilation: float = DILATION) -> None:
+        check_ranges(
+            "a boundary IoU",
+            (f"1 to {IGNORE_LABEL} classes", n_classes, 1 <= n_classes <= IGNORE_LABEL),
+            ("a dilation of more than 0, at most 1", dilation, 0 < dilation <= 1),
+        )
+        self.n_classes, self.dilation = n_classes, dilation
+        self.intersections: NDArray[np.int64] = np.zeros(n_classes, np.int64)
+        self.unions: NDArray[np.int64] = np.zeros(n_classes, np.int64)
+
+    def update(self, pred: NDArray[Any], label: NDArray[Any]) -> None:
+        """Add predictions and labels of classes: (H, W), or (N, H, W) of several images; `ConfusionMatrix` checks them.
+
+        Raises:
+            HwnasError: If shapes differ, or are no label maps.
+        """
+        if pred.shape != label.shape or label.ndim not in (2, 3):
+            raise HwnasError(f"expected two label maps (H, W), got {pred.shape} and {label.shape}; resize one of them")
+        if label.ndim == 3:
+            for one in zip(pred, label, strict=True):
+                self.update(*one)
+            return
+        void = label == IGNORE_LABEL
+        cut = np.where(void, IGNORE_LABEL, pred)
+        width = boundary_width(label.shape, self.dilation)
+        truth, found = near_contours(label, width) & ~void, near_contours(cut, width) & ~void
+        in_truth, in_found = self._by_class(label[truth]), self._by_class(cut[found])
+        both = self._by_class(label[truth & found & (label == cut)])
+        self.intersections += both
+        self.unions += in_truth + in_found - both
+
+    def _by_class(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(labels, minlength=self.n_classes)
+
+    def iou(self) -> NDArray[np.float64]:
+        """Return boundary IoU (n_classes,), NaN for classes in neither labels nor predictions."""
+        return _quotients(self.intersections, self.unions)
+
+    def miou(self) -> float:
+        """Return the mean over classes that occur in labels or predictions, 0..1; 0 where nothing was counted."""
+        return mean_of(self.iou())
+
+
+def boundary_width(size: tuple[int, ...], dilation: float = DILATION) -> int:
+    """Return how many pixels wide the boundary of regions is in an image of `size` (height, width), 1 or more."""
+    return max(1, round(dilation * math.hypot(*size)))
+
+
+def near_contours(labels: NDArray[Any], width: int) -> NDArray[np.bool_]:
+    """Return where a label map (H, W) has another label, or the edge of the image, within `width` pixels.
+
+    The distance is the larger of that in rows and that in columns. Sums over windows are differences of running sums,
+    so that the work does not grow with `width`, nor with the number of classes.
+    """
+    side = 2 * width + 1
+    height, length = labels.shape
+    near = np.ones(labels.shape, bool)
+    if min(height, length) < side:
+        return near
+    # A square is of one label if its rows are, and its middle column is.
+    row_changes = _windows(labels[:, 1:] != labels[:, :-1], side - 1, axis=1)  # (H, W - 2 width)
+    rows_alike = _windows(row_changes == 0, side, axis=0) == side
+    column_changes = _windows(labels[1:] != labels[:-1], side - 1, axis=0)[:, width : length - width]
+    near[width : height - width, width : length - width] = ~(rows_alike & (column_changes == 0))
+    return near
+
+
+def _windows(there: NDArray[np.bool_], length: int, axis: int) -> NDArray[np.int32]:
+    """Return how many of each `length` neighbours along an axis are true."""
+    sums = np.cumsum(there, axis=axis, dtype=np.int32)
+    before = np.insert(sums, 0, 0, axis=axis)
+    stop = before.shape[axis]
+    out: NDArray[np.int32] = before.take(range(length, stop), axis) - before.take(range(stop - length), axis)
+    return out

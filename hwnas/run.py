@@ -268,8 +268,8 @@ class Run:
         """The recipe with the seed that was asked for."""
         return self.recipe.seeded(self.settings.seed)
 
-    def data(self, split: str, size: tuple[int, int] | None = None) -> SegmentationData:
-        """Open a split of the run's dataset at the deployment size, or at `size`.
+    def data(self, split: str, size: tuple[int, int] | None = None, own_labels: bool = False) -> SegmentationData:
+        """Open a split of the run's dataset at the deployment size, or at `size`; see `open_dataset` for `own_labels`.
 
         Raises:
             DataError: If no folder was named, or it cannot be used or is not what the recipe's networks are for.
@@ -278,7 +278,8 @@ class Run:
         source = self.settings.data or recipe.data
         if source is None:
             raise HwnasError(f"the recipe {recipe.name} needs {recipe.needs}; name it with --data DIR")
-        space, data = recipe.space, open_dataset(str(source), split, size or recipe.space.scale.size)
+        space = recipe.space
+        data = open_dataset(str(source), split, size or space.scale.size, own_labels=own_labels)
         task, classes = task_of(data), len(data.classes)
         if (task.name, classes) != (space.task, space.classes):
             raise DataError(

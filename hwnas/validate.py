@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from hwnas.data.base import SegmentationData
 from hwnas.draw import colourise, save_panel
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
+from hwnas.images import resize_labels
 from hwnas.latency.table import LatencyTable
-from hwnas.metrics import ConfusionMatrix
+from hwnas.metrics import ConfusionMatrix, Measure
+from hwnas.ops.layers import resized
 from hwnas.ops.trace import Trace
 from hwnas.profile import ops_of, trace_entry
 from hwnas.progress import Update, ignore
@@ -169,16 +173,25 @@ def application_of(bundle: Bundle) -> tuple[Application, str]:
 
 
 def score(
-    application: Application, kind: str, data: SegmentationData, pictures: Path, update: Update = ignore
+    application: Application,
+    kind: str,
+    data: SegmentationData,
+    pictures: Path,
+    update: Update = ignore,
+    measures: Sequence[Measure] = (),
 ) -> ConfusionMatrix:
     """Run an application over a whole split, and draw some predictions beside their labels.
+
+    Where a label has another size than its image, scores are brought to it before the argmax, bilinearly; of a network
+    that ends in labels these are, by nearest.
 
     Args:
         application: Entered.
         kind: What its network gives, one of `hwnas.runtime.deploy.bundle.KINDS`.
-        data: The split, at the bundle's size.
+        data: The split: images of the bundle's size, labels of any.
         pictures: The PNG to write: image, label, prediction.
         update: Told after each image.
+        measures: Told all predictions with their labels, beside the confusion that is returned.
 
     Raises:
         HwnasError: If a score is not finite, or a label is no class.
@@ -188,21 +201,43 @@ def score(
     rows = []
     for i in range(len(data)):
         image, label, name = data[i]
-        if kind != "labels":
-            _refuse_infinite(application.output(image), kind, name)
-        predicted = application.labels(image)
+        size = label.shape or None  # () of an image that is classified
+        predicted = _predicted(application, kind, image, image.shape[:2] if size is None else size, name)
         if int(predicted.max()) >= len(data.classes):
             raise HwnasError(
                 f"label {int(predicted.max())} came out for the image {name}, expected 0 to {len(data.classes) - 1}; "
                 "do not use it, export it again"
             )
-        confusion.update(predicted, label)
+        predicted = predicted if size is None else resize_labels(predicted, size)
+        for measure in (confusion, *measures):
+            measure.update(predicted, label)
         if i in shown:
-            maps = (np.broadcast_to(a, image.shape[:2]) for a in (label, predicted))  # one label fills its picture
+            maps = (_picture(a, image.shape[:2]) for a in (label, predicted))
             rows.append((image, *(colourise(a, data.classes) for a in maps)))
         update(i + 1)
     save_panel(pictures, rows, ("image", "label", "prediction"))
     return confusion
+
+
+def _predicted(
+    application: Application, kind: str, image: NDArray[np.uint8], size: tuple[int, ...], name: str
+) -> NDArray[np.uint8]:
+    """Return the labels of an image: from scores that are brought to `size`, or as the application gives them."""
+    if kind == "labels":
+        return application.labels(image)
+    output = application.output(image)
+    _refuse_infinite(output, kind, name)
+    if size == image.shape[:2]:
+        return application.labels(image)
+    # The network's own scores have the size of the image; what the file leaves out of that is done here first.
+    scores = resized(torch.from_numpy(np.array(output, np.float32)), image.shape[:2])
+    labels: NDArray[np.uint8] = resized(scores, (size[0], size[1])).argmax(1)[0].numpy().astype(np.uint8)
+    return labels
+
+
+def _picture(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return labels at the size of a picture; one label fills its picture."""
+    return resize_labels(labels, size) if labels.ndim == 2 else np.broadcast_to(labels, size)
 
 
 def _refuse_infinite(scores: Array, kind: str, name: str) -> None:

@@ -86,6 +86,7 @@ class CamVid:
         size: (height, width) to resize to if files differ: images bilinear, labels nearest.
         length: Use only the first so many of the list; all of them if None.
         cache_bytes: Limit of decoded samples kept in memory.
+        own_labels: Leave labels at the size of their files.
 
     Raises:
         DataError: If the folder, the list or a listed file is missing, the list is empty, names a sample twice or
@@ -103,11 +104,13 @@ class CamVid:
         size: tuple[int, int],
         length: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        own_labels: bool = False,
     ) -> None:
         self.folder = folder
         self.split = check_split(split)
         self.size = check_size(size)
         self.name = f"{folder.resolve().name}/{split}"
+        self._own_labels = own_labels
         self._cache = SampleCache(cache_bytes)
         names = _read_list(folder, split)
         if length is not None and not 1 <= length <= len(names):
@@ -162,6 +165,7 @@ class CamVid:
         height, width = self.size
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if classes.size != (width, height) and not self._own_labels:
             classes = classes.resize((width, height), Image.Resampling.NEAREST)
         return Sample(np.array(image), np.array(classes), entry.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -47,7 +48,12 @@ def registered_datasets() -> Mapping[str, Callable[..., SegmentationData]]:
 
 
 def open_dataset(
-    name_or_folder: str, split: str, size: tuple[int, int], seed: int = 0, length: int | None = None
+    name_or_folder: str,
+    split: str,
+    size: tuple[int, int],
+    seed: int = 0,
+    length: int | None = None,
+    own_labels: bool = False,
 ) -> SegmentationData:
     """Open one split of a dataset.
 
@@ -58,6 +64,7 @@ def open_dataset(
         size: (height, width) of the samples.
         seed: Of what is drawn; a folder has none.
         length: How many samples to draw, or how many of a folder's to use; None for the usual number.
+        own_labels: Leave label maps at the size of their files, as evaluation needs them.
 
     Raises:
         DataError: If there is no such dataset or split, or the folder is not laid out as expected.
@@ -68,7 +75,8 @@ def open_dataset(
     folder = Path(name_or_folder).expanduser()
     for recognises, make in reversed(_LAYOUTS.values()):
         if recognises(folder):
-            return make(folder, split, size, length=length)
+            own = {"own_labels": True} if own_labels and "own_labels" in inspect.signature(make).parameters else {}
+            return make(folder, split, size, length=length, **own)
     kind = "is a file" if folder.exists() else "is no folder"
     raise DataError(
         f"{unknown('dataset', name_or_folder, _DRAWN)}; it {kind} either: expected a folder with {split}.txt, "

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from hwnas.jobs.tables import check_table, diff_tables, find_table
     from hwnas.jobs.training import TrainResult, TrainSettings, train
     from hwnas.jobs.validation import Report, ValidateResult, ValidateSettings, validate
+    from hwnas.learn.evaluation import Inference
     from hwnas.run import Run
 
 _HOMES = {
     "run": ("Run",),
     "derived": ("Demands", "Derived"),
+    "learn.evaluation": ("Inference",),
     "jobs.deriving": ("DeriveResult", "DeriveSettings", "derive", "open_contest"),
     "jobs.exporting": ("ExportResult", "ExportSettings", "export"),
     "jobs.fronts": ("FrontSettings", "front"),
@@ -51,6 +53,7 @@ __all__ = [
     "ExportResult",
     "ExportSettings",
     "FrontSettings",
+    "Inference",
     "Network",
     "PlanSettings",
     "Price",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
@@ -19,8 +19,8 @@ from hwnas.files import sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for
 from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, Context, open_device, title
-from hwnas.learn.evaluation import evaluate
-from hwnas.metrics import ConfusionMatrix, score_of
+from hwnas.learn.evaluation import PLAIN, Inference, as_labels, evaluate
+from hwnas.metrics import BoundaryIoU, ConfusionMatrix, by_class, score_of
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
 from hwnas.run import Run
@@ -38,12 +38,14 @@ class ValidateSettings:
         foreign_table: Whether one of another device will do.
         again: Measure anew although there is a report, and keep that under a number.
         device: Where torch computes the network that the file is held against; see `hwnas.learn.device.open_device`.
+        inference: Other than plain, the network is evaluated so in torch too, beside what is measured.
     """
 
     table: Path | None = None
     foreign_table: bool = False
     again: bool = False
     device: str = AUTO
+    inference: Inference = PLAIN
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,33 @@ class Times:
     doubtful: bool
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What the network in torch reaches on test where it may take longer; see docs/evaluation.md.
+
+    Attributes:
+        inference: How its scores were computed.
+        miou: Mean IoU over classes that occur.
+        pixel_accuracy: Share of the labelled pixels that are right.
+        mean_accuracy: Mean recall.
+        frequency_weighted_iou: Mean IoU, each class by its share of the labelled pixels.
+        boundary_miou: Mean boundary IoU.
+        iou: By class; None for a class that does not occur. So are `recall` and `boundary_iou`.
+        torch_device: Where it was computed.
+    """
+
+    inference: Inference
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    boundary_miou: float
+    iou: Mapping[str, float | None]
+    recall: Mapping[str, float | None]
+    boundary_iou: Mapping[str, float | None]
+    torch_device: str
+
+
 @stored("report", version=2)
 @dataclass(frozen=True)
 class Report:
@@ -68,9 +97,16 @@ class Report:
         accepted: Whether the file is as good as its network, but for `hwnas.validate.SCORE_LOSS`.
         test_miou: Of the file on test; so is `test_accuracy`.
         torch_miou: Of its network in torch; so is `torch_accuracy`.
-        iou: By class; None for a class that is not there.
+        iou: By class; None for a class that does not occur.
         recall: By class.
         pixel_accuracy: Of the file.
+        mean_accuracy: Of the file: mean of `recall`.
+        frequency_weighted_iou: Of the file.
+        boundary_miou: Of the file: mean of `boundary_iou`.
+        boundary_iou: By class.
+        label_size: (height, width) of the labels it was held against; None where they differ in size.
+        resized: What was brought to the size of the labels, ``"scores"`` or ``"labels"``; None where none was.
+        evaluated: Of the network in torch, once for each way that was asked for.
         scored_with: The engine that computed the file for this.
         where: Provenance of the measurement.
         table: Name of the latency table.
@@ -112,6 +148,13 @@ class Report:
     torch_accuracy: float | None = None
     recall: Mapping[str, float | None] | None = None
     torch_device: str | None = None
+    mean_accuracy: float | None = None
+    frequency_weighted_iou: float | None = None
+    boundary_miou: float | None = None
+    boundary_iou: Mapping[str, float | None] | None = None
+    label_size: tuple[int, int] | None = None
+    resized: str | None = None
+    evaluated: tuple[Evaluated, ...] = ()
 
     @property
     def kind(self) -> Task:
@@ -136,13 +179,20 @@ class ValidateResult:
         report: It.
         folder: Of the run.
         architecture: Id of the network.
-        complete: Whether the report was there already.
+        inference: How the network was to be evaluated in torch, if not plainly.
+        complete: Whether the report was there already, with all that was asked for.
     """
 
     report: Report
     folder: Path
     architecture: str
+    inference: Inference = PLAIN
     complete: bool = False
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """What the network reaches in torch in the way that was asked for; None for the plain one."""
+        return next((e for e in self.report.evaluated if e.inference == self.inference), None)
 
     def require_accepted(self) -> None:
         """Refuse a file that is worse than the network it was exported from.
@@ -165,22 +215,45 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
     with run.locked():
         derived, path = run.derived(), run.folder / "report.json"
         bundle = Bundle.load(run.require(f"deploy/{BUNDLE_FILE}", "export").parent)
-        if path.exists() and not settings.again:
-            there = FILE.load(path, Report)
-            if there.bundle_sha256 == bundle.digest:
-                return ValidateResult(there, run.folder, derived.architecture.id, complete=True)
-        table = open_table(run, settings.table, settings.foreign_table)
-        test = read_all(run.data("test"), report)
+        there = None if settings.again or not path.exists() else FILE.load(path, Report)
+        if there is not None and there.bundle_sha256 != bundle.digest:
+            there = None
+        if there is not None and _has(there, settings.inference):
+            return ValidateResult(there, run.folder, derived.architecture.id, settings.inference, complete=True)
+        table = open_table(run, settings.table, settings.foreign_table) if there is None else None
+        test = read_all(run.data("test", own_labels=True), report)
+        settings.inference.check(task_of(test))
         weights = run.require("train/model.safetensors", "train")
         if sha256(weights.read_bytes()) != bundle.weights_sha256:
             raise HwnasError(
                 f"{bundle.folder} was exported from other weights than {weights}; remove it and export again"
             )
-        new = _prove(run, bundle, table, test, weights, device, report)
-        if path.exists():
-            path.rename(next(p for n in itertools.count(1) if not (p := path.with_name(f"report-{n}.json")).exists()))
-        records.save(path, new, indent=1)
-        return ValidateResult(new, run.folder, derived.architecture.id)
+        network = _network(run, weights, device)
+        if there is None:
+            assert table is not None, "it was opened for this"
+            there = _prove(run, bundle, table, test, network, device, report)
+            if path.exists():
+                numbered = (path.with_name(f"report-{n}.json") for n in itertools.count(1))
+                path.rename(next(p for p in numbered if not p.exists()))
+            records.save(path, there, indent=1)
+        if not _has(there, settings.inference):
+            more = _evaluated(network, test, settings.inference, device, report)
+            there = replace(there, evaluated=(*there.evaluated, more))
+            records.save(path, there, indent=1)
+        return ValidateResult(there, run.folder, derived.architecture.id, settings.inference)
+
+
+def _has(report: Report, inference: Inference) -> bool:
+    """Tell whether a report says how the network does under an inference; the plain one is that of the file."""
+    return inference.plain or any(e.inference == inference for e in report.evaluated)
+
+
+def _network(run: Run, weights: Path, device: torch.device) -> torch.nn.Module:
+    """Return the trained network of a run in torch, which gives scores."""
+    derived = run.derived()
+    network = run.space(derived).build(derived.architecture, form="deploy")
+    load_weights(network, weights)
+    return Context(device).module(network).eval()
 
 
 def _prove(
@@ -188,7 +261,7 @@ def _prove(
     bundle: Bundle,
     table: LatencyTable,
     test: SegmentationData,
-    weights: Path,
+    network: torch.nn.Module,
     device: torch.device,
     report: Reporter,
 ) -> Report:
@@ -205,42 +278,81 @@ def _prove(
         where, measured, slowdown = measure_network(
             bundle.path, exported, bundle.output.name, engine, beside, update, expected_ms=expected_ms
         )
-    network = space.build(derived.architecture, form="deploy")
-    load_weights(network, weights)
-    network = Context(device).module(network)
-    with report.bar("test the network", len(test)) as update:
-        in_torch = evaluate(network.eval(), test, update, device)
     application, scored_with = application_of(bundle)
+    boundary, sizes = BoundaryIoU(len(test.classes)), _Sizes()
+    measures = (boundary, sizes) if task_of(test) is SEGMENTATION else ()
     with report.bar("test the file", len(test)) as update, application:
-        confusion = score(application, kind, test, run.folder / "predictions.png", update)
+        file = score(application, kind, test, run.folder / "predictions.png", update, measures)
+    resized = kind if sizes.seen - {bundle.input.size} else None
+    # The file is held against its network by labels that are made in the same way.
+    alike = as_labels(network) if resized == "labels" else network
+    with report.bar("test the network", len(test)) as update:
+        in_torch = evaluate(alike, test, update, device)
     predicted_ms = derived.predicted_ms - left_out_ms(whole, exported, table)
     speed = verdict(measured, where, predicted_ms, derived.budget_ms, slowdown, kind, bundle.classifies)
     return Report(
         **speed | {"latencies": {scope: Times(**times) for scope, times in speed["latencies"].items()}},
-        **_quality(confusion, in_torch, test),
+        **_quality(file, in_torch, boundary, test),
         scored_with=scored_with,
         where=where,
         table=table.name,
         model_sha256=bundle.onnx_sha256,
         bundle_sha256=bundle.digest,
         torch_device=title(device),
+        label_size=next(iter(sizes.seen)) if len(sizes.seen) == 1 else None,
+        resized="scores" if resized == "logits" else resized,
     )
 
 
-def _quality(file: ConfusionMatrix, network: ConfusionMatrix, test: SegmentationData) -> dict[str, Any]:
+class _Sizes:
+    """The sizes (height, width) of the labels of a split."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[int, int]] = set()
+
+    def update(self, pred: NDArray[Any], label: NDArray[Any]) -> None:
+        """Add that of one label map."""
+        assert pred.shape == label.shape, "predictions are brought to labels"
+        self.seen.add((label.shape[0], label.shape[1]))
+
+
+def _evaluated(
+    network: torch.nn.Module, test: SegmentationData, inference: Inference, device: torch.device, report: Reporter
+) -> Evaluated:
+    """Evaluate the network in torch as was asked for."""
+    boundary = BoundaryIoU(len(test.classes))
+    with report.bar(f"test the network, {inference}", len(test)) as update:
+        confusion = evaluate(network, test, update, device, inference, (boundary,))
+    quality = _of_segmentation(confusion, boundary, test)
+    return Evaluated(inference=inference, miou=confusion.miou(), **quality, torch_device=title(device))
+
+
+def _quality(
+    file: ConfusionMatrix, network: ConfusionMatrix, boundary: BoundaryIoU, test: SegmentationData
+) -> dict[str, Any]:
     """Return what a report says about accuracy: of the file, beside its network in torch."""
     task = task_of(test)
     score_of_file, score_of_network = score_of(file, task), score_of(network, task)
-    if task is SEGMENTATION:
-        name, by_class, more = "iou", file.iou(), {"pixel_accuracy": file.pixel_accuracy()}
-    else:
-        name, by_class, more = "recall", file.recall(), {}
-    values = [None if np.isnan(v) else float(v) for v in by_class]
+    recall = {"recall": by_class(test.classes.names, file.recall())}
+    more = _of_segmentation(file, boundary, test) if task is SEGMENTATION else recall
     return {
         "task": task.name,
         f"test_{task.metric}": score_of_file,
         f"torch_{task.metric}": score_of_network,
         "accepted": score_of_file >= score_of_network - SCORE_LOSS,
         **more,
-        name: dict(zip(test.classes.names, values, strict=True)),
+    }
+
+
+def _of_segmentation(confusion: ConfusionMatrix, boundary: BoundaryIoU, test: SegmentationData) -> dict[str, Any]:
+    """Return what is said about predicted label maps beside mIoU, by the names that records have for it."""
+    names = test.classes.names
+    return {
+        "pixel_accuracy": confusion.pixel_accuracy(),
+        "mean_accuracy": confusion.mean_accuracy(),
+        "frequency_weighted_iou": confusion.frequency_weighted_iou(),
+        "boundary_miou": boundary.miou(),
+        "iou": by_class(names, confusion.iou()),
+        "recall": by_class(names, confusion.recall()),
+        "boundary_iou": by_class(names, boundary.iou()),
     }
