@@ -22,12 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hwnas.data import SegmentationData, Shapes, Synthetic
+from hwnas.data import Sample, SegmentationData, Shapes, Synthetic
 from hwnas.data.base import SEGMENTATION
 from hwnas.errors import HwnasError
+from hwnas.images import resize_labels
 from hwnas.learn import device as learn_device
 from hwnas.learn.device import CPU, Context, open_device, title
-from hwnas.learn.evaluation import evaluate
+from hwnas.learn.evaluation import PLAIN, Inference, evaluate
 from hwnas.learn.training import TrainConfig, Training
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
@@ -236,6 +237,29 @@ def test_a_classifier_trains_without_a_read(reads: Reads) -> None:
     assert reads.count == 0
     evaluate(t.net.eval(), shapes, device=LAZY)
     assert reads.count == 1
+
+
+class Enlarged(Synthetic):
+    """Labels have twice the height of their images, and more than their width."""
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label, name = super().__getitem__(index)
+        return Sample(image, resize_labels(label, (2 * SIZE[0], SIZE[1] + 9)), name)
+
+
+INFERENCES = (PLAIN, Inference((0.5, 1.0), flip=True), Inference(window=(24, 32)), Inference((1.5,), True, (24, 32)))
+
+
+@pytest.mark.parametrize("inference", INFERENCES, ids=str)
+@pytest.mark.parametrize("kind", [Synthetic, Enlarged])
+def test_an_evaluation_reads_labels_once_for_each_image(
+    reads: Reads, inference: Inference, kind: type[Synthetic]
+) -> None:
+    test = kind("test", SIZE, length=2)
+    net = Context(LAZY).module(STREETS.build(sample(STREETS, np.random.default_rng(0)), form="deploy"))
+    confusion = evaluate(net.eval(), test, device=LAZY, inference=inference)
+    assert confusion.counts.sum() > 0
+    assert reads.shapes == [(1, *test[i].label.shape) for i in range(len(test))]
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from hwnas import validate
-from hwnas.data import Synthetic
+from hwnas.data import Sample, Synthetic
 from hwnas.data.base import IGNORE_LABEL
 from hwnas.errors import HwnasError
 from hwnas.export import ending
 from hwnas.files import write_atomic
+from hwnas.images import resize_labels
 from hwnas.latency import LatencyModel, LatencyTable
 from hwnas.metrics import ConfusionMatrix
 from hwnas.ops import Trace
@@ -254,12 +258,58 @@ class Given:
         return next(self._outputs)
 
 
+class Of(Given):
+    """An application that gives what is given for an image."""
+
+    def __init__(self, of: dict[bytes, tuple[torch.Tensor, np.ndarray]]) -> None:
+        self._of = of
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        return self._of[image.tobytes()][0].numpy().astype(np.uint8)
+
+    def output(self, image: np.ndarray) -> np.ndarray:
+        return self._of[image.tobytes()][1]
+
+
+class Resized(list[Sample]):
+    """A split whose labels have sizes of their own."""
+
+    def __init__(self, data: Synthetic, sizes: tuple[tuple[int, int], ...]) -> None:
+        super().__init__(s._replace(label=resize_labels(s.label, n)) for s, n in zip(data, sizes, strict=True))
+        self.classes, self.sizes = data.classes, sizes
+
+
+def interpolated(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+
+
 class TestScore:
     DATA = Synthetic("test", (48, 64), length=3)
 
     def score(self, folder: Path, labels: np.ndarray, scores: np.ndarray | None = None) -> ConfusionMatrix:
         given = Given(labels, np.zeros((3, 1, 11, 6, 8), np.float32) if scores is None else scores)
         return validate.score(given, "labels" if scores is None else "scores", self.DATA, folder / "p.png")
+
+    @pytest.mark.parametrize("kind", ["scores", "logits", "labels"])
+    def test_labels_of_another_size_are_met_by_scores_where_there_are_any(self, tmp_path: Path, kind: str) -> None:
+        small, large = Resized(self.DATA, ((31, 90), (30, 40), (48, 64))), Resized(self.DATA, ((96, 128),) * 3)
+        shape = (6, 8) if kind == "scores" else (48, 64)
+        scores = np.random.default_rng(0).standard_normal((3, 1, 11, *shape)).astype(np.float32)
+        full = interpolated(torch.from_numpy(scores[:, 0]), (48, 64))
+        for data in (small, large):
+            expected, told = ConfusionMatrix(11), ConfusionMatrix(11)
+            for i, size in enumerate(data.sizes):
+                if kind == "labels":
+                    pred = resize_labels(full[i].argmax(0).numpy(), size)
+                else:
+                    pred = interpolated(full[i : i + 1], size)[0].argmax(0).numpy()
+                expected.update(pred, data[i].label)
+            given = Of({self.DATA[i].image.tobytes(): (full[i].argmax(0), scores[i]) for i in range(3)})
+            found = validate.score(given, kind, data, tmp_path / "p.png", measures=(told,))
+            np.testing.assert_array_equal(found.counts, expected.counts)
+            np.testing.assert_array_equal(told.counts, expected.counts)
+            with Image.open(tmp_path / "p.png") as picture:
+                picture.verify()
 
     def truth(self) -> np.ndarray:
         labels = np.stack([self.DATA[i].label for i in range(3)])

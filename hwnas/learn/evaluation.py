@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hwnas.data.base import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
@@ -207,18 +209,26 @@ def evaluate(
                 torch.from_numpy(np.stack([normalise(s.image, data.mean, data.std) for s in samples]))
             )
             label = np.stack([s.label for s in samples])
-            size = (label.shape[-2], label.shape[-1])
-            if inference.plain:
-                out = network(images)
-                scores = resized(out, size) if task is SEGMENTATION and out.is_floating_point() else out
+            if task is SEGMENTATION:
+                pred = _label_maps(network, images, inference, (label.shape[1], label.shape[2]))
             else:
-                scores = inference.scores(network, images, size)
-            pred = read(scores.argmax(1) if scores.is_floating_point() else scores)
-            pred = resize_labels(pred, size) if task is SEGMENTATION else pred
+                pred = _labels(network(images))
             for measure in (confusion, *measures):
                 measure.update(pred, label)
             update(first + len(samples))
     return confusion
+
+
+def _label_maps(network: Network, images: Tensor, inference: Inference, size: tuple[int, int]) -> NDArray[Any]:
+    """Return predicted labels (N, *size) of images; by nearest where the network gives labels."""
+    if not inference.plain:
+        return _labels(inference.scores(network, images, size))
+    out = network(images)
+    return _labels(resized(out, size)) if out.is_floating_point() else resize_labels(_labels(out), size)
+
+
+def _labels(out: Tensor) -> NDArray[Any]:
+    return read(out.argmax(1) if out.is_floating_point() else out)
 
 
 def as_labels(network: Network) -> Network:
