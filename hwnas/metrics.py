@@ -264,8 +264,10 @@ def near_contours(labels: NDArray[Any], width: int) -> NDArray[np.bool_]:
 
 def _windows(there: NDArray[np.bool_], length: int, axis: int) -> NDArray[np.int32]:
     """Return how many of each `length` neighbours along an axis are true."""
-    sums = np.cumsum(there, axis=axis, dtype=np.int32)
-    before = np.insert(sums, 0, 0, axis=axis)
-    stop = before.shape[axis]
-    out: NDArray[np.int32] = before.take(range(length, stop), axis) - before.take(range(stop - length), axis)
+    before = np.zeros([n + (i == axis) for i, n in enumerate(there.shape)], np.int32)
+    first, last, past = (
+        (slice(None),) * axis + (slice(*part),) for part in ((1, None), (None, -length), (length, None))
+    )
+    np.cumsum(there, axis=axis, out=before[first])
+    out: NDArray[np.int32] = before[past] - before[last]
     return out
