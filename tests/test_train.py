@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from hwnas.data import IGNORE_LABEL, ClassList, Sample, SegmentationData, Synthetic
 from hwnas.errors import DataError, HwnasError
 from hwnas.images import normalise
-from hwnas.learn.training import TrainConfig, Training, class_weights, evaluate, train
+from hwnas.learn.losses import class_weights
+from hwnas.learn.training import TrainConfig, Training, evaluate, train
 from hwnas.spaces import Scale, darts_space, sample
 from hwnas.steplog import StepLog
 
