@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hwnas.errors import HwnasError
 from hwnas.files import write_atomic
+from hwnas.learn.device import read
 
 _KEY = "sha256"  # the only one: safetensors writes several in an order that changes
 
@@ -21,9 +22,9 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of weights, whatever file they are in."""
     out = hashlib.sha256()
     for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
+        value = weights[name].detach().contiguous()
         out.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        out.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        out.update(read(value.reshape(-1).view(torch.uint8)).tobytes())  # bytes: numpy has no bfloat16
     return out.hexdigest()
 
 
@@ -48,7 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise HwnasError(f"cannot read weights at {path}: {reason}") from e
     except SafetensorError as e:
         raise HwnasError(f"{path} is not a file of weights, or damaged ({e}); train it again") from e
-    if said not in (None, digest(weights)):
+    if said is not None and said != digest(weights):
         raise HwnasError(f"{path} was damaged: its checksum does not fit its weights; remove it and train again")
     return weights
 
