@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,16 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         set_training(run, settings.overrides)
         if weights.exists() and settings.steps is None:
             return TrainResult(weights)
+        if weights.exists() and not (folder / "checkpoint.pt").exists():
+            raise HwnasError(
+                f"{folder} has no checkpoint.pt to go on from; leave out --steps, or remove it to train anew"
+            )
         recipe = run.seeded_recipe
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         device = open_device(settings.device)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
-        with open_teacher(run, recipe.train, data, device) as (teacher, taught_by):
+        with ExitStack() as stack:
+            teacher, taught_by = stack.enter_context(open_teacher(run, recipe.train, data, device))
             training = Training(
                 run.space(derived),
                 derived.architecture,
@@ -102,8 +107,9 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
             )
             made_with |= {} if taught_by is None else {"teacher": taught_by}
             made_with |= _begin_with(training, run, settings, report)
-            with closing(_Log.of(run, settings)) as log, report.bar("train", training.steps) as update:
-                best = train_network(training, val, folder, made_with, log.log, update)
+            log = stack.enter_context(_open_log(run, settings))
+            with report.bar("train", training.steps) as update:
+                best = train_network(training, val, folder, made_with, log, update)
         return TrainResult(weights, training.task.title, best, title(device), training.best_step, training.steps)
 
 
@@ -145,20 +151,18 @@ def set_training(run: Run, overrides: Mapping[str, str]) -> None:
     run.commit()
 
 
-class _Log:
-    """The step log of a training, with TensorBoard where it is asked for."""
-
-    def __init__(self, log: StepLog) -> None:
-        self.log = log
-
-    @classmethod
-    def of(cls, run: Run, settings: TrainSettings) -> _Log:
-        path = run.folder / "train.jsonl"
-        return cls(BoardLog(path, run.folder / "tb") if settings.tensorboard else StepLog(path))
-
-    def close(self) -> None:
-        if isinstance(self.log, BoardLog):
-            self.log.close()
+@contextmanager
+def _open_log(run: Run, settings: TrainSettings) -> Iterator[StepLog]:
+    """Open the step log of a training, with TensorBoard where it is asked for."""
+    path = run.folder / "train.jsonl"
+    if not settings.tensorboard:
+        yield StepLog(path)
+        return
+    log = BoardLog(path, run.folder / "tb")
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def start_pretrained(

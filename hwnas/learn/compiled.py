@@ -43,6 +43,6 @@ def check_compiler(device: torch.device) -> None:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         why = next((line for line in lines if "ompiler" in line or "riton" in line), lines[0] if lines else repr(e))
         raise HwnasError(
-            f"a training with compile needs a C++ compiler, on a GPU also Triton, for torch.compile on {device.type}: {why}; "
+            f"a training with compile needs a C++ compiler, on a GPU Triton; torch.compile on {device.type}: {why}; "
             "install it, or leave out train.compile"
         ) from e

@@ -66,7 +66,7 @@ class Context:
 
     Attributes:
         device: Of weights, optimisers and batches.
-        precision: ``"bf16"`` and ``"fp16"`` compute what can be in bfloat16 or float16 (autocast); weights stay float32.
+        precision: ``"bf16"`` and ``"fp16"`` compute what can be in these (autocast); weights stay float32.
         channels_last: Whether maps are channels last in memory.
     """
 

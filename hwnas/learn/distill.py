@@ -98,7 +98,7 @@ class OnnxTeacher:
         if not good:
             raise HwnasError(
                 f"the teacher {path} needs one output of scores of {classes} classes; it has "
-                f"{[(o.dtype.name, o.shape) for o in outputs]}: export it with --logits or --scores, of the same classes"
+                f"{[(o.dtype.name, o.shape) for o in outputs]}; export it with --logits or --scores"
             )
 
     def __call__(self, images: Tensor) -> Tensor:

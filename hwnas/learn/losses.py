@@ -74,7 +74,7 @@ def ohem_loss(
     # hardest ones are taken for the case that there is no void, and the one at the end of its share looked up.
     surprise = torch.where(known, surprise, -1.0)
     hardest = surprise.topk(max(1, int(kept * surprise.numel()))).values
-    last = ((known.sum() * kept).long() - 1).clamp(0, hardest.numel() - 1)
+    last = ((known.sum().double() * kept).long() - 1).clamp(0, hardest.numel() - 1)
     bound = hardest.gather(0, last[None]).clamp_max(-math.log(threshold))
     return _mean(each, weights * ((surprise >= bound) & known))
 

@@ -315,10 +315,15 @@ def train(
             is no longer finite.
     """
     steps = _Evaluated(training, val)
+
+    def told(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
+        own = training.steps if training.steps != training.config.steps else total  # a checkpoint may say so
+        update(done, note, own, left_s)
+
     run_settings = {"config": asdict(training.config), "settings": settings}
     also = {"device": title(training.context.device)}
     # An evaluation takes long: a kill after it does not cost it.
     every = min(training.config.checkpoint_every, training.config.evaluate_every)
-    loop.run(steps, folder / "checkpoint.pt", run_settings, log, update, every=every, note=steps.note, also=also)
+    loop.run(steps, folder / "checkpoint.pt", run_settings, log, told, every=every, note=steps.note, also=also)
     write_weights(folder / "model.safetensors", training.best)
     return training.best_score
