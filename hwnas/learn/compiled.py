@@ -41,7 +41,9 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        why = next((line for line in lines if "ompiler" in line or "riton" in line), lines[0] if lines else repr(e))
+        why = next(
+            (line for line in lines if " compiler" in line or "triton" in line.lower()), lines[0] if lines else repr(e)
+        )
         raise HwnasError(
             f"a training with compile needs a C++ compiler, on a GPU Triton; torch.compile on {device.type}: {why}; "
             "install it, or leave out train.compile"

@@ -25,14 +25,14 @@ def learning_rate(config: TrainConfig, step: int, steps: int | None = None) -> f
         steps: In all; None for those of the settings.
     """
     n = config.steps if steps is None else steps
-    rate = _shape(config, step / n)
+    rate = _shape(config, step, n)
     share = WARMUP[config.optimizer] if config.warmup is None else config.warmup
     return config.lr * (min((step + 1) / max(1, int(share * n)), rate) if share else rate)
 
 
-def _shape(config: TrainConfig, done: float) -> float:
+def _shape(config: TrainConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "poly":
-        return float((1 - done) ** config.power)
-    return (1 + math.cos(math.pi * done)) / 2
+        return float((1 - step / steps) ** config.power)
+    return (1 + math.cos(math.pi * step / steps)) / 2

@@ -317,8 +317,11 @@ def train(
     steps = _Evaluated(training, val)
 
     def told(done: int, note: str = "", total: int | None = None, left_s: float | None = None) -> None:
-        own = training.steps if training.steps != training.config.steps else total  # a checkpoint may say so
-        update(done, note, own, left_s)
+        del total, left_s
+        if training.steps == training.config.steps:
+            update(done, note)
+        else:  # as was asked for, or the checkpoint says
+            update(done, note, training.steps)
 
     run_settings = {"config": asdict(training.config), "settings": settings}
     also = {"device": title(training.context.device)}
