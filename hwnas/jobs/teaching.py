@@ -16,7 +16,7 @@ from hwnas.files import sha256
 from hwnas.learn.distill import Distillation, Network, OnnxTeacher, Renormalised
 from hwnas.learn.settings import TrainConfig
 from hwnas.run import Run
-from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.engines.onnxruntime import OnnxRuntime
 
 ONNX = ".onnx"
 
@@ -46,8 +46,8 @@ def open_teacher(
         path = Path(name)
         if not path.is_file():
             raise HwnasError(f"cannot read the teacher at {path}: there is no such file; correct train.distill")
-        with open_onnx(path) as session:
-            own = OnnxTeacher(session, path, config.batch, config.crop, len(data.classes))
+        with OnnxRuntime(torch.get_num_threads()).open_model(path) as runner:
+            own = OnnxTeacher(runner.loaded, path, config.batch, config.crop, len(data.classes))
             yield Distillation(own, config.distill_weight, config.temperature), sha256(path.read_bytes())
     else:
         if name == run.name:

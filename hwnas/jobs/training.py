@@ -108,6 +108,8 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
             made_with |= {} if taught_by is None else {"teacher": taught_by}
             made_with |= _begin_with(training, run, settings, report)
             log = stack.enter_context(_open_log(run, settings))
+            if settings.overrides:
+                run.commit()
             with report.bar("train", training.steps) as update:
                 best = train_network(training, val, folder, made_with, log, update)
         return TrainResult(weights, training.task.title, best, title(device), training.best_step, training.steps)
@@ -131,7 +133,7 @@ def _begin_with(training: Training, run: Run, settings: TrainSettings, report: R
 
 
 def set_training(run: Run, overrides: Mapping[str, str]) -> None:
-    """Set settings of the training of a run that is searched already, and write them down.
+    """Set settings of the training of a run that is searched already; they are written when they prove good.
 
     Raises:
         HwnasError: If one is not of the training, or the training has begun with others.
@@ -148,7 +150,6 @@ def set_training(run: Run, overrides: Mapping[str, str]) -> None:
     if changes and any((folder / name).exists() for name in ("checkpoint.pt", "model.safetensors")):
         said = "; ".join(f"{d.name} {canonical_json(d.old)}, not {canonical_json(d.new)}" for d in changes)
         raise HwnasError(f"{folder} has a training with {said}; leave that out, or remove the folder to train anew")
-    run.commit()
 
 
 @contextmanager
