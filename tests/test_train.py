@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -712,3 +712,8 @@ def test_settings_of_earlier_runs_are_read() -> None:
     assert records.decode(old | {"bf16": True}, TrainConfig) == replace(CONFIG, precision="bf16")
     listed = replace(CONFIG, class_weights=(1.0, 2.0), distill="teacher", warmup=0.1)
     assert records.decode(records.encode(listed, TrainConfig), TrainConfig) == listed
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [f.name for f in fields(TrainConfig) if f"`{f.name}`" not in text] == []
