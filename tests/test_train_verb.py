@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.test_verb_errors import refused
 from tests.verbs import RECIPE, done
 
 MODEL = Path("train/model.safetensors")
+SIZE = (48, 64)  # that the recipe's networks are exported at
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -57,7 +59,7 @@ def test_settings_after_the_search_are_the_run_s(untrained: Path) -> None:
         ("train.distill=darts-tiny", "'darts-tiny' cannot be its own teacher"),
         ("train.distill=nobody", "there is no run 'nobody' here"),
         ("train.distill=no.onnx", "cannot read the teacher at no.onnx"),
-        ("train.distill=runs/teacher/deploy/model.onnx", r"needs one output of scores of 11 classes.*--logits"),
+        ("train.distill=runs/teacher/deploy/model.onnx", r"needs one input \(N, 3, 32, 48\), the crop of the training"),
         ("train.class_weights=1,2", "needs class_weights for 11 classes, got 2"),
     ],
 )
@@ -108,34 +110,36 @@ def test_weights_that_cannot_be(untrained: Path) -> None:
     refused("train", RECIPE, "--weights", start, match="was damaged: its checksum does not fit")
 
 
-@pytest.mark.parametrize("onnx", [False, True], ids=["run", "onnx"])
-def test_a_teacher(untrained: Path, onnx: bool) -> None:
-    name = "teacher"
-    if onnx:
-        shutil.rmtree(untrained.with_name("teacher") / "deploy")
-        done("export", "teacher", "--logits")
-        name = "runs/teacher/deploy/model.onnx"
-    done("train", RECIPE, "--set", f"train.distill={name}", "--set", "train.distill_weight=0.5")
+def test_a_teacher(untrained: Path) -> None:
+    done("train", RECIPE, "--set", "train.distill=teacher", "--set", "train.distill_weight=0.5")
     taught, plain = losses(untrained), losses(untrained.with_name("teacher"))
     assert taught[0] > plain[0]  # the same network, with a loss more
     # The teacher is part of what a checkpoint is of.
     (untrained / MODEL).unlink()
     model = untrained.with_name("teacher") / MODEL
     write_weights(model, {k: v * 2 for k, v in read_weights(model).items()})
-    if not onnx:
-        refused("train", RECIPE, match=r"checkpoint\.pt was made with other settings")
+    refused("train", RECIPE, match=r"checkpoint\.pt was made with other settings")
+
+
+def test_a_teacher_that_is_a_file(untrained: Path) -> None:
+    name, settings = "runs/teacher/deploy/model.onnx", ("--set", "train.crop=48x64", "--set", "train.steps=2")
+    command = ("train", RECIPE, *settings, "--set", f"train.distill={name}")
+    refused(*command, match="needs one output of scores of 11 classes; it has .*; export it with --logits or --scores")
+    shutil.rmtree(untrained.with_name("teacher") / "deploy")
+    done("export", "teacher", "--logits")
+    done(*command)
+    assert len(losses(untrained)) == 2
 
 
 def test_both_kinds_of_teacher_give_the_same_loss(untrained: Path) -> None:
     shutil.rmtree(untrained.with_name("teacher") / "deploy")
     done("export", "teacher", "--logits")
     run, data = Run(RECIPE), Run(RECIPE).data("train")
-    images = torch.randn(2, 3, *run.recipe.train.crop)
-    scores = torch.randn(2, 11, *run.recipe.train.crop)
+    images, scores = torch.randn(2, 3, *SIZE), torch.randn(2, 11, *SIZE)
     values = []
     for name in ("teacher", "runs/teacher/deploy/model.onnx"):
-        run.ask(overrides={"train.distill": name}, late=("train",))
-        with open_teacher(run, run.recipe.train, data, torch.device("cpu")) as (teacher, digest):
+        config = replace(run.recipe.train, distill=name, crop=SIZE)
+        with open_teacher(run, config, data, torch.device("cpu")) as (teacher, digest):
             assert teacher is not None
             assert digest is not None
             values.append(float(teacher(images, scores)))

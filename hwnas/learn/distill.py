@@ -60,7 +60,8 @@ class Renormalised:
 class Session(Protocol):
     """A loaded ONNX file: `hwnas.runtime.engines.onnxruntime.open_onnx`."""
 
-    inputs: Mapping[str, tuple[int, ...]]
+    @property
+    def inputs(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...  # noqa: D102
 

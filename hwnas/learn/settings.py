@@ -111,14 +111,15 @@ class TrainConfig:
         counts = (self.steps, self.batch, self.accumulate, self.evaluate_every, self.checkpoint_every)
         shares = (self.drop_path, self.smoothing, self.average)
         weights = self.class_weights
-        listed = not isinstance(weights, str)
         good = {
             "steps, batch, accumulate, evaluate_every and checkpoint_every of 1 or more": min(counts) >= 1,
             "drop_path, smoothing and average from 0 to less than 1": min(shares) >= 0 and max(shares) < 1,
             "an aux_weight of 0 or more": self.aux_weight >= 0,
             **{f"{what} of {', '.join(of)}": getattr(self, name) in of for name, (what, of) in _CHOICES.items()},
             "a class_weights of enet, balanced, none or numbers of 0 or more, not all 0": (
-                min(weights, default=-1) >= 0 and max(weights) > 0 if listed else weights in get_args(Weighting)
+                weights in get_args(Weighting)
+                if isinstance(weights, str)
+                else min(weights, default=-1) >= 0 and max(weights) > 0
             ),
             "a warmup from 0 to less than 1": self.warmup is None or 0 <= self.warmup < 1,
             "a momentum from 0 to less than 1": 0 <= self.momentum < 1,

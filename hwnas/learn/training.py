@@ -116,7 +116,7 @@ class Training:
         self.auxiliary = None if auxiliary is None else self.context.module(auxiliary)
         self._frozen = norms(self.net, HEAD) if config.freeze_norm else []
         for p in [p for layer in self._frozen for p in layer.parameters()]:
-            p.requires_grad_(requires_grad=False)
+            p.requires_grad = False
         self._forward = compiled(self.net, self.auxiliary, device) if config.compile else self._computed
         self.teacher = teacher
         self.batches = batch_source(data, range(len(data)), config.batch, config.crop, config.seed, config.augmentation)

@@ -3,10 +3,11 @@
 Both train the same network from the same weights on the same files, of synthetic streets at the recipe's size, with
 batches, crops, optimizer, loss and precision of the recipe. Ours is `hwnas.learn.training.Training` as it is used. The
 textbook reads with `torch.utils.data.DataLoader` and a dataset that opens both files of a sample, rescales, crops,
-mirrors and recolours it by Pillow, and steps with `torch.optim.AdamW` as it comes; it reads the loss after each step. Its
-maps are channels first; a second one has them channels last, which tells how much of the difference that is. Steps are interleaved; time is the CPU time of the process with one thread and without
-workers, and the figure is the median of the ratios of rounds. Where each spends it is measured apart: batches alone,
-the optimizer alone. Prints a table and, as its last line, one JSON object.
+mirrors and recolours it by Pillow, and steps with `torch.optim.AdamW` as it comes; it reads the loss after each step.
+Its maps are channels first; a second one has them channels last, which tells how much of the difference that is. Steps
+are interleaved; time is the CPU time of the process with one thread and without workers, and the figure is the median
+of the ratios of rounds. Where each spends it is measured apart: batches alone, the optimizer alone. Prints a table and,
+as its last line, one JSON object.
 
 example: python scripts/bench/training_speed.py --recipe darts-quick --rounds 7
 example: python scripts/bench/training_speed.py --precision bf16
