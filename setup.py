@@ -31,6 +31,7 @@ EXTRAS = {
     # needs a CUDA toolkit to install, is for older drivers.
     "cuda": ["cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
     "pycuda": ["pycuda>=2022.2", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
+    "tensorboard": ["tensorboard>=2.15"],  # hwnas train --tensorboard
     "report": ["matplotlib>=3.8", "jinja2>=3.1"],
     "dev": [
         "cuda-bindings>=12.9,<13",  # imports without a driver; tests give it one of their own

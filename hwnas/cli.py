@@ -242,18 +242,38 @@ class Train:
     """Train the derived network of a run; the best weights on val are kept.
 
     Example: hwnas train darts-quick
+
+    Example: hwnas train darts-quick --steps 2000
+
+    Example: hwnas train darts-quick --set train.loss=ohem --set train.average=0.999
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a derived network")]
+    steps: Annotated[
+        int | None,
+        arg(metavar="N", help="steps in the end: a finished training goes on to them (default: the recipe's)"),
+    ] = None
+    set: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(metavar="NAME=VALUE", help="a setting of the training before it begins, e.g. train.lr=0.01"),
+    ] = ()
+    weights: Annotated[
+        Path | None, arg(metavar="FILE", help="start from these weights of the same network, not at random")
+    ] = None
+    tensorboard: Annotated[bool, arg(help="write the log for TensorBoard too, into runs/RUN/tb")] = False
     device: Device = "auto"
     workers: Workers = None
 
     def __call__(self) -> int:
         """Run the verb."""
+        from hwnas.recipes.override import assignments
+
         run = _open(self.run)
-        show.trained(
-            jobs.train(run, jobs.TrainSettings(self.device, self.workers), show.TERMINAL), run.command("export")
+        settings = jobs.TrainSettings(
+            self.device, self.workers, self.steps, self.weights, self.tensorboard, assignments(self.set)
         )
+        show.trained(jobs.train(run, settings, show.TERMINAL), run.command("export"))
         return 0
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 
 from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.images import normalise
+from hwnas.learn.weights import check_weights, read_weights
 from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
 from hwnas.ops.precision import to_half
@@ -40,16 +39,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     Raises:
         HwnasError: If the file is missing, damaged or of another network.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise HwnasError(f"cannot read weights at {path}: {e.strerror}") from e
-    try:
-        network.load_state_dict(load_safetensors(content))
-    except (SafetensorError, RuntimeError) as e:
-        raise HwnasError(
-            f"{path} does not hold weights of this network ({str(e).splitlines()[0]}); train it again"
-        ) from e
+    weights = read_weights(path)
+    check_weights(path, weights, network)
+    network.load_state_dict(weights)
 
 
 def ending(traced: Trace, kind: str) -> Trace:

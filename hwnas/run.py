@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -145,7 +145,11 @@ class Run:
         return FILE.load(path, Settings) if path.exists() else None
 
     def ask(
-        self, recipe: Recipe | str | None = None, overrides: Mapping[str, str] | None = None, **settings: Any
+        self,
+        recipe: Recipe | str | None = None,
+        overrides: Mapping[str, str] | None = None,
+        late: Collection[str] = (),
+        **settings: Any,
     ) -> None:
         """Ask for settings; they count from now on and are written by `commit`.
 
@@ -154,6 +158,7 @@ class Run:
                 run's.
             overrides: Settings of the recipe by name, see `hwnas.recipes.override`. Of a run that is there they must be
                 the run's, but until it is searched what neither its table follows from nor was set can be set.
+            late: First parts of names of settings that can be set after the search too, and again.
             settings: Of `Settings`; None means "not asked for".
 
         Raises:
@@ -163,7 +168,7 @@ class Run:
         if recipe is not None:
             self._ask_recipe(own, recipe)
         if overrides:
-            self._override(own, overrides)
+            self._override(own, overrides, late)
         for key, value in settings.items():
             assert key in {f.name for f in fields(Settings)}, f"a run has no setting {key!r}"
             if value is not None:
@@ -189,13 +194,15 @@ class Run:
                 "give the new one another name with --run"
             )
 
-    def _override(self, own: Settings | None, overrides: Mapping[str, str]) -> None:
+    def _override(self, own: Settings | None, overrides: Mapping[str, str], late: Collection[str]) -> None:
         before = self.recipe
         changed = override(before, overrides)
         there = dict(self.settings.overrides or {})
         if own is not None and (others := changed_settings(before, changed)):
-            made = {name: value for name, value in there.items() if overrides.get(name, value) != value}
-            fixed = [d for d in others if own.search_seed is not None or d.name.partition(".")[0] in MEASURED]
+            firm = [d for d in others if d.name.partition(".")[0] not in late]
+            names = [name for name in there if name.partition(".")[0] not in late]
+            made = {name: there[name] for name in names if overrides.get(name, there[name]) != there[name]}
+            fixed = [d for d in firm if own.search_seed is not None or d.name.partition(".")[0] in MEASURED]
             if made or fixed:
                 said = [f"{n}={v}, not {overrides[n]}" for n, v in made.items()] or [
                     f"{d.name} {canonical_json(d.old)}, not {canonical_json(d.new)}" for d in fixed

@@ -28,7 +28,9 @@ from hwnas.errors import HwnasError
 from hwnas.images import resize_labels
 from hwnas.learn import device as learn_device
 from hwnas.learn.device import CPU, Context, open_device, title
+from hwnas.learn.distill import Distillation, Renormalised
 from hwnas.learn.evaluation import PLAIN, Inference, evaluate
+from hwnas.learn.scaling import LossScaler
 from hwnas.learn.training import TrainConfig, Training
 from hwnas.search.bilevel import Order
 from hwnas.search.costs import Bound, CostConfig
@@ -201,14 +203,19 @@ TRAINING = TrainConfig(steps=10, batch=2, crop=SIZE)
 STREETS = darts_space(Scale(4, 3, SIZE), 11, head_channels=8)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"optimizer": "sgd", "accumulate": 2},
-        {"aux_weight": 0.4, "drop_path": 0.3, "smoothing": 0.1, "average": 0.9},
-    ],
-)
+TRAININGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "sgd": {"optimizer": "sgd", "accumulate": 2, "schedule": "poly"},
+    "all": {"aux_weight": 0.4, "drop_path": 0.3, "smoothing": 0.1, "average": 0.9},
+    "ohem": {"loss": "ohem", "dice_weight": 0.5, "class_weights": "balanced"},
+    "focal": {"loss": "focal", "smoothing": 0.1, "class_weights": "none"},
+    "fine-tuning": {"encoder_lr": 0.1, "freeze_norm": True, "schedule": "constant", "clip": 0.0},
+    "calibrated": {"recalibrate": 2, "average": 0.9},
+    "plain": {"channels_last": False, "class_weights": (1.0,) * 11, "scale_range": (1.0, 1.0), "flip": False},
+}
+
+
+@pytest.mark.parametrize("change", TRAININGS.values(), ids=TRAININGS)
 def test_a_training_step_reads_nothing(data: SegmentationData, reads: Reads, change: dict[str, Any]) -> None:
     taught: list[torch.Size] = []
 
@@ -216,8 +223,10 @@ def test_a_training_step_reads_nothing(data: SegmentationData, reads: Reads, cha
         taught.append(scores.shape)
         return (scores - images.mean()).square().mean()
 
-    arch = sample(STREETS, np.random.default_rng(0))
-    t = Training(STREETS, arch, replace(TRAINING, **change), data, LAZY, teacher=teacher)
+    space = STREETS if "aux_weight" in change else SPACE
+    t = Training(
+        space, sample(space, np.random.default_rng(0)), replace(TRAINING, **change), data, LAZY, teacher=teacher
+    )
     for _ in range(2):
         assert t.advance()["loss"].device == LAZY
     assert len(taught) == 2 * t.config.accumulate
@@ -226,6 +235,19 @@ def test_a_training_step_reads_nothing(data: SegmentationData, reads: Reads, cha
     t.judge(val)
     assert reads.count == len(val)  # labels, once for each image
     assert {v.device for v in t.best.values()} == {LAZY}
+
+
+def test_scaling_and_distillation_read_nothing(data: SegmentationData, reads: Reads) -> None:
+    """Loss scaling beside float32: this device knows no autocast."""
+    arch = sample(SPACE, np.random.default_rng(0))
+    teacher = Training(SPACE, arch, replace(TRAINING, seed=1), data, LAZY).net.eval()
+    learnt = Distillation(Renormalised(teacher, data, data, LAZY), 1.0, 2.0)
+    t = Training(SPACE, arch, TRAINING, data, LAZY, teacher=learnt)
+    t.scaler = LossScaler(LAZY)
+    for _ in range(2):
+        t.advance()
+    assert t.scaler.scale.device == LAZY
+    assert reads.count == 0
 
 
 def test_a_classifier_trains_without_a_read(reads: Reads) -> None:

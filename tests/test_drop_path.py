@@ -15,7 +15,9 @@ from hwnas.data import Shapes, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import load_weights
 from hwnas.learn.losses import task_loss
-from hwnas.learn.training import TrainConfig, Training, learning_rate, train
+from hwnas.learn.schedule import learning_rate
+from hwnas.learn.settings import TrainConfig
+from hwnas.learn.training import Training, train
 from hwnas.ops import trace
 from hwnas.ops.drop_path import DropPath, set_drop_path
 from hwnas.ops.mixed import MixedOp
@@ -234,9 +236,8 @@ class TestTraining:
         assert rates == sorted(rates, reverse=True)
         assert 0 < rates[-1] < 1e-4
 
-    def test_accumulated_gradients_are_the_mean_of_their_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hwnas.learn.training.CLIP", 1e9)
-        data, config = Shapes("train", SIZE, length=20), replace(CONFIG, drop_path=0, aux_weight=0)
+    def test_accumulated_gradients_are_the_mean_of_their_batches(self) -> None:
+        data, config = Shapes("train", SIZE, length=20), replace(CONFIG, drop_path=0, aux_weight=0, clip=0)
         both = Training(SPACE, ARCH, config, data)
         loss = float(both.advance()["loss"])
         losses, gradients = [], []
@@ -251,7 +252,7 @@ class TestTraining:
 
     def test_bfloat16_changes_little_and_leaves_the_weights_alone(self) -> None:
         data = Shapes("train", SIZE, length=20)
-        full, half = (Training(SPACE, ARCH, replace(CONFIG, drop_path=0, bf16=b), data) for b in (False, True))
+        full, half = (Training(SPACE, ARCH, replace(CONFIG, drop_path=0, precision=p), data) for p in ("fp32", "bf16"))
         a, b = (float(t.advance()["loss"]) for t in (full, half))
         assert a != b
         assert b == pytest.approx(a, rel=0.05)

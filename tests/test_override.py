@@ -120,8 +120,8 @@ def test_what_settings_mean(texts: tuple[str, ...], change: dict[str, Any]) -> N
 
 
 def test_what_settings_of_the_recipe_itself_mean() -> None:
-    texts = ("widths=8", "depths=3,6", "data=none", "budget_percentile=50", "title=a=b, c", "train.bf16=true")
-    train = replace(TINY.train, bf16=True)
+    texts = ("widths=8", "depths=3,6", "data=none", "budget_percentile=50", "title=a=b, c", "train.precision=bf16")
+    train = replace(TINY.train, precision="bf16")
     expected = replace(TINY, widths=(8,), depths=(3, 6), data=None, budget_percentile=50.0, title="a=b, c", train=train)
     assert override(TINY, assignments(texts)) == expected
     assert override(expected, {"depths": ""}).depths == ()
@@ -147,7 +147,7 @@ REFUSED = [
     (("search.steps=1.5",), "search.steps should be a whole number, got '1.5'"),
     (("search.w_lr=nan",), "search.w_lr should be a number, got 'nan'"),
     (("search.cost.weight=much",), "unknown search.cost.weight 'much'; known: a number, multiplier"),
-    (("train.bf16=maybe",), "train.bf16 should be true or false, got 'maybe'"),
+    (("train.compile=maybe",), "train.compile should be true or false, got 'maybe'"),
     (("search.crop=96",), "search.crop should have 2 items, got 1"),
     (("search.crop=96xa",), "search.crop should be a whole number, got 'a'"),
     (("search.crop=0x128",), r"a search needs a crop \(height, width\) of 1 or more, got \(0, 128\)"),

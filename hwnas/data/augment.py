@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, Sample, SegmentationData, check_seed, check_size, task_of
-from hwnas.errors import DataError
+from hwnas.errors import DataError, check_ranges
 from hwnas.images import normalise
 from hwnas.optional import require
 
@@ -29,6 +31,39 @@ PAD = 4  # pixels on each side of an image that is classified, before it is crop
 _ORDER, _AUGMENT = 0, 1
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images at random.
+
+    Attributes:
+        scale_range: Least and greatest scale; segmentation only.
+        flip: Whether they are mirrored, half the time.
+        jitter: Brightness, contrast and saturation each change by a factor within 1 - jitter to 1 + jitter;
+            segmentation only.
+        cutout: Side of the square that is cut out, in pixels, 0 for none; classification only.
+
+    Raises:
+        HwnasError: If a value is out of range.
+    """
+
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    jitter: float = 0.2
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
+        check_ranges(
+            "an augmentation",
+            ("a scale_range from more than 0 to as much or more", self.scale_range, 0 < low <= high < math.inf),
+            ("a jitter from 0 to less than 1", self.jitter, 0 <= self.jitter < 1),
+            ("a cutout of 0 or more", self.cutout, self.cutout >= 0),
+        )
+
+
+STANDARD = Augmentation()
+
+
 class BatchSource:
     """Batches of a dataset by number; `batch_source` makes the one that fits the data.
 
@@ -41,7 +76,7 @@ class BatchSource:
         batch: Samples a batch.
         size: (height, width) of the batches.
         seed: Of order and augmentation.
-        augment: Rescale, crop, flip and jitter; without it, samples of another size are resized to `size`.
+        augment: Rescale, crop, flip and jitter as `STANDARD`; without it, samples of another size are resized.
         prepare: What is done to each sample instead, its generator shared by those of a batch.
 
     Raises:
@@ -70,7 +105,7 @@ class BatchSource:
         self.batch = batch
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, augment)
+        self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, STANDARD if augment else None)
 
     def order(self, epoch: int) -> list[int]:
         """Return the indices in the order of epoch number `epoch`, from 0."""
@@ -104,7 +139,7 @@ def batch_source(
     batch: int,
     size: tuple[int, int],
     seed: int,
-    augment: bool = True,
+    augment: bool | Augmentation = True,
     cutout: int = 0,
 ) -> BatchSource:
     """Return the batches that fit a dataset's task.
@@ -116,43 +151,52 @@ def batch_source(
         size: (height, width) of the batches.
         seed: Of order and augmentation.
         augment: Segmentation: rescale, crop, flip and jitter. Classification: pad by `PAD`, crop, flip, `cut_out`.
-            Without it, samples of another size are resized to `size`.
-        cutout: Side of the square that is cut out of images, in pixels; 0 for none. Classification only.
+            True for `STANDARD`. Without it, samples of another size are resized to `size`.
+        cutout: Side of the square that is cut out, where `augment` is True.
 
     Raises:
         DataError: If there are no indices, one is outside the dataset or occurs twice, a number is out of range, or
             `cutout` is asked for where every pixel has a label.
     """
+    size = check_size(size)
+    how = Augmentation(cutout=cutout) if augment is True else augment or None
     if task_of(data) is CLASSIFICATION:
-        prepare = partial(_prepare_image, data, size, augment, cutout)
-        return BatchSource(data, indices, batch, size, seed, augment, prepare)
-    if cutout:
-        raise DataError(f"expected a cutout of 0 for {data.name}, where every pixel has a label, got {cutout}")
-    return BatchSource(data, indices, batch, size, seed, augment)
+        return BatchSource(data, indices, batch, size, seed, prepare=partial(_prepare_image, data, size, how))
+    if how is not None and how.cutout:
+        raise DataError(f"expected a cutout of 0 for {data.name}, where every pixel has a label, got {how.cutout}")
+    return BatchSource(data, indices, batch, size, seed, prepare=partial(_prepare_map, data, size, how))
 
 
 def _prepare_map(
-    data: SegmentationData, size: tuple[int, int], augment: bool, sample: Sample, rng: np.random.Generator
+    data: SegmentationData,
+    size: tuple[int, int],
+    how: Augmentation | None,
+    sample: Sample,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return an image and its label map, both of `size`."""
     image, label, _ = sample
-    if augment:
+    if how is not None:
         fill = (round(255 * data.mean[0]), round(255 * data.mean[1]), round(255 * data.mean[2]))
-        image, label = random_crop_flip(image, label, size, rng, fill=fill)
+        image, label = random_crop_flip(image, label, size, rng, how.scale_range, fill, how.jitter, how.flip)
     elif label.shape != size:
         image, label = _scaled(image, label, size, (0, 0, *label.shape))
     return normalise(image, data.mean, data.std), label
 
 
 def _prepare_image(
-    data: SegmentationData, size: tuple[int, int], augment: bool, cutout: int, sample: Sample, rng: np.random.Generator
+    data: SegmentationData,
+    size: tuple[int, int],
+    how: Augmentation | None,
+    sample: Sample,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return an image of `size` and its one label."""
     image, label, _ = sample
-    if not augment:
+    if how is None:
         return normalise(scaled_image(image, size), data.mean, data.std), label
-    planes = normalise(pad_crop_flip(image, size, rng), data.mean, data.std)
-    return (cut_out(planes, cutout, rng) if cutout else planes), label
+    planes = normalise(pad_crop_flip(image, size, rng, flip=how.flip), data.mean, data.std)
+    return (cut_out(planes, how.cutout, rng) if how.cutout else planes), label
 
 
 def random_crop_flip(
@@ -163,6 +207,7 @@ def random_crop_flip(
     scale_range: tuple[float, float] = (0.5, 2.0),
     fill: tuple[int, int, int] = (124, 116, 104),
     jitter: float = 0.2,
+    flip: bool = True,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Rescale, mirror, crop and recolour one sample at random, as real-time segmentation papers do.
 
@@ -174,6 +219,7 @@ def random_crop_flip(
         scale_range: Least and greatest scale.
         fill: RGB of what lies outside the image; its label is IGNORE_LABEL.
         jitter: Brightness, contrast and saturation each change by a factor within 1 - jitter to 1 + jitter.
+        flip: Whether to mirror, half the time; it changes no other draw.
 
     Returns:
         A new image uint8 (height, width, 3) and label uint8 (height, width).
@@ -188,7 +234,7 @@ def random_crop_flip(
             f"{label.shape}, scale {low}..{high} and jitter {jitter}; correct these"
         )
     scale = low * (high / low) ** rng.random()
-    mirror = rng.random() < 0.5
+    mirror = rng.random() < 0.5 and flip
     rows, source_rows = _window(label.shape[0], size[0], scale, rng)
     columns, source_columns = _window(label.shape[1], size[1], scale, rng)
     visible = (rows.stop - rows.start, columns.stop - columns.start)
@@ -205,7 +251,7 @@ def random_crop_flip(
 
 
 def pad_crop_flip(
-    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator, pad: int = PAD
+    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator, pad: int = PAD, flip: bool = True
 ) -> NDArray[np.uint8]:
     """Put black around an image, crop it at a random place, and mirror it half the time (DARTS, appendix A.2).
 
@@ -214,6 +260,7 @@ def pad_crop_flip(
         size: (height, width) of the result.
         rng: Draws top, left and mirror, in this order.
         pad: Pixels on each side.
+        flip: Whether to mirror, half the time; it changes no other draw.
 
     Raises:
         DataError: If the padded image is smaller than `size`.
@@ -226,7 +273,7 @@ def pad_crop_flip(
         )
     top, left = (int(rng.integers(n + 1)) for n in room)
     out = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + size[0], left : left + size[1]]
-    return out[:, ::-1] if rng.random() < 0.5 else out
+    return out[:, ::-1] if rng.random() < 0.5 and flip else out
 
 
 def cut_out(planes: NDArray[np.float32], side: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from hwnas.errors import HwnasError
+from hwnas.files import canonical_json
 from hwnas.jobs.inputs import read_all
+from hwnas.jobs.teaching import open_teacher
+from hwnas.learn.board import BoardLog
 from hwnas.learn.device import AUTO, open_device, title
 from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
+from hwnas.learn.weights import check_weights, digest, read_weights
 from hwnas.progress import SILENT, Reporter
+from hwnas.recipes.base import changed_settings
 from hwnas.run import Run
 from hwnas.search.pretrain import Pretraining
 from hwnas.steplog import StepLog
@@ -22,10 +31,23 @@ class TrainSettings:
     Attributes:
         device: Where the network computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         workers: Processes that make batches ahead; None for as many as help.
+        steps: How many there are to be in the end, also of a training that is finished; None for as many as the recipe
+            says, or an interrupted training was to have.
+        weights: A file to start from, instead of at random.
+        tensorboard: Write the log for TensorBoard too, into ``tb`` of the run.
+        overrides: Settings of the training by name, ``train.lr``, before it begins.
     """
 
     device: str = AUTO
     workers: int | None = None
+    steps: int | None = None
+    weights: Path | None = None
+    tensorboard: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise HwnasError(f"a training needs steps of 1 or more, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -37,12 +59,16 @@ class TrainResult:
         metric: What the best ones were chosen by on val, for people.
         best: What they score; None where they were there already.
         device: Where they were trained, the last time the training went on.
+        best_step: After how many steps they were evaluated.
+        steps: How many the training has.
     """
 
     weights: Path
     metric: str = ""
     best: float | None = None
     device: str = ""
+    best_step: int = 0
+    steps: int = 0
 
     @property
     def complete(self) -> bool:
@@ -51,25 +77,93 @@ class TrainResult:
 
 
 def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter = SILENT) -> TrainResult:
-    """Train the derived network of a run."""
+    """Train the derived network of a run, or train it further where `steps` asks for more."""
     run.require("arch.json", "search")
     with run.locked():
-        weights, derived = run.folder / "train" / "model.safetensors", run.derived()
-        if weights.exists():
+        folder, derived = run.folder / "train", run.derived()
+        weights = folder / "model.safetensors"
+        set_training(run, settings.overrides)
+        if weights.exists() and settings.steps is None:
             return TrainResult(weights)
+        if weights.exists() and not (folder / "checkpoint.pt").exists():
+            raise HwnasError(
+                f"{folder} has no checkpoint.pt to go on from; leave out --steps, or remove it to train anew"
+            )
         recipe = run.seeded_recipe
-        config = recipe.train
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         device = open_device(settings.device)
-        training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
-        before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
-        if before is not None:
-            start_pretrained(training, before, run, settings, report)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
-        log = StepLog(run.folder / "train.jsonl")
-        with report.bar("train", config.steps) as update:
-            best = train_network(training, val, weights.parent, made_with, log, update)
-        return TrainResult(weights, training.task.title, best, title(device))
+        with ExitStack() as stack:
+            teacher, taught_by = stack.enter_context(open_teacher(run, recipe.train, data, device))
+            training = Training(
+                run.space(derived),
+                derived.architecture,
+                recipe.train,
+                data,
+                device,
+                settings.workers,
+                teacher,
+                steps=settings.steps,
+            )
+            made_with |= {} if taught_by is None else {"teacher": taught_by}
+            made_with |= _begin_with(training, run, settings, report)
+            log = stack.enter_context(_open_log(run, settings))
+            if settings.overrides:
+                run.commit()
+            with report.bar("train", training.steps) as update:
+                best = train_network(training, val, folder, made_with, log, update)
+        return TrainResult(weights, training.task.title, best, title(device), training.best_step, training.steps)
+
+
+def _begin_with(training: Training, run: Run, settings: TrainSettings, report: Reporter) -> dict[str, Any]:
+    """Give a training the weights it starts from, and return what its checkpoint must say of them.
+
+    Raises:
+        HwnasError: If the file does not hold weights of this network.
+    """
+    if settings.weights is not None:
+        weights = read_weights(settings.weights)
+        check_weights(settings.weights, weights, training.net)
+        training.start_from(weights)
+        return {"weights": digest(weights)}
+    before = next((s.before for s in run.seeded_recipe.stages if s.before is not None and s.before.final), None)
+    if before is not None:
+        start_pretrained(training, before, run, settings, report)
+    return {}
+
+
+def set_training(run: Run, overrides: Mapping[str, str]) -> None:
+    """Set settings of the training of a run that is searched already; they are written when they prove good.
+
+    Raises:
+        HwnasError: If one is not of the training, or the training has begun with others.
+    """
+    if not overrides:
+        return
+    other = next((name for name in overrides if not name.startswith("train.")), None)
+    if other is not None:
+        raise HwnasError(f"a training takes settings of its own, train.NAME, got {other}; set it before the search")
+    before = run.recipe
+    run.ask(overrides=overrides, late=("train",))
+    changes = changed_settings(before, run.recipe)
+    folder = run.folder / "train"
+    if changes and any((folder / name).exists() for name in ("checkpoint.pt", "model.safetensors")):
+        said = "; ".join(f"{d.name} {canonical_json(d.old)}, not {canonical_json(d.new)}" for d in changes)
+        raise HwnasError(f"{folder} has a training with {said}; leave that out, or remove the folder to train anew")
+
+
+@contextmanager
+def _open_log(run: Run, settings: TrainSettings) -> Iterator[StepLog]:
+    """Open the step log of a training, with TensorBoard where it is asked for."""
+    path = run.folder / "train.jsonl"
+    if not settings.tensorboard:
+        yield StepLog(path)
+        return
+    log = BoardLog(path, run.folder / "tb")
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def start_pretrained(

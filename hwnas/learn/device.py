@@ -21,7 +21,8 @@ from hwnas.errors import HwnasError
 
 AUTO = "auto"
 CPU = torch.device("cpu")
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -65,19 +66,23 @@ class Context:
 
     Attributes:
         device: Of weights, optimisers and batches.
-        precision: ``"bf16"`` computes what can be in bfloat16 (autocast); weights stay float32.
+        precision: ``"bf16"`` and ``"fp16"`` compute what can be in these (autocast); weights stay float32.
+        channels_last: Whether maps are channels last in memory.
     """
 
     device: torch.device = CPU
     precision: Precision = "fp32"
+    channels_last: bool = True
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return what passes are computed in; devices without bfloat16 know no autocast, so it is off by absence."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        half = _HALF.get(self.precision)
+        return nullcontext() if half is None else torch.autocast(self.device.type, half)
 
     def module(self, module: Module) -> Module:
-        """Move a network to the device, its maps channels last; it is changed in place and returned."""
-        moved: Module = module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a network to the device, in the layout of its maps; it is changed in place and returned."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        moved: Module = module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         return moved
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -87,7 +92,8 @@ class Context:
     def batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return images and labels on the device."""
         images, labels = batch
-        return self.tensor(images), self.tensor(labels)
+        images = self.tensor(images)  # channels last
+        return images if self.channels_last else images.contiguous(), self.tensor(labels)
 
     def mixture(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what multiplies candidates, made on the host, as the network reads it.

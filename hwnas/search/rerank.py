@@ -223,6 +223,7 @@ def judge_trained(
     training = Training(space, arch, replace(config, evaluate_every=config.steps), fitted, device, workers)
     train(training, val, folder, settings, StepLog(folder / "train.jsonl"), update)
     network = training.judged.eval()
+    network.load_state_dict(training.best)  # with BatchNorm as it was evaluated, where that is recalibrated
     one_by_one = (_sample(val, i) for i in range(len(val)))
     return judge(network, one_by_one, training.task, context=training.context)
 

@@ -16,7 +16,10 @@ CLASSES_SHOWN = 40  # of more, those of the lowest IoU
 
 def trained(result: TrainResult, following: str) -> None:
     """Show what training gave; `following` is the next command."""
-    state = ("state", COMPLETE) if result.best is None else (f"best val {result.metric}", f"{result.best:.2%}")
+    state = ("state", COMPLETE)
+    if result.best is not None:
+        at = f"{result.best:.2%} after step {result.best_step} of {result.steps}"
+        state = (f"best val {result.metric}", at)
     on = {"on": result.device} if result.device else {}
     summary({"weights": result.weights, **on, state[0]: state[1]}, following)
 

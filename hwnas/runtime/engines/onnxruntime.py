@@ -72,7 +72,7 @@ class OnnxRuntime:
         model, name = checked_bytes(entry, folder), str(entry.onnx)
         return OnceRunner(name, scoped(lambda _: _Session(self, model, name, entry.inputs), entry, self.clock))
 
-    def open_model(self, model: Path | bytes) -> Runner:
+    def open_model(self, model: Path | bytes) -> OnceRunner:
         """Return a runner for a model outside any plan, a file or its content."""
         content, name = (model, EXPORTED) if isinstance(model, bytes) else (model_bytes(model), str(model))
         return OnceRunner(name, lambda _: _Session(self, content, name, None))

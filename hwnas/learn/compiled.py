@@ -1,0 +1,50 @@
+"""Networks compiled by `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.errors import HwnasError
+
+
+def compiled(net: nn.Module, auxiliary: nn.Module | None, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
+    """Return the pass of a network and its auxiliary head, compiled when it is first called.
+
+    The modules stay as they are: their weights, names and modes are those that the pass reads.
+
+    Raises:
+        HwnasError: If nothing can be compiled here.
+    """
+    check_compiler(device)
+    if auxiliary is None:
+        own = torch.compile(net)
+        return lambda images: [own(images)]
+
+    def both(images: Tensor) -> list[Tensor]:
+        scores, tap = net.with_auxiliary(images)  # type: ignore[operator]
+        return [scores, auxiliary(images, tap)]
+
+    out: Callable[[Tensor], list[Tensor]] = torch.compile(both)
+    return out
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile the least there is: what torch needs for it differs by device and version.
+
+    Raises:
+        HwnasError: If that fails; says why.
+    """
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
+    except Exception as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        why = next(
+            (line for line in lines if " compiler" in line or "triton" in line.lower()), lines[0] if lines else repr(e)
+        )
+        raise HwnasError(
+            f"a training with compile needs a C++ compiler, on a GPU Triton; torch.compile on {device.type}: {why}; "
+            "install it, or leave out train.compile"
+        ) from e
