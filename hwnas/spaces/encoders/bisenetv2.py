@@ -55,7 +55,8 @@ class Stem(nn.Module):
         """Build with `c` channels."""
         super().__init__()
         self.first = Conv(3, c, 3, 2)
-        self.left = nn.Sequential(Conv(c, c // 2), Conv(c // 2, c, 3, 2))
+        within = max(1, c // 2)
+        self.left = nn.Sequential(Conv(c, within), Conv(within, c, 3, 2))
         self.right = MaxPool(2)
         self.concat = Concat()
         self.fuse = Conv(2 * c, c, 3)

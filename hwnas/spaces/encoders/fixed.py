@@ -68,5 +68,5 @@ def scaled(published: int, channels: int, base: int) -> int:
         HwnasError: If that is no whole number.
     """
     if published * channels % base:
-        raise HwnasError(f"{published} channels of {base} cannot be scaled to {channels}: take a multiple that divides")
+        raise HwnasError(f"{published} channels of {base} cannot be scaled to {channels}: take a multiple of 4")
     return published * channels // base

@@ -16,9 +16,8 @@ from hwnas.spaces.encoders.fixed import FixedEncoder, scaled
 from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.registry import encoder
 
-PUBLISHED = 32  # channels of the first convolution
-STDC1 = (2, 2, 2)  # modules at strides 8, 16 and 32
-STDC2 = (4, 5, 3)
+PUBLISHED = (32, 2)  # channels of the first convolution, modules at each of strides 8, 16 and 32 of STDC1
+STDC2 = (2, 3, 1)  # that it has more
 
 
 @encoder("stdc")
@@ -27,24 +26,21 @@ class STDC(FixedEncoder):
     """Features are those at strides 4, 8, 16 and 32.
 
     Attributes:
-        scale: `channels` is 32 as published. `cells` is 1: the depth is that of `modules`.
-        modules: At strides 8, 16 and 32: `STDC1` or `STDC2`.
+        scale: `channels` is 32 as published; `cells` the modules at each of strides 8, 16 and 32, 2 in STDC1.
+        deeper: Modules there are more at each of these strides: `STDC2` with 2 cells is STDC2.
     """
 
     scale: Scale
-    modules: tuple[int, int, int] = STDC1
+    deeper: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modules", tuple(self.modules))
-        check_ranges(
-            "an encoder of STDC modules",
-            ("modules at three strides, 1 or more each", self.modules, len(self.modules) == 3 and min(self.modules) > 0),
-            ("cells of 1, since `modules` says how many there are", self.scale.cells, self.scale.cells == 1),
-        )
+        object.__setattr__(self, "deeper", tuple(self.deeper))
+        good = len(self.deeper) == 3 and min(self.deeper) >= 0
+        check_ranges("an encoder of STDC modules", ("a number for each of three strides, 0 or more", self.deeper, good))
 
     def width(self, published: int) -> int:
         """Return the channels here of what has so many at the published width."""
-        return scaled(published, self.scale.channels, PUBLISHED)
+        return scaled(published, self.scale.channels, PUBLISHED[0])
 
     def given(self) -> tuple[Feature, ...]:
         """Return the features."""
@@ -85,9 +81,9 @@ class _STDCNet(EncoderNet):
         c = own.width(64)
         self.stem = nn.Sequential(Conv(3, own.width(32), 3, 2), Conv(own.width(32), c, 3, 2))
         stages = []
-        for width, modules in zip((256, 512, 1024), own.modules, strict=True):
+        for width, more in zip((256, 512, 1024), own.deeper, strict=True):
             stage = []
-            for i in range(modules):
+            for i in range(own.scale.cells + more):
                 stage.append(Module(c, own.width(width), 2 if i == 0 else 1))
                 c = own.width(width)
             stages.append(nn.Sequential(*stage))
