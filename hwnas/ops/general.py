@@ -26,7 +26,9 @@ def normed(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _activation(act: str, c: int) -> nn.Module:
-    return {"none": nn.Identity, "relu": nn.ReLU, "prelu": lambda: nn.PReLU(c)}[act]()
+    if act == "none":
+        return nn.Identity()
+    return nn.ReLU() if act == "relu" else nn.PReLU(c)
 
 
 @op("conv", convolves=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from hwnas.learn.training import TrainConfig
 from hwnas.profile import Calibration
@@ -38,7 +39,7 @@ def of_one(name: str, title: str, space: Space, train: TrainConfig) -> Recipe:
 
 
 def camvid(network: str) -> Recipe:
-    """Return CamVid at 360x480, from scratch: the training that searched networks have there, with an auxiliary head."""
+    """Return CamVid at 360x480, from scratch: trained as networks that were searched there, with an auxiliary head."""
     space = own_space(network, *CAMVID)
     assert space is not None, f"{network} is no space of its own"
     return of_one(
@@ -68,5 +69,5 @@ def tiny() -> Recipe:
 
 
 for _network in alone_names():
-    register(recipe_name(_network), lambda network=_network: camvid(network))
+    register(recipe_name(_network), partial(camvid, _network))
 register("fast-scnn-tiny", tiny)

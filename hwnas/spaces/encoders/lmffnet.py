@@ -132,9 +132,7 @@ class _LMFFNetNet(EncoderNet):
     def __init__(self, own: LMFFNet) -> None:
         super().__init__()
         c = own.scale.channels
-        self.stem = nn.Sequential(
-            Conv(3, c, 3, 2, act="prelu"), Conv(c, c, 3, act="prelu"), Conv(c, c, 3, act="prelu")
-        )
+        self.stem = nn.Sequential(Conv(3, c, 3, 2, act="prelu"), Conv(c, c, 3, act="prelu"), Conv(c, c, 3, act="prelu"))
         self.injection = Pool(3, 2)
         self.fusion = Fusion(c + IMAGE)
         self.stage1 = Stage(c + IMAGE, 2 * c, FIRST)

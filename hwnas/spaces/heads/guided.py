@@ -55,14 +55,10 @@ class _GuidedNet(HeadNet):
         c, fine, coarse = own.channels, features[0], features[-1]
         self.fit_detail = Fitted(fine, c, fine.stride)
         self.fit_semantic = Fitted(coarse, c, RATIO * fine.stride)
-        self.detail = nn.Sequential(
-            Conv(c, c, 3, groups=c, act="none"), Conv(c, c, norm=False, act="none")
-        )
+        self.detail = nn.Sequential(Conv(c, c, 3, groups=c, act="none"), Conv(c, c, norm=False, act="none"))
         self.detail_down = nn.Sequential(Conv(c, c, 3, 2, act="none"), Pool(3, 2))
         self.semantic_up = Conv(c, c, 3, act="none")
-        self.semantic = nn.Sequential(
-            Conv(c, c, 3, groups=c, act="none"), Conv(c, c, norm=False, act="none")
-        )
+        self.semantic = nn.Sequential(Conv(c, c, 3, groups=c, act="none"), Conv(c, c, norm=False, act="none"))
         self.gate = Gate()
         self.add = layers.Add(after_conv=False)
         self.join = Conv(c, c, 3)

@@ -46,9 +46,7 @@ class MultiAttentionHead(Head):
 
 
 class _MultiAttentionNet(HeadNet):
-    def __init__(
-        self, own: MultiAttentionHead, features: Sequence[Feature], classes: int, labels: bool
-    ) -> None:
+    def __init__(self, own: MultiAttentionHead, features: Sequence[Feature], classes: int, labels: bool) -> None:
         super().__init__(features, reads=(0, -1))
         fine, coarse = features[0], features[-1]
         c, both = own.channels, sum(WIDTHS)
@@ -59,9 +57,7 @@ class _MultiAttentionNet(HeadNet):
         self.gates = nn.Sequential(
             Conv(both, both, 3, groups=both, act="prelu"), Conv(both, classes, norm=False, act="none")
         )
-        self.scores = nn.Sequential(
-            Conv(c, c, 3, groups=c, act="prelu"), Conv(c, classes, norm=False, act="none")
-        )
+        self.scores = nn.Sequential(Conv(c, c, 3, groups=c, act="prelu"), Conv(c, classes, norm=False, act="none"))
         self.gate = Gate()
         self.argmax = layers.ArgMax() if labels else nn.Identity()
 
