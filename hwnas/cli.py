@@ -404,7 +404,7 @@ class Price:
         str | None,
         arg(
             metavar="RECIPE",
-            help="of a network that does not say its own; size and classes of a published one that is a space of its own",
+            help="of a network that does not say its own; size and classes of a published one that is not searched",
         ),
     ] = None
     channels: Annotated[int | None, arg(help="width (default: the network's own, else the recipe's)")] = None

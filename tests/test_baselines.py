@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,14 @@ from hwnas.errors import HwnasError
 from hwnas.jobs import Network, find_network, price_network
 from hwnas.ops import trace
 from hwnas.ops.general import Conv, MeanConv
-from hwnas.ops.onnx_graph import export_network
+from hwnas.ops.onnx_graph import OpExporter, export_network
+from hwnas.ops.precision import to_half
 from hwnas.problem import Architecture
 from hwnas.profile import Calibration, make_plan
 from hwnas.profile.build import build_table
 from hwnas.recipes.baselines import recipe_name
 from hwnas.runtime.engines.onnxruntime import open_onnx
+from hwnas.runtime.engines.trt_build import Builder, BuildOptions
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.work import measure_plan
 from hwnas.spaces import Scale, Space, alone_names, own_space, published, registered_encoders, trace_space
@@ -220,8 +223,8 @@ PRINTED_PARAMS = {
     "DDRNET_23_SLIM": (5.7, 0.05),
     "LMFFNET": (1.4, 0.06),
 }
-# Multiply-adds in 10^9 as printed, at which size, and the relative tolerance. PIDNet-S and DDRNet-23-slim: comparison on
-# Cityscapes of Xu et al. BiSeNetV2: that of Yu et al., who do not say how wide the network is before the classifier;
+# Multiply-adds in 10^9 as printed, at which size, and the relative tolerance. PIDNet-S and DDRNet-23-slim: comparison
+# on Cityscapes of Xu et al. BiSeNetV2: that of Yu et al., who do not say how wide the network is before the classifier;
 # 1024 channels, as in public codes, take 9.7 of the 24.6 that are counted here.
 PRINTED_MACS = {
     "PIDNET_S": (47.6, SIZE, 0.01),
@@ -291,6 +294,24 @@ def test_stdc_classifies_with_the_arithmetic_it_is_named_after(
     assert (own + 1024 * 1024 * 7 * 7 + linear) / 1e6 == pytest.approx(mega, rel=0.01)
 
 
+@pytest.mark.parametrize("name", alone_names())
+def test_the_page_has_these_figures(name: str) -> None:
+    """docs/baselines.md: parameters, and 10^9 multiply-adds at the size beside them."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "baselines.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    parameters, macs, first, second = re.findall(r"\| ([\d,]+) \| [^|]*\| ([\d.]+) at (\d+)x(\d+) \|", row)[0]
+    assert int(parameters.replace(",", "")) == COUNTS[name][1]
+    size = (min(int(first), int(second)), max(int(first), int(second)))
+    assert float(macs) == pytest.approx(counts(name, size).macs / 1e9, abs=0.06)
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Builder]:
+    pytest.importorskip("tensorrt_rtx")
+    with Builder() as made:
+        yield made
+
+
 SMALL = {
     "fast-scnn": Space(FastSCNN(Scale(8, 1, (49, 67))), FusionHead(32), 5),
     "bisenetv2": Space(BiSeNetV2(Scale(8, 2, (49, 67))), GuidedHead(16, 24), 5),
@@ -346,6 +367,14 @@ class TestSmall:
         found = price_network(find_small(space), table)
         assert found.ms == pytest.approx(sum(table[c.spec] for c in trace_space(space).calls), rel=1e-12)
         assert found.searched_ms == 0
+
+    @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+    def test_tensorrt_rtx_builds_it(self, space: Space, precision: str, tmp_path: Path, builder: Builder) -> None:
+        model = OpExporter().network(trace_space(space))
+        path, out = tmp_path / "m.onnx", tmp_path / "e.engine"
+        path.write_bytes((to_half(model) if precision == "fp16" else model).SerializeToString())
+        builder.build(path, out, BuildOptions(targets=((8, 9),)))
+        assert out.stat().st_size > 0
 
     @pytest.mark.slow
     def test_its_ops_are_measured_in_context(self, space: Space, tmp_path: Path) -> None:
