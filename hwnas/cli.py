@@ -433,7 +433,13 @@ class Price:
         str | None, arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas (default: the run's)")
     ] = None
     foreign_table: Foreign = False
-    recipe: Annotated[str | None, arg(metavar="RECIPE", help="of a network that does not say its own")] = None
+    recipe: Annotated[
+        str | None,
+        arg(
+            metavar="RECIPE",
+            help="of a network that does not say its own; size and classes of a published one that is not searched",
+        ),
+    ] = None
     channels: Annotated[int | None, arg(help="width (default: the network's own, else the recipe's)")] = None
     compare: Annotated[str | None, arg(metavar="OTHER", help="another network, priced by the same table")] = None
     all: Annotated[bool, arg(help="every op, not only a summary by kind")] = False

@@ -54,6 +54,31 @@ CASES = {
     "global_pool": OpSpec("global_pool", (), (X,)),
     "linear": OpSpec("linear", (("c_in", 8), ("c_out", 10)), ((1, 8),)),
     "argmax": OpSpec("argmax", (), (X,)),
+    "conv": OpSpec(
+        "conv",
+        (
+            ("act", "prelu"),
+            ("bias", True),
+            ("c_in", 8),
+            ("c_out", 16),
+            ("dilation", 2),
+            ("groups", 4),
+            ("kernel", 3),
+            ("stride", 2),
+        ),
+        (X,),
+    ),
+    "norm_act": OpSpec("norm_act", (("act", "prelu"), ("c", 8)), (X,)),
+    "mean_conv": OpSpec("mean_conv", (("before", "bn_relu"), ("c_in", 8), ("c_out", 5)), (X,)),
+    "pool": OpSpec("pool", (("kernel", 17), ("stride", 8)), (X,)),
+    "nearest": OpSpec("nearest", (("height", 29), ("width", 35)), (X,)),
+    "channel_slice": OpSpec("channel_slice", (("start", 2), ("stop", 7)), (X,)),
+    "sigmoid": OpSpec("sigmoid", (), (X,)),
+    "gate": OpSpec("gate", (), (X, X)),
+    "weighted_add": OpSpec("weighted_add", (("complement", True),), (X, X, X)),
+    "pixel_attention": OpSpec("pixel_attention", (), (X, X, (1, 4, 13, 18), (1, 4, 13, 18))),
+    "channel_attention": OpSpec("channel_attention", (("c", 8), ("residual", True), ("squeeze", 3)), (X,)),
+    "partition_attention": OpSpec("partition_attention", (("c", 8), ("reduction", 4)), (X,)),
 }
 
 

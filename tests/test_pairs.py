@@ -14,6 +14,7 @@ from hwnas.problem import Architecture
 from hwnas.spaces import (
     Cell,
     CellSpec,
+    Encoder,
     Feature,
     Form,
     Head,
@@ -92,6 +93,12 @@ SCALES = {
     "independent": Scale(4, 3, (25, 35)),
     "trellis": Scale(2, 4, (25, 35)),
     "xception": Scale(2, 1, (25, 35)),
+    "fast-scnn": Scale(4, 1, (25, 35)),
+    "bisenetv2": Scale(4, 1, (25, 35)),
+    "stdc": Scale(2, 1, (25, 35)),
+    "pidnet": Scale(2, 1, (25, 35)),
+    "ddrnet": Scale(2, 1, (25, 35)),
+    "lmffnet": Scale(4, 1, (25, 35)),
 }
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "chain": {"nodes": 2, "ops": OPS},
@@ -116,15 +123,31 @@ def heads() -> dict[str, Head]:
     out: dict[str, Head] = {}
     for name, make in registered_heads().items():
         there = {f.name for f in fields(make)}  # type: ignore[arg-type]
-        out[name] = make(**{k: v for k, v in {"channels": 4, "nodes": 2}.items() if k in there})
+        out[name] = make(**{k: v for k, v in {"channels": 4, "hidden": 4, "nodes": 2}.items() if k in there})
     return out | {"cell-head": CellHead()}
 
 
+def encoder_of(own: str, size: tuple[int, int] | None = None) -> Encoder:
+    """Return an encoder of `encoders`, at its small scale or of another size."""
+    name, settings = encoders()[own]
+    scale = SCALES[name]
+    at = Scale(scale.channels, scale.cells, size or scale.size)
+    return registered_encoders()[name](at, **SETTINGS.get(name, {}) | settings)
+
+
+def features(own: str) -> int:
+    """Return how many features an encoder gives; heads that read more are refused, see `Head.least_features`."""
+    encoder = encoder_of(own)
+    return len(encoder.features(Architecture.of(encoder.name, {}), "deploy"))
+
+
 def pairs() -> list[tuple[str, str]]:
-    """Return all pairs; for further ways of an encoder those heads that tell the difference."""
+    """Return all pairs that fit; for further ways of an encoder those heads that tell the difference."""
     further = {("independent, shared", "aspp"), ("independent, three nodes", "cell-head")}
     further |= {("chain, cifar", "classifier"), ("trellis, step", "decoder"), ("trellis, step", "cell-head")}
-    return [(e, h) for e in encoders() for h in heads() if e not in FURTHER or (e, h) in further]
+    given, least = {e: features(e) for e in encoders()}, {h: head.least_features for h, head in heads().items()}
+    fit = [(e, h) for e in given for h in least if given[e] >= least[h]]
+    return [(e, h) for e, h in fit if e not in FURTHER or (e, h) in further]
 
 
 # With these, each encoder and each head is in several pairs; the others of these encoders and heads are slow tests.
@@ -141,6 +164,13 @@ QUICK = {
     ("trellis, step", "cell-head"),
     ("xception", "context"),
     ("xception", "decoder"),
+    ("fast-scnn", "fusion"),
+    ("bisenetv2", "guided"),
+    ("stdc", "refinement"),
+    ("pidnet", "boundary"),
+    ("ddrnet", "dual"),
+    ("lmffnet", "multiattention"),
+    ("trellis", "guided"),
 }
 
 
@@ -158,11 +188,10 @@ class TestPairs(PairContract):
     @pytest.fixture(params=params())
     def space(self, request: pytest.FixtureRequest) -> Space:
         own, on = request.param
-        name, settings = encoders()[own]
-        scale, head = SCALES[name], heads()[on]
+        head = heads()[on]
+        encoder = encoder_of(own)
+        auxiliary = encoder.auxiliary(Architecture.of(encoder.name, {}), "deploy")
         # An auxiliary head that classifies reads maps of 7x7 and more.
-        size = (99, 113) if own in ("chain", "independent") and on == "classifier" else scale.size
-        encoder = registered_encoders()[name](
-            Scale(scale.channels, scale.cells, size), **SETTINGS.get(name, {}) | settings
-        )
+        if on == "classifier" and min(size_at(encoder.scale.size, auxiliary.stride)) < 7:
+            encoder = encoder_of(own, (99, 113))
         return Space(encoder, head, CLASSES[head.task])

@@ -21,7 +21,7 @@ from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
 from hwnas.records import CHECKSUM, signed
 from hwnas.run import Run
-from hwnas.spaces import Scale, Space, check, published, published_names, trace_space
+from hwnas.spaces import Scale, Space, check, own_space, published, published_names, trace_space
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,18 @@ class Network:
 
     Attributes:
         name: What it was named by.
-        recipe: Whose space it is of.
+        space: What it is of.
         scale: What it is built at.
         arch: Complete.
+        recipe: Name of the recipe that it is of, or that says its size and classes; None for neither.
         folder: That of its run, which may have a table; None outside of a run.
     """
 
     name: str
-    recipe: Recipe
+    space: Space
     scale: Scale
     arch: Architecture
+    recipe: str | None = None
     folder: Path | None = None
 
 
@@ -115,7 +117,7 @@ class Price:
         """Return a JSON object."""
         return {
             "network": self.network.name,
-            "recipe": self.network.recipe.name,
+            "recipe": self.network.recipe,
             "architecture": self.network.arch.to_json(),
             "scale": self.network.scale.to_json(),
             "predicted_ms": self.ms,
@@ -147,26 +149,38 @@ def _rank(part: str) -> tuple[int, int, str]:
     return (0 if name.startswith("stem") else 1 if number else 2), int(number or 0), part
 
 
-def find_network(name: str, recipe: str | None = None, scale: Scale | None = None) -> Network:
+def find_network(name: str, recipe: str | None = None, like: Network | None = None) -> Network:
     """Return the network that a user names.
 
     Args:
-        name: A published genotype, a file that holds an architecture, or a run that has a derived network.
-        recipe: Of a network that does not say its own.
-        scale: Of a network that does not say its own; None for the recipe's.
+        name: A published network, a file that holds an architecture, or a run that has a derived network.
+        recipe: Of a network that does not say its own. Of a published network that is a space of its own, its size and
+            classes; None for those it was published for.
+        like: A network whose recipe and scale another one has that does not say its own.
 
     Raises:
         HwnasError: If there is no such network, its recipe is not known, or it does not fit the recipe's space.
     """
+    recipe = recipe if like is None else like.recipe
     if name in published_names():
-        of = _recipe(name, None, recipe)
-        return Network(name, of, scale or of.space.scale, published(name, of.space))
+        return _published(name, recipe, like)
     path = Path(name)
     if path.is_file() or path.suffix == ".json":
-        return _from_file(path, recipe, scale)
+        return _from_file(path, recipe, None if like is None else like.scale)
     run = Run(name)
     derived = run.derived()
-    return Network(name, run.recipe, derived.scale, derived.architecture, run.folder)
+    return Network(name, run.recipe.space, derived.scale, derived.architecture, run.recipe.name, run.folder)
+
+
+def _published(name: str, recipe: str | None, like: Network | None) -> Network:
+    if (space := own_space(name)) is None:
+        of = _recipe(name, None, recipe)
+        scale = of.space.scale if like is None else like.scale
+        return Network(name, of.space, scale, published(name, of.space), of.name)
+    model = like.space.at(like.scale) if like is not None else None if recipe is None else recipes.get(recipe).space
+    if model is not None:
+        space = own_space(name, model.scale.size, model.classes) or space
+    return Network(name, space, space.scale, published(name, space), recipe)
 
 
 def _from_file(path: Path, recipe: str | None, scale: Scale | None) -> Network:
@@ -183,7 +197,7 @@ def _from_file(path: Path, recipe: str | None, scale: Scale | None) -> Network:
     own_scale = _scale(path, data["scale"]) if "scale" in data else scale or of.space.scale
     arch = Architecture.from_json(data["architecture"])
     check(of.space, arch)
-    return Network(str(path), of, own_scale, arch, None if beside is None else path.parent)
+    return Network(str(path), of.space, own_scale, arch, of.name, None if beside is None else path.parent)
 
 
 def _scale(path: Path, data: Any) -> Scale:
@@ -220,7 +234,7 @@ def price_network(network: Network, table: LatencyTable) -> Price:
     Raises:
         MissingOp: If the table lacks one of its ops.
     """
-    space, merge = network.recipe.space.at(network.scale), bool(table.where["merges"])
+    space, merge = network.space.at(network.scale), bool(table.where["merges"])
     # The trace of all alternatives tells what is there whatever was decided; that of the network alone would not.
     mixed = trace_space(space, merge=merge)
     if any(c.gate.counted for c in mixed.calls):
@@ -267,7 +281,7 @@ class PriceSettings:
         network: Its name, see `find_network`.
         table: See `find_table`; None for that of the network's run.
         foreign_table: Whether one of another device will do.
-        recipe: Of a network that does not say its own.
+        recipe: Of a network that does not say its own; see `find_network`.
         channels: Width to price it at; None for its own, else that of the recipe.
         compare: A network to compare it with by the same table; of the same recipe and scale if it does not say its
             own.
@@ -309,11 +323,11 @@ def price(settings: PriceSettings, report: Reporter = SILENT) -> PriceResult:
     del report  # it takes a second or two
     name, recipe = settings.network, settings.recipe
     network = find_network(name, recipe)
-    if recipe not in (None, network.recipe.name):
-        raise HwnasError(f"{name} is of the recipe {network.recipe.name}, not {recipe}; leave out --recipe")
+    if recipe not in (None, network.recipe):
+        raise HwnasError(f"{name} is of the recipe {network.recipe}, not {recipe}; leave out --recipe")
     if settings.channels is not None:
         network = replace(network, scale=replace(network.scale, channels=settings.channels))
-    other = None if settings.compare is None else find_network(settings.compare, network.recipe.name, network.scale)
+    other = None if settings.compare is None else find_network(settings.compare, like=network)
     if settings.table is None and network.folder is None:
         raise HwnasError(f"{name} is of no run that has a latency table; name one with --table")
     table = find_table(settings.table or f"{network.folder}/table.json")

@@ -139,8 +139,14 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {}
 
 def recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
     """Register a function that returns a recipe, under its name with ``-`` for ``_``."""
-    _RECIPES[make.__name__.replace("_", "-")] = make
+    register(make.__name__.replace("_", "-"), make)
     return make
+
+
+def register(name: str, make: Callable[[], Recipe]) -> None:
+    """Register what returns a recipe under a name: one of several that a table says."""
+    assert name not in _RECIPES, f"two recipes are called {name}"
+    _RECIPES[name] = make
 
 
 def names() -> list[str]:

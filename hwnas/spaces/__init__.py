@@ -1,5 +1,6 @@
 """Search spaces: pairs of an encoder and a head."""
 
+import hwnas.spaces.baselines  # noqa: F401 - registers its networks
 from hwnas.spaces.cell import Cell, CellSpec
 from hwnas.spaces.encoders import Chain, Independent, Trellis, Xception, encoder, registered_encoders
 from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS
@@ -18,7 +19,7 @@ from hwnas.spaces.heads import (
 )
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
-from hwnas.spaces.published import DARTS_V1, DARTS_V2, published, published_names
+from hwnas.spaces.published import DARTS_V1, DARTS_V2, alone_names, own_space, published, published_names
 from hwnas.spaces.space import Space, check, decisions, sample, trace_alternatives, trace_space
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Trellis",
     "TrellisGenotype",
     "Xception",
+    "alone_names",
     "autodeeplab_space",
     "cas_space",
     "check",
@@ -61,6 +63,7 @@ __all__ = [
     "gas_space",
     "head",
     "multiscale_ops",
+    "own_space",
     "published",
     "published_names",
     "registered_encoders",

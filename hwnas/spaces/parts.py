@@ -263,9 +263,11 @@ class Head(Part, Protocol):
 
     Attributes:
         task: What its scores are for.
+        least_features: How many features it reads of an encoder at least; a space with fewer is refused.
     """
 
     task: ClassVar[Task]
+    least_features: ClassVar[int] = 1
 
     @abstractmethod
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:

@@ -1,4 +1,7 @@
-"""Networks that were published, by name: another one is a function with the decorator `network`."""
+"""Networks that were published, by name: another one is a function with the decorator `network`, or `alone`.
+
+The former is an architecture of a space of others, the latter a space of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from hwnas.spaces.genotype import Genotype
 from hwnas.spaces.space import Space
 
 Maker = Callable[[Space], Architecture]
+SpaceMaker = Callable[[tuple[int, int], int], Space]
+SIZE, CLASSES = (1024, 2048), 19  # of Cityscapes, which networks that are alone were published for
 _NETWORKS: dict[str, Maker] = {}
+_ALONE: dict[str, SpaceMaker] = {}
 
 
 def network(name: str) -> Callable[[Maker], Maker]:
@@ -24,6 +30,34 @@ def network(name: str) -> Callable[[Maker], Maker]:
         return make
 
     return register
+
+
+def alone(name: str) -> Callable[[SpaceMaker], SpaceMaker]:
+    """Register a function of (height, width) and a number of classes that returns a network as a space of its own."""
+
+    def register(make: SpaceMaker) -> SpaceMaker:
+        def in_space(space: Space) -> Architecture:
+            if space != make(space.scale.size, space.classes):
+                raise HwnasError(
+                    f"{name} is a space of its own, and the space {space.name!r} is another one, or of other sizes"
+                )
+            return Architecture.of(space.name, {})
+
+        network(name)(in_space)
+        _ALONE[name] = make
+        return make
+
+    return register
+
+
+def alone_names() -> list[str]:
+    """Return the names of the published networks that are spaces of their own."""
+    return list(_ALONE)
+
+
+def own_space(name: str, size: tuple[int, int] = SIZE, classes: int = CLASSES) -> Space | None:
+    """Return the space of a published network that has one of its own; None for one of a space of others."""
+    return _ALONE[name](size, classes) if name in _ALONE else None
 
 
 def published_names() -> list[str]:

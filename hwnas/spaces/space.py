@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwnas.errors import check_ranges, not_below
+from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.ops.trace import Trace, trace
 from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule
 from hwnas.spaces.cell import CellSpec
@@ -28,6 +28,9 @@ class Space:
         encoder: Turns an image into features.
         head: Turns features into scores.
         classes: Number of classes.
+
+    Raises:
+        HwnasError: If there is no class, or the encoder gives fewer features than the head reads.
     """
 
     encoder: Encoder
@@ -36,6 +39,12 @@ class Space:
 
     def __post_init__(self) -> None:
         check_ranges("a space", *not_below(self, ("classes",), 1))
+        least = self.head.least_features
+        if least > 1 and (given := len(self.encoder.features(Architecture.of(self.name, {}), "deploy"))) < least:
+            raise HwnasError(
+                f"the head {self.head.name!r} reads {least} features, the encoder {self.encoder.name!r} gives {given}; "
+                "take another head, or an encoder that gives more"
+            )
 
     @property
     def name(self) -> str:

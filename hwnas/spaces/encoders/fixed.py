@@ -1,0 +1,72 @@
+"""Encoders that decide nothing: what they have in common. Each network made by hand is another file."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwnas.errors import HwnasError
+from hwnas.problem import Architecture
+from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form
+from hwnas.spaces.picture import set_size
+
+
+class FixedEncoder(Encoder, Protocol):
+    """One network: each feature has one form, and both forms of the network are the same.
+
+    `scale.channels` is the width of its first convolution, which all others follow; `scale.cells` a number of blocks.
+    """
+
+    def given(self) -> tuple[Feature, ...]:
+        """Return the features, fine to coarse."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def network(self) -> EncoderNet:
+        """Build the network."""
+
+    def features(self, arch: Architecture, form: Form) -> Features:
+        """Return what it gives; see `Encoder.features`."""
+        return tuple((feature,) for feature in self.given())
+
+    def build(self, arch: Architecture, form: Form) -> EncoderNet:
+        """Build the network; see `Encoder.build`."""
+        return self.network()
+
+    def genotype(self, arch: Architecture) -> str:
+        """Return its name and sizes."""
+        return f"{self.name}, {self.scale.channels} channels, {self.scale.cells} blocks"
+
+    def dot(self, arch: Architecture) -> list[str]:
+        """Return a drawing for Graphviz: an arrow for each feature, with its stride."""
+        lines = [f'  "{self.name}" [shape=box];']
+        for i, feature in enumerate(self.given()):
+            lines.append(f'  "{self.name}" -> "{i}: {feature.channels} channels" [label="{feature.stride}"];')
+        return lines
+
+    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
+        """Draw the milliseconds of each part."""
+        set_size(figure, 4 + 0.3 * len(ms), 4)
+        axes = figure.subplots()
+        axes.bar(range(len(ms)), list(ms.values()))
+        axes.set_xticks(range(len(ms)), list(ms), rotation=90)
+        axes.set(ylabel="ms", title=self.name)
+
+
+def scaled(published: int, channels: int, base: int) -> int:
+    """Return the channels of a layer whose network is not as wide as published.
+
+    Args:
+        published: Channels of the layer.
+        channels: Of the first convolution here.
+        base: Of the first convolution as published.
+
+    Raises:
+        HwnasError: If that is no whole number.
+    """
+    if published * channels % base:
+        raise HwnasError(f"{published} channels of {base} cannot be scaled to {channels}: take a multiple of 4")
+    return published * channels // base
