@@ -1,0 +1,17 @@
+"""How datasets lie on disk, one file each. What is imported last is asked first; the general ones come first."""
+
+from __future__ import annotations
+
+from hwnas.data.layouts import (  # noqa: I001 - in the order of generality
+    class_folders,
+    folder,
+    yolo,
+    coco,
+    camvid,
+    cifar10,
+    ade20k,
+    voc,
+    cityscapes,
+)
+
+__all__ = ["ade20k", "camvid", "cifar10", "cityscapes", "class_folders", "coco", "folder", "voc", "yolo"]
