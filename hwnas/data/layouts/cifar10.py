@@ -96,7 +96,9 @@ class Cifar10:
     mean = (0.49139968, 0.48215827, 0.44653124)  # of the training images, as in the public DARTS code, utils.py
     std = (0.24703233, 0.24348505, 0.26158768)
 
-    def __init__(self, path: Path, split: str, size: tuple[int, int], length: int | None = None, own_labels: bool = False) -> None:  # noqa: ARG002
+    def __init__(
+        self, path: Path, split: str, size: tuple[int, int], length: int | None = None, own_labels: bool = False
+    ) -> None:
         self.split = check_split(split)
         self.size = check_size(size)
         self.name = f"cifar10/{split}"

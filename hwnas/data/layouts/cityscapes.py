@@ -121,7 +121,9 @@ def _split(folder: Path, split: str, truth: str, form: str, table: LabelTable) -
             "take val"
         )
     if bare and not entries:
-        raise DataError(f"{images} has {len(bare)} images, and none has its label in {folder / truth / split}; add them")
+        raise DataError(
+            f"{images} has {len(bare)} images, and none has its label in {folder / truth / split}; add them"
+        )
     notes = (f"{len(bare)} images in {images} have no label, left out: {some(bare)}",) if bare else ()
     return Split(tuple(entries), images, notes=notes)
 

@@ -50,7 +50,7 @@ def coco(path: Path) -> Descriptor:
 
 
 @lru_cache
-def _categories_of(file: Path, size: int, mtime_ns: int) -> tuple[tuple[int, str], ...]:  # noqa: ARG001 - of the cache
+def _categories_of(file: Path, size: int, mtime_ns: int) -> tuple[tuple[int, str], ...]:
     """Return the categories of a file as it is now; large files take seconds to read."""
     return tuple(_categories(file, _read(file)).items())
 
@@ -85,38 +85,45 @@ def _split(path: Path, split: str, categories: Mapping[int, str]) -> Split:
     held = _read(file)
     if _categories(file, held) != categories:
         raise DataError(f"{file} has other categories than the first split of {path}; give all the same")
-    index = {number: i + 1 for i, number in enumerate(categories)}
-    shapes: dict[int, list[Shape]] = {}
-    sizes: dict[int, tuple[int, int]] = {}
-    for image in held["images"]:
-        sizes[_number(file, image, "id", "an image")] = (
-            _number(file, image, "height", "an image"),
-            _number(file, image, "width", "an image"),
-        )
-    empty = 0
-    for k, annotation in enumerate(held["annotations"]):
-        what = f"annotation {annotation.get('id', k)}"
-        number, kind = (_number(file, annotation, key, what) for key in ("image_id", "category_id"))
-        if number not in sizes or kind not in index:
-            raise DataError(f"{file}: {what} is of image {number} and category {kind}, and one is not in it; correct it")
-        shape = _shape(file, what, annotation.get("segmentation"), index[kind], sizes[number])
-        if shape is None:
-            empty += 1
-        else:
-            shapes.setdefault(number, []).append(shape)
+    drawn, empty = _drawings(file, held, {number: i + 1 for i, number in enumerate(categories)})
     entries = _entries(path, split, file, held["images"])
     drawings: dict[str, Drawing] = {}
     for entry, image in zip(entries, held["images"], strict=True):
         if entry.name in drawings:
             raise DataError(f"{file} has the image {entry.name} twice; keep one")
-        drawings[entry.name] = Drawing(sizes[image["id"]], tuple(shapes.get(image["id"], ())))
-    bare = [e.name for e, image in zip(entries, held["images"], strict=True) if image["id"] not in shapes]
+        drawings[entry.name] = drawn[image["id"]]
+    bare = [name for name, drawing in drawings.items() if not drawing.shapes]
     notes = []
     if bare:
         notes.append(f"{len(bare)} of {len(entries)} images have no object, all background: {some(bare)}")
     if empty:
         notes.append(f"{empty} objects in {file} have no area, left out")
     return Split(tuple(entries), file, listed=True, notes=tuple(notes), labels=DrawnLabels(drawings))
+
+
+def _drawings(file: Path, held: dict[str, Any], index: Mapping[int, int]) -> tuple[dict[int, Drawing], int]:
+    """Return the objects of each image by its id, and how many cover nothing."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for image in held["images"]:
+        number, height, width = (_number(file, image, key, "an image") for key in ("id", "height", "width"))
+        if number in sizes:
+            raise DataError(f"{file} has two images of id {number}; give each its own")
+        sizes[number] = (height, width)
+    shapes: dict[int, list[Shape]] = {number: [] for number in sizes}
+    empty = 0
+    for k, annotation in enumerate(held["annotations"]):
+        what = f"annotation {annotation.get('id', k)}"
+        number, kind = (_number(file, annotation, key, what) for key in ("image_id", "category_id"))
+        if number not in sizes or kind not in index:
+            raise DataError(
+                f"{file}: {what} is of image {number} and category {kind}, which are not both there"
+            )
+        shape = _shape(file, what, annotation.get("segmentation"), index[kind], sizes[number])
+        if shape is None:
+            empty += 1
+        else:
+            shapes[number].append(shape)
+    return {number: Drawing(sizes[number], tuple(found)) for number, found in shapes.items()}, empty
 
 
 def _number(file: Path, held: dict[str, Any], key: str, what: str) -> int:
@@ -148,15 +155,7 @@ def _shape(file: Path, what: str, held: Any, index: int, size: tuple[int, int]) 
         kept = tuple(o for o in outlines if len(o) >= 6)
         return Shape(index, kept) if kept else None
     if isinstance(held, dict):
-        runs = held.get("counts")
-        try:
-            runs = runs_of(runs) if isinstance(runs, str) else runs
-        except ValueError as e:
-            raise DataError(f"{file}: {what} has counts that cannot be read ({e}); export it again") from e
-        good = isinstance(runs, list | tuple) and all(type(n) is int and n >= 0 for n in runs)
-        if good and held.get("size") == list(size) and sum(runs) == math.prod(size):
-            return Shape(index, runs=tuple(runs)) if len(runs) > 1 else None
-        raise DataError(f"{file}: {what} needs counts for an image of {size[0]}x{size[1]} pixels; export it again")
+        return _runs(file, what, held, index, size)
     raise DataError(f"{file}: {what} needs a segmentation of polygons or counts, got {type(held).__name__}; export it")
 
 
@@ -165,3 +164,16 @@ def _outline(file: Path, what: str, held: Any) -> Outline:
     if not good:
         raise DataError(f"{file}: {what} needs polygons as lists of x and y in turn; export it again")
     return tuple(map(float, held))
+
+
+def _runs(file: Path, what: str, held: dict[str, Any], index: int, size: tuple[int, int]) -> Shape | None:
+    """Return an object that is given by its runs; None if it covers nothing."""
+    counts = held.get("counts")
+    try:
+        runs = runs_of(counts) if isinstance(counts, str) else tuple(counts) if isinstance(counts, list) else ()
+    except ValueError as e:
+        raise DataError(f"{file}: {what} has counts that cannot be read ({e}); export it again") from e
+    good = all(type(n) is int and n >= 0 for n in runs) and held.get("size") == list(size)
+    if not good or sum(runs) != math.prod(size):
+        raise DataError(f"{file}: {what} needs counts for an image of {size[0]}x{size[1]} pixels; export it again")
+    return Shape(index, runs=runs) if len(runs) > 1 else None

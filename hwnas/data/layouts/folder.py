@@ -73,10 +73,8 @@ def folder(path: Path) -> Descriptor:
     if described is None:
         n = _scan(path)
         described = ClassFile(ClassList(tuple(map(str, range(n))), colour_map(n, 1)), LabelTable(numbered(n)))
-        notes = (
-            f"{path} has no classes.txt or classes.json: classes are the numbers 0..{n - 1} found in its labels, "
-            f"{IGNORE_LABEL} is void",
-        )
+        note = f"classes are the numbers 0..{n - 1} found in its labels, {IGNORE_LABEL} is void"
+        notes = (f"{path} has no classes.txt or classes.json: {note}",)
     return Descriptor(described.classes, described.labels, lambda split: _split(path, split), notes)
 
 

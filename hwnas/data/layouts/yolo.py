@@ -59,7 +59,9 @@ class OutlineFiles:
         except ValueError as e:
             raise DataError(f"{where} is not of numbers, got {line[:40]!r}; export it again") from e
         if index not in range(self.classes):
-            raise DataError(f"{where} has class {index:g}, expected 0..{self.classes - 1}; correct it or the class names")
+            raise DataError(
+                f"{where} has class {index:g}, expected 0..{self.classes - 1}; correct it or the class names"
+            )
         if len(numbers) == 4:
             raise DataError(f"{where} is a box, expected the outline of an object; export polygons")
         if len(numbers) < 6 or len(numbers) % 2:
