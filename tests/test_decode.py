@@ -52,6 +52,17 @@ def exif(orientation: int) -> bytes:
     return held.tobytes()
 
 
+def was_refused(read: Any, path: Path) -> bool:
+    """Read a file that may be damaged: an array, or an error of one line that names the file."""
+    try:
+        read(path)
+    except DataError as e:
+        if "\n" in str(e) or path.name not in str(e):
+            raise
+        return True
+    return False
+
+
 # labels
 
 
@@ -201,11 +212,7 @@ class TestDamage:
         for at in RNG.integers(0, len(content), 150).tolist():
             flipped = content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
             for spoilt in (content[:at], flipped):
-                try:
-                    read(written(tmp_path / "a.png", spoilt))
-                except DataError as e:
-                    refused += 1
-                    assert "\n" not in str(e)
+                refused += was_refused(read, written(tmp_path / "a.png", spoilt))
         assert refused > 150
 
 
@@ -214,10 +221,7 @@ def test_damaged_exif_raises_nothing_else(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     for at in range(6, len(whole)):
         spoilt = whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
-        try:
-            assert decode_image(saved(tmp_path / "a.jpg", pixels, exif=spoilt)).shape == (8, 8, 3)
-        except DataError as e:
-            assert "a.jpg" in str(e)
+        was_refused(decode_image, saved(tmp_path / "a.jpg", pixels, exif=spoilt))
 
 
 def test_importing_the_decoder_loads_no_pillow() -> None:

@@ -80,7 +80,7 @@ class Descriptor:
 
 
 def folder_layout(
-    name: str, recognises: Callable[[Path], bool], expects: str
+    name: str, recognises: Callable[[Path], bool], expects: str, general: bool = False
 ) -> Callable[[Callable[[Path], Descriptor]], Callable[[Path], Descriptor]]:
     """Register a layout of folders: a function from a folder to its `Descriptor`, decodes nothing.
 
@@ -88,6 +88,7 @@ def folder_layout(
         name: Of the layout.
         recognises: Whether a path is laid out so. What was registered last is asked first.
         expects: What such a folder holds, for messages.
+        general: Whether it is asked only where no other recognises the path.
     """
 
     def register(describe: Callable[[Path], Descriptor]) -> Callable[[Path], Descriptor]:
@@ -96,7 +97,7 @@ def folder_layout(
         ) -> FolderData:
             return FolderData(folder, describe(folder), split, size, length, own_labels)
 
-        layout(name, recognises, expects)(make)
+        layout(name, recognises, expects, general)(make)
         return describe
 
     return register
@@ -266,7 +267,8 @@ def paired_split(source: Path, images: Files, labels: Files, chosen: Callable[[s
         )
     entries = tuple(Entry(n, images.find(n), labels.find(n)) for n in mine if key_of(n) in known)
     there = {key_of(n) for n in names}
-    alone = [n for n in label_names if chosen(n) and not there & {key_of(s) for s in labels.samples_of(n)}]
+    unpaired = [n for n in label_names if not there & {key_of(s) for s in labels.samples_of(n)}]
+    alone = [n for n in unpaired if chosen(min(labels.samples_of(n), key=len))]
     notes = []
     if bare:
         notes.append(f"{len(bare)} of {len(mine)} images in {images.root} have no label, left out: {some(bare)}")

@@ -13,6 +13,8 @@ from hwnas.errors import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_ENDINGS = (".png",)
+IMAGE_FOLDERS = ("images", "image", "imgs")
+LABEL_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),

@@ -22,11 +22,13 @@ class Layout:
         recognises: Whether a path holds one.
         make: From path, split and size to one split.
         expects: What such a path holds, for messages.
+        general: Whether it is asked only where no other recognises the path.
     """
 
     recognises: Callable[[Path], bool]
     make: Callable[..., SegmentationData]
     expects: str
+    general: bool = False
 
 
 _DRAWN: dict[str, Callable[..., SegmentationData]] = {}
@@ -44,7 +46,9 @@ def dataset(name: str) -> Callable[[Data], Data]:
     return register
 
 
-def layout(name: str, recognises: Callable[[Path], bool], expects: str = "") -> Callable[[Data], Data]:
+def layout(
+    name: str, recognises: Callable[[Path], bool], expects: str = "", general: bool = False
+) -> Callable[[Data], Data]:
     """Register a dataset that lies at a path: ``make(path, split, size, length=...)``.
 
     What has label maps takes ``own_labels=...`` as well. `hwnas.data.descriptor.folder_layout` is the short way.
@@ -53,11 +57,12 @@ def layout(name: str, recognises: Callable[[Path], bool], expects: str = "") -> 
         name: Of the layout.
         recognises: Whether a path holds it. What was registered last is asked first.
         expects: What such a path holds, for messages.
+        general: Whether it is asked only where no other recognises the path.
     """
 
     def register(make: Data) -> Data:
         assert name not in _LAYOUTS, f"two layouts are called {name}"
-        _LAYOUTS[name] = Layout(recognises, make, expects)
+        _LAYOUTS[name] = Layout(recognises, make, expects, general)
         return make
 
     return register
@@ -82,7 +87,8 @@ def layout_of(name_or_folder: str) -> str:
     if name_or_folder in _DRAWN:
         return name_or_folder
     path = Path(name_or_folder).expanduser()
-    for name, held in reversed(_LAYOUTS.items()):
+    newest_first = list(reversed(_LAYOUTS.items()))
+    for name, held in sorted(newest_first, key=lambda item: item[1].general):
         if held.recognises(path):
             return name
     known = "; ".join(f"{name}: {held.expects}" for name, held in sorted(_LAYOUTS.items()) if held.expects)

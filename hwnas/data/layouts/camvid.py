@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hwnas.data.base import IGNORE_LABEL, SPLITS, ClassList
+from hwnas.data.classfile import JSON, TEXT, read_names
 from hwnas.data.descriptor import Descriptor, Split, folder_layout, listed_split, paired_split
 from hwnas.data.labels import Colour, LabelTable, numbered
 from hwnas.data.lists import IMAGE_ENDINGS, LABEL_ENDINGS, Files, first_folder, read_lines
@@ -79,13 +80,12 @@ _TABLE = LabelTable(
     | {CAMVID_CLASSES.palette[4]: 4}
     | dict.fromkeys(_VOID.values(), IGNORE_LABEL),
 )
-_CHOICE = "classes.txt"
 _SUFFIXES = ("", "_L", "_P")  # of labels
 
 
 def is_camvid(path: Path) -> bool:
     """Tell whether a folder is laid out so, whole or not; one with other classes is none."""
-    if (path / "classes.json").is_file() or ((path / _CHOICE).is_file() and _chosen(path) is None):
+    if (path / JSON).is_file() or ((path / TEXT).is_file() and not _names_release(path)):
         return False
     if _release(path) is not None:
         return True
@@ -99,20 +99,20 @@ def is_camvid(path: Path) -> bool:
 @folder_layout("camvid", is_camvid, "SPLIT.txt, SPLIT/images/*.jpg and SPLIT/labels/*.png, or as it is released")
 def camvid(folder: Path) -> Descriptor:
     """Describe CamVid at a folder: 11 classes, or those of its ``classes.txt``."""
-    chosen = _chosen(folder) if (folder / _CHOICE).is_file() else None
-    if chosen is None:
+    if not (folder / TEXT).is_file():
         return Descriptor(CAMVID_CLASSES, _TABLE, lambda split: _split(folder, split))
-    classes = ClassList(tuple(chosen), tuple(_RELEASED[n] for n in chosen))
+    chosen = read_names(folder / TEXT)
+    classes = ClassList(chosen, tuple(_RELEASED[n] for n in chosen))
     colours = dict.fromkeys(_RELEASED.values(), IGNORE_LABEL) | {_RELEASED[n]: i for i, n in enumerate(chosen)}
     return Descriptor(classes, LabelTable(numbered(len(classes)), colours), lambda split: _split(folder, split))
 
 
-def _chosen(folder: Path) -> list[str] | None:
-    """Return the names in ``classes.txt``; None if one is not of the release."""
-    names = read_lines(folder / _CHOICE, "one class name a line")
-    if len(set(names)) < len(names):
-        raise DataError(f"{folder / _CHOICE} names a class twice; name each once")
-    return names if set(names) <= set(_RELEASED) else None
+def _names_release(folder: Path) -> bool:
+    """Tell whether ``classes.txt`` has names of the release and no others."""
+    try:
+        return set(read_lines(folder / TEXT, "one class name a line")) <= set(_RELEASED)
+    except DataError:
+        return False  # said of a folder with classes of its own
 
 
 def _release(folder: Path) -> tuple[Path, Path] | None:

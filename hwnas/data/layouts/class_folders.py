@@ -10,7 +10,18 @@ from pathlib import Path
 from hwnas.data.base import SPLITS, ClassList
 from hwnas.data.descriptor import Descriptor, Split, folder_layout
 from hwnas.data.labels import ClassNumbers, Entry, colour_map
-from hwnas.data.lists import IMAGE_ENDINGS, SPLIT_NAMES, VAL_SHARE, first_folder, has_files, split_of, stem_of, walk
+from hwnas.data.lists import (
+    IMAGE_ENDINGS,
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    SPLIT_NAMES,
+    VAL_SHARE,
+    first_folder,
+    has_files,
+    split_of,
+    stem_of,
+    walk,
+)
 from hwnas.errors import DataError
 
 
@@ -31,6 +42,8 @@ def _is_it(path: Path) -> bool:
     if part is None:
         return False
     names = _class_names(part)
+    if {*names} & {*IMAGE_FOLDERS, *LABEL_FOLDERS}:
+        return False  # of images and label maps
     return any(has_files(part / n, IMAGE_ENDINGS) for n in names) and not any(p.is_file() for p in part.glob("*.*"))
 
 

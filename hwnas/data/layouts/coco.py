@@ -115,9 +115,7 @@ def _drawings(file: Path, held: dict[str, Any], index: Mapping[int, int]) -> tup
         what = f"annotation {annotation.get('id', k)}"
         number, kind = (_number(file, annotation, key, what) for key in ("image_id", "category_id"))
         if number not in sizes or kind not in index:
-            raise DataError(
-                f"{file}: {what} is of image {number} and category {kind}, which are not both there"
-            )
+            raise DataError(f"{file}: {what} is of image {number} and category {kind}, which are not both there")
         shape = _shape(file, what, annotation.get("segmentation"), index[kind], sizes[number])
         if shape is None:
             empty += 1

@@ -15,7 +15,9 @@ from hwnas.data.descriptor import Descriptor, Split, folder_layout, listed_split
 from hwnas.data.labels import LabelTable, colour_map, numbered
 from hwnas.data.lists import (
     IMAGE_ENDINGS,
+    IMAGE_FOLDERS,
     LABEL_ENDINGS,
+    LABEL_FOLDERS,
     SPLIT_NAMES,
     TEST_SHARE,
     VAL_SHARE,
@@ -28,8 +30,6 @@ from hwnas.data.lists import (
 from hwnas.decode import decode_label
 from hwnas.errors import DataError
 
-IMAGE_FOLDERS = ("images", "image", "imgs")
-LABEL_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 _SUFFIXES = ("", "_mask", "_label", "_L", "_gt")  # of labels
 _SCANNED: dict[tuple[tuple[str, int, int], ...], int] = {}  # the number of classes, by what the files are
 
@@ -65,6 +65,7 @@ def _own_parts(path: Path, split: str) -> _Parts | None:
     "folder",
     lambda path: _pair(path, *(path / n for names in SPLIT_NAMES.values() for n in names)) is not None,
     "images/ and labels/, or SPLIT/images/ and SPLIT/labels/",
+    general=True,
 )
 def folder(path: Path) -> Descriptor:
     """Describe a folder of images and label maps."""
