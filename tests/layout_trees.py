@@ -154,10 +154,10 @@ def segnet(folder: Path) -> Tree:
     wanted: Wanted = {s: {} for s in PER_SPLIT}
     rows: dict[str, str] = dict.fromkeys(PER_SPLIT, "")
     for split, i, name in samples():
-        save_image(folder / split / f"{name}.png", f"{split}/{name}")
+        save_image(folder / split / f"{name}.png", name)
         stored = drawn(i, list(range(12)))
         save_label(folder / f"{split}annot" / f"{name}.png", stored)
-        wanted[split][f"{split}/{name}"] = np.where(stored == 11, 255, stored)
+        wanted[split][name] = np.where(stored == 11, 255, stored)
         rows[split] += f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\r\n"
     for split, text in rows.items():
         write(folder / f"{split}.txt", text)
@@ -263,9 +263,6 @@ def voc(folder: Path, augmented: bool = False) -> Tree:
         write(lists / "train.txt", "train_0\n")
         rows = (f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in wanted["train"])
         write(lists / "trainaug.txt", "".join(rows))
-        wanted["train"] = {f"JPEGImages/{n}": label for n, label in wanted["train"].items()}
-        for name in wanted["train"]:
-            save_image(root / f"{name}.jpg", name)
     names = {0: "background", 1: "aeroplane", 15: "person", 20: "tvmonitor"}
     return Tree("voc", wanted, names, 21, {"test": "no test.txt: the test labels of Pascal VOC 2012 are not public"})
 

@@ -399,6 +399,21 @@ def test_names_of_any_characters(name: str, listed: str, form: str, tmp_path: Pa
     np.testing.assert_array_equal(data[0].label, values)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_label_called_like_another_image_is_of_that_one(listed: bool, tmp_path: Path) -> None:
+    TREES["folder_of_splits"](tmp_path)
+    save_image(tmp_path / "train/images/train_0_mask.png", "x")
+    (tmp_path / "train/labels/train_0.png").rename(tmp_path / "train/labels/train_0_mask.png")
+    if listed:
+        write(tmp_path / "train.txt", "train_0_mask\ntrain_0\n")
+        with pytest.raises(DataError, match=r"labels/train_0\.png is missing"):
+            opened(tmp_path)
+        return
+    data = opened(tmp_path)
+    assert [data[i].name for i in range(len(data))] == ["train_0_mask", "train_1", "train_2"]
+    assert "left out: train_0" in data.notes[0]
+
+
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_lists_of_any_system(ends: str, mark: str, tmp_path: Path) -> None:

@@ -221,17 +221,25 @@ def listed_split(path: Path, folder: Path, images: Files, labels: Files) -> Spli
             for root in (images.root, labels.root):  # names may start at the folder itself
                 below = f"{root.relative_to(folder)}/" if root != folder and root.is_relative_to(folder) else ""
                 inner = inner.removeprefix(below)
-            entry = Entry(
-                stem_of(inner, images.endings), images.find(inner), labels.find(stem_of(inner, images.endings))
-            )
+            stem = stem_of(inner, images.endings)
+            entry = Entry(stem, images.find(inner), _label_of(stem, images, labels))
         else:
             image, label = (folder.joinpath(*_parts(column)[cut:]) for column in (name, second))
-            entry = Entry(stem_of("/".join(_parts(name)[cut:]), images.endings), image, label)
+            inner = str(image.relative_to(images.root if image.is_relative_to(images.root) else folder))
+            entry = Entry(stem_of(inner, images.endings), image, label)
         if entry.image in of_image:
             raise DataError(f"{path} lists {of_image[entry.image]!r} twice, as {name!r} too; list every sample once")
         of_image[entry.image] = name
         entries.append(entry)
     return Split(tuple(entries), path, listed=True)
+
+
+def _label_of(stem: str, images: Files, labels: Files) -> Path:
+    """Return the label of an image; one that is not there if what is called like it belongs to another image."""
+    label = labels.find(stem)
+    own = str(label.relative_to(labels.root))
+    of_other = key_of(stem_of(own, labels.endings)) != key_of(stem) and images.has(stem_of(own, labels.endings))
+    return labels.root / f"{stem}{labels.endings[0]}" if of_other else label
 
 
 def _parts(name: str) -> list[str]:
@@ -257,7 +265,10 @@ def paired_split(source: Path, images: Files, labels: Files, chosen: Callable[[s
         DataError: If nothing is paired, though there are images.
     """
     names, label_names = images.names(), labels.names()
-    known = {key_of(n) for label in label_names for n in labels.samples_of(label)}
+    there = {key_of(n) for n in names}
+    # a label that is called like an image is of that one alone
+    of_label = {n: {n} if key_of(n) in there else labels.samples_of(n) for n in label_names}
+    known = {key_of(s) for samples in of_label.values() for s in samples}
     mine = [n for n in names if chosen(n)]
     bare = [n for n in mine if key_of(n) not in known]
     if bare and len(bare) == len(mine):
@@ -265,10 +276,9 @@ def paired_split(source: Path, images: Files, labels: Files, chosen: Callable[[s
             f"{images.root} has {len(bare)} images without labels in {labels.root} (the first is {bare[0]}), and none "
             "with one; name labels like their images, with the ending .png"
         )
-    entries = tuple(Entry(n, images.find(n), labels.find(n)) for n in mine if key_of(n) in known)
-    there = {key_of(n) for n in names}
-    unpaired = [n for n in label_names if not there & {key_of(s) for s in labels.samples_of(n)}]
-    alone = [n for n in unpaired if chosen(min(labels.samples_of(n), key=len))]
+    entries = tuple(Entry(n, images.find(n), _label_of(n, images, labels)) for n in mine if key_of(n) in known)
+    unpaired = [n for n, samples in of_label.items() if not there & {key_of(s) for s in samples}]
+    alone = [n for n in unpaired if chosen(min(of_label[n], key=len))]
     notes = []
     if bare:
         notes.append(f"{len(bare)} of {len(mine)} images in {images.root} have no label, left out: {some(bare)}")

@@ -128,6 +128,11 @@ class Files:
         ending = "" if stem != last else self.endings[0]
         return self.root / parent / (last + ending)
 
+    def has(self, name: str) -> bool:
+        """Tell whether a file has this name, without ending."""
+        parent, _, last = name.rpartition("/")
+        return key_of(last) in self._folder(parent)
+
     def _folder(self, parent: str) -> dict[str, list[str]]:
         if parent not in self._folders:
             names: dict[str, list[str]] = {}

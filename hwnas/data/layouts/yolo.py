@@ -106,12 +106,12 @@ def _split(path: Path, split: str) -> Split:
     if parts is None:
         raise DataError(f"{path} has no {split}: expected images/{split}/ or {split}/images/")
     images, labels = Files(parts[0], IMAGE_ENDINGS), Files(parts[1], (".txt",))
-    there = set(labels.names())
-    entries = tuple(Entry(n, images.find(n), labels.find(n) if n in there else None) for n in images.names())
+    names, there = images.names(), labels.names()
+    entries = tuple(Entry(n, images.find(n), labels.find(n) if labels.has(n) else None) for n in names)
     bare = [e.name for e in entries if e.label is None]
     if bare and len(bare) == len(entries):
         raise DataError(f"{parts[1]} has no label file for any image of {parts[0]}; name them alike")
-    alone = sorted(there - {e.name for e in entries} - {"classes"})
+    alone = [n for n in there if not images.has(n) and n != "classes"]
     notes = []
     if bare:
         notes.append(f"{len(bare)} of {len(entries)} images have no label file, all background: {some(bare)}")
