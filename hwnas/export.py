@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SCORE_TOLERANCE = 1e-4  # relative to the largest score
 HALF_TOLERANCE = 0.01  # share of the pixels, or images, that may get another label in float16
+MOST_CLASSES = 256  # labels of files that ship are bytes
 COMPARED = 100  # images, where one has one label
 
 
@@ -89,8 +90,12 @@ def export(
         ``bytes`` of the file, and ``parity``.
 
     Raises:
-        HwnasError: If the file does not compute what the network does.
+        HwnasError: If the file does not compute what the network does, or there are more than MOST_CLASSES classes.
     """
+    if len(data.classes) > MOST_CLASSES:
+        raise HwnasError(
+            f"{data.name} has {len(data.classes)} classes, and labels that ship are bytes, at most {MOST_CLASSES}"
+        )
     network = space.build(arch, form="deploy", labels=False)
     load_weights(network, weights)
     network.eval()

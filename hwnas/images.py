@@ -11,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 # What Pillow raises on damaged files; UnidentifiedImageError is an OSError, and broken PNG chunks are SyntaxErrors.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+# KeyError and TypeError come of EXIF entries of a wrong type.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
 
 
 def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:

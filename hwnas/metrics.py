@@ -25,9 +25,15 @@ class Measure(Protocol):
         """Add predictions and labels, integer arrays of one shape."""
 
 
+def labelled(label: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
+    """Return which labels are not void. Of more classes than a label map can have, every number is a class."""
+    known: NDArray[np.bool_] = label != IGNORE_LABEL
+    return known | (n_classes > IGNORE_LABEL)
+
+
 def confusion(pred: NDArray[Any], label: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
     """Count (label, prediction) in arrays of one shape: (n_classes, n_classes). Void ones do not count."""
-    known = label != IGNORE_LABEL
+    known = labelled(label, n_classes)
     cells = label[known].astype(np.int64) * n_classes + pred[known].astype(np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -77,15 +83,15 @@ class ConfusionMatrix:
         counts: int64 (n_classes, n_classes); rows are labels, columns predictions.
 
     Args:
-        n_classes: 1 to IGNORE_LABEL.
+        n_classes: 1 or more; of more than IGNORE_LABEL, which only images can have, none is void.
 
     Raises:
-        HwnasError: If `n_classes` is out of that range.
+        HwnasError: If `n_classes` is less.
     """
 
     def __init__(self, n_classes: int) -> None:
-        if not 1 <= n_classes <= IGNORE_LABEL:
-            raise HwnasError(f"expected 1 to {IGNORE_LABEL} classes, got {n_classes}; {IGNORE_LABEL} is void")
+        if n_classes < 1:
+            raise HwnasError(f"expected 1 or more classes, got {n_classes}; give the number of a dataset's classes")
         self.n_classes = n_classes
         self.counts: NDArray[np.int64] = np.zeros((n_classes, n_classes), np.int64)
 
@@ -105,7 +111,7 @@ class ConfusionMatrix:
             if values.dtype.kind not in "iu":
                 raise HwnasError(f"expected {what} as class numbers, got {values.dtype}; take the argmax over classes")
         self._refuse_outside(pred, "prediction")
-        self._refuse_outside(label[label != IGNORE_LABEL], "label")
+        self._refuse_outside(label[labelled(label, self.n_classes)], "label")
         self.counts += confusion(pred, label, self.n_classes)
 
     def iou(self) -> NDArray[np.float64]:

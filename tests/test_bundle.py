@@ -341,10 +341,10 @@ class TestOnAPicture:
         ("args", "match"),
         [
             (("nothing", "street.png"), "cannot read a bundle at nothing/engine.json: No such file"),
-            (("deploy", "none.png"), "cannot read a picture at none.png: No such file or directory; name another"),
-            (("deploy", "deploy"), "cannot read a picture at deploy: Is a directory"),
-            (("deploy", "deploy/model.onnx"), "cannot read a picture at deploy/model.onnx: cannot identify"),
-            (("deploy", "half.png"), "cannot read a picture at half.png: "),
+            (("deploy", "none.png"), "cannot decode none.png (No such file or directory); replace"),
+            (("deploy", "deploy"), "cannot decode deploy (Is a directory)"),
+            (("deploy", "deploy/model.onnx"), "cannot decode deploy/model.onnx (cannot identify"),
+            (("deploy", "half.png"), "cannot decode half.png ("),
             (("deploy", "street.png", "--out", "labels.jpg"), "a file name that ends in .png, got labels.jpg"),
         ],
     )
@@ -363,10 +363,10 @@ class TestOnAPicture:
     def test_a_picture_that_is_too_large_is_refused(
         self, street: NDArray[np.uint8], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for limit in (700, 1000):  # Pillow refuses twice its limit, and warns of what is above it
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for place, limit in (("hwnas.decode.MAX_PIXELS", 1000), ("PIL.Image.MAX_IMAGE_PIXELS", 700)):
+            monkeypatch.setattr(place, limit)  # Pillow refuses what is above twice its own limit
             assert runtime.main(["run", "deploy", "street.png"]) == 2
-            assert "street.png is too large to be decoded; scale it down" in capsys.readouterr().err
+            assert "street.png has more than 0 megapixels; scale it down" in capsys.readouterr().err
 
     def test_without_pillow_the_extra_is_named(
         self, street: NDArray[np.uint8], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

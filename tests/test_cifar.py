@@ -202,7 +202,7 @@ class TestReading:
                 Cifar10(path, "train", SIZE)
 
     def test_archives_cannot_lead_out_or_fill_the_memory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hwnas.data.cifar10.MOST_BYTES", 10_000)
+        monkeypatch.setattr("hwnas.data.layouts.cifar10.MOST_BYTES", 10_000)
         for path in (folder, archive_of(folder)):
             with pytest.raises(DataError, match="it has more than 0 MiB"):
                 Cifar10(path, "test", SIZE)

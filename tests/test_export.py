@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import hwnas.export
-from hwnas.data import SegmentationData, Synthetic
+from hwnas.data import ClassList, SegmentationData, Synthetic
 from hwnas.errors import HwnasError
 from hwnas.export import export, load_weights
 from hwnas.files import sha256
@@ -391,3 +391,11 @@ class TestWeights:
     def test_missing_weights_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(HwnasError, match=r"cannot read weights at .*none\.safetensors: No such file"):
             load_weights(space_at(EVEN).build(ARCHS[0], form="deploy"), tmp_path / "none.safetensors")
+
+
+def test_more_classes_than_a_byte_has_values_are_refused(tmp_path: Path) -> None:
+    class Many(Synthetic):
+        classes = ClassList(tuple(map(str, range(257))), ((0, 0, 0),) * 257)
+
+    with pytest.raises(HwnasError, match="has 257 classes, and labels that ship are bytes, at most 256"):
+        export(space_at(EVEN), ARCHS[0], tmp_path / "none", Many("val", EVEN), tmp_path / "model.onnx")

@@ -113,10 +113,17 @@ def test_refuses(pred: NDArray[Any], label: NDArray[Any], message: str) -> None:
     assert not matrix.counts.any()
 
 
-@pytest.mark.parametrize("n", [0, 256])
-def test_refuses_class_counts_that_leave_no_void(n: int) -> None:
-    with pytest.raises(HwnasError, match=f"expected 1 to 255 classes, got {n}"):
+@pytest.mark.parametrize("n", [0, -1])
+def test_refuses_no_classes(n: int) -> None:
+    with pytest.raises(HwnasError, match=f"expected 1 or more classes, got {n}"):
         ConfusionMatrix(n)
+
+
+def test_of_more_classes_than_label_maps_have_none_is_void() -> None:
+    matrix, label = ConfusionMatrix(300), np.array([3, 255, 299, 255])
+    matrix.update(np.array([3, 255, 255, 7]), label)
+    assert (matrix.counts[255, 255], matrix.counts[255, 7], matrix.counts.sum()) == (1, 1, 4)
+    assert matrix.pixel_accuracy() == 0.5
 
 
 def test_score_of_nothing_is_refused() -> None:

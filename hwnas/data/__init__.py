@@ -13,9 +13,11 @@ from hwnas.data.base import (
     split_halves,
     task_of,
 )
-from hwnas.data.camvid import CAMVID_CLASSES, CamVid
-from hwnas.data.cifar10 import CIFAR10_CLASSES, Cifar10
-from hwnas.data.registry import dataset, layout, open_dataset, registered_datasets
+from hwnas.data.descriptor import Descriptor, FolderData, Split, folder_layout
+from hwnas.data.labels import Entry, LabelTable
+from hwnas.data.layouts.camvid import CAMVID_CLASSES
+from hwnas.data.layouts.cifar10 import CIFAR10_CLASSES, Cifar10
+from hwnas.data.registry import dataset, layout, layout_of, open_dataset, registered_datasets, registered_layouts
 from hwnas.data.shapes import Shapes
 from hwnas.data.synthetic import Synthetic
 
@@ -25,18 +27,25 @@ __all__ = [
     "CLASSIFICATION",
     "IGNORE_LABEL",
     "SEGMENTATION",
-    "CamVid",
     "Cifar10",
     "ClassList",
+    "Descriptor",
+    "Entry",
+    "FolderData",
+    "LabelTable",
     "Sample",
     "SegmentationData",
     "Shapes",
+    "Split",
     "Synthetic",
     "Task",
     "dataset",
+    "folder_layout",
     "layout",
+    "layout_of",
     "open_dataset",
     "registered_datasets",
+    "registered_layouts",
     "split_halves",
     "task_of",
 ]

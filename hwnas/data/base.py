@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.decode import MAX_PIXELS
 from hwnas.errors import DataError
 
 IGNORE_LABEL = 255
-"""The label of void pixels inside hwnas, whatever a dataset's files use."""
-
-MAX_PIXELS = 40_000_000
-"""The largest image that is decoded or drawn, in pixels."""
+"""The label of void pixels inside hwnas, whatever a dataset's files use. Classified images have no void."""
 
 CACHE_BYTES = 1 << 30
 """How much a dataset keeps in memory, in bytes."""
@@ -54,16 +52,16 @@ class ClassList:
         palette: One RGB colour a class, for drawings.
 
     Raises:
-        DataError: If there are no classes, more than labels below IGNORE_LABEL, or not one colour a class.
+        DataError: If there are no classes, or not one colour a class.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.names) <= IGNORE_LABEL or len(self.palette) != len(self.names):
+        if not self.names or len(self.palette) != len(self.names):
             raise DataError(
-                f"expected 1 to {IGNORE_LABEL} classes with one colour each, "
+                "expected classes with one colour each, "
                 f"got {len(self.names)} names and {len(self.palette)} colours; give both the same length"
             )
 
@@ -77,12 +75,13 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 RGB (H, W, 3).
-        label: uint8 (H, W), IGNORE_LABEL for void; of classification one label, ().
+        label: uint8 (H, W), IGNORE_LABEL for void; of classification one label (), a whole number of any type, which is
+            always a class.
         name: What the dataset calls it.
     """
 
     image: NDArray[np.uint8]
-    label: NDArray[np.uint8]
+    label: NDArray[Any]
     name: str
 
 

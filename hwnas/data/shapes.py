@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hwnas.data.base import (
     ClassList,
 )
-from hwnas.data.cifar10 import CIFAR10_CLASSES
 from hwnas.data.drawn import Drawn
+from hwnas.data.layouts.cifar10 import CIFAR10_CLASSES
 from hwnas.data.registry import dataset
 from hwnas.optional import require
 

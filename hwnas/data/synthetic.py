@@ -16,8 +16,8 @@ from hwnas.data.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
-from hwnas.data.camvid import CAMVID_CLASSES
 from hwnas.data.drawn import Drawn
+from hwnas.data.layouts.camvid import CAMVID_CLASSES
 from hwnas.data.registry import dataset
 from hwnas.data.scenery import paint_scene
 from hwnas.data.street import CAMERA_HEIGHT, PAVEMENT, ROAD, SKY, Street

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.decode import decode_image
 from hwnas.errors import HwnasError
 from hwnas.files import write_atomic
-from hwnas.images import DAMAGE
 from hwnas.optional import require
 from hwnas.runtime.deploy.bundle import Bundle, open_application
 from hwnas.runtime.measuring.measure import timed
@@ -70,26 +69,16 @@ def read_picture(path: Path, size: tuple[int, int]) -> tuple[Picture, list[str]]
     """Return a picture at `size` (height, width), and a note if it had another.
 
     Raises:
-        HwnasError: If it cannot be read.
+        DataError: If it cannot be read.
         MissingExtra: If Pillow is not installed.
     """
+    picture = decode_image(path)
+    if picture.shape[:2] == size:
+        return picture, []
+    (h, w), (height, width) = picture.shape[:2], size
     pil = _pillow()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pil.DecompressionBombWarning)  # too large is an error, not a warning
-            with pil.open(path) as file:
-                picture = file.convert("RGB")
-    except (pil.DecompressionBombWarning, pil.DecompressionBombError) as e:
-        raise HwnasError(f"{path} is too large to be decoded; scale it down") from e
-    except DAMAGE as e:
-        why = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise HwnasError(f"cannot read a picture at {path}: {why}; name another file") from e
-    height, width = size
-    said = []
-    if picture.size != (width, height):
-        said.append(f"note: {path} is {picture.height}x{picture.width} (height x width), resized to {height}x{width}")
-        picture = picture.resize((width, height), pil.Resampling.BILINEAR)
-    return np.array(picture), said
+    resized = np.array(pil.fromarray(picture).resize((width, height), pil.Resampling.BILINEAR))
+    return resized, [f"note: {path} is {h}x{w} (height x width), resized to {height}x{width}"]
 
 
 def _write(picture: Picture, path: Path) -> None:

@@ -1,7 +1,8 @@
-"""CIFAR-10 (Krizhevsky 2009) from the files of its public python version; nothing is downloaded.
+"""CIFAR-10 (Krizhevsky 2009) from the files of its public python or binary version; nothing is downloaded.
 
-A folder with ``data_batch_1`` to ``data_batch_5`` and ``test_batch``, one that has it as ``cifar-10-batches-py``, or
-the archive ``cifar-10-python.tar.gz``. Of the training images the last tenth is val: 45,000, 5,000 and 10,000 images.
+A folder with ``data_batch_1`` to ``data_batch_5`` and ``test_batch``, or the same with ``.bin``; one that has it as
+``cifar-10-batches-py`` or ``cifar-10-batches-bin``; or the archive of either, ``cifar-10-python.tar.gz`` or
+``cifar-10-binary.tar.gz``. Of the training images the last tenth is val: 45,000, 5,000 and 10,000 images.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ CIFAR10_CLASSES = ClassList(
         (23, 190, 207),
     ),
 )
-FOLDER = "cifar-10-batches-py"
+FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
+BINARY = ".bin"  # the ending of files of the binary version
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
 SIDE = 32  # pixels
@@ -63,10 +65,19 @@ def is_cifar10(path: Path) -> bool:
     """Tell whether a path looks like CIFAR-10: an archive, or a folder with one of its files, whole or not."""
     if path.is_file():
         return path.name.endswith((".tar.gz", ".tgz"))
-    return any((folder / name).exists() for folder in (path, path / FOLDER) for name in (*TRAIN_FILES, TEST_FILE))
+    return _folder(path) is not None
 
 
-@layout("cifar10", is_cifar10)
+def _folder(path: Path) -> tuple[Path, str] | None:
+    """Return the folder that has files of CIFAR-10, and their ending; None if there is none."""
+    for folder in (path, *(path / f for f in FOLDERS)):
+        for ending in ("", BINARY):
+            if any((folder / f"{name}{ending}").exists() for name in (*TRAIN_FILES, TEST_FILE)):
+                return folder, ending
+    return None
+
+
+@layout("cifar10", is_cifar10, "data_batch_1 and so on of CIFAR-10, or its .tar.gz")
 class Cifar10:
     """One split of CIFAR-10, held in memory: the labels are single class numbers.
 
@@ -75,6 +86,7 @@ class Cifar10:
         split: ``"train"``, ``"val"`` (the last tenth of the training images) or ``"test"``.
         size: (height, width) to resize to where it is not 32x32.
         length: Use only the first so many; all of them if None.
+        own_labels: Changes nothing: labels have no size.
 
     Raises:
         DataError: If a file is missing, damaged or not of CIFAR-10, or has fewer images than `length`.
@@ -84,12 +96,14 @@ class Cifar10:
     mean = (0.49139968, 0.48215827, 0.44653124)  # of the training images, as in the public DARTS code, utils.py
     std = (0.24703233, 0.24348505, 0.26158768)
 
-    def __init__(self, path: Path, split: str, size: tuple[int, int], length: int | None = None) -> None:
+    def __init__(
+        self, path: Path, split: str, size: tuple[int, int], length: int | None = None, own_labels: bool = False
+    ) -> None:
         self.split = check_split(split)
         self.size = check_size(size)
         self.name = f"cifar10/{split}"
         names = (TEST_FILE,) if split == "test" else TRAIN_FILES
-        batches = [_parse(content, where) for content, where in _read(path, names)]
+        batches = [_parse(content, where, ending) for content, where, ending in _read(path, names)]
         images = np.concatenate([b[0] for b in batches])
         labels = np.concatenate([b[1] for b in batches])
         first_of_val = len(images) - len(images) // VAL_SHARE
@@ -117,52 +131,55 @@ class Cifar10:
         return Sample(scaled_image(image, self.size), self._labels[i, ...], f"{self.split}-{i:05d}")
 
 
-def _read(path: Path, names: tuple[str, ...]) -> list[tuple[bytes, str]]:
-    """Return the content of each file and what messages call it."""
+def _read(path: Path, names: tuple[str, ...]) -> list[tuple[bytes, str, str]]:
+    """Return the content of each file, what messages call it, and its ending."""
     if path.is_file():
         return _read_archive(path, names)
-    folder = path if any((path / n).exists() for n in (*TRAIN_FILES, TEST_FILE)) else path / FOLDER
+    folder, ending = _folder(path) or (path, "")
     out = []
-    for file in (folder / n for n in names):
+    for file in (folder / f"{n}{ending}" for n in names):
         try:
             if file.stat().st_size > MOST_BYTES:
                 raise _not_of_cifar10(str(file), f"it has more than {MOST_BYTES >> 20} MiB")
-            out.append((file.read_bytes(), str(file)))
+            out.append((file.read_bytes(), str(file), ending))
         except OSError as e:
             raise DataError(f"cannot read {file} of CIFAR-10: {e.strerror}; unpack its archive again") from e
     return out
 
 
-def _read_archive(path: Path, names: tuple[str, ...]) -> list[tuple[bytes, str]]:
-    found: dict[str, bytes] = {}
+def _read_archive(path: Path, names: tuple[str, ...]) -> list[tuple[bytes, str, str]]:
+    found: dict[str, tuple[bytes, str]] = {}
     try:
         # As a stream, in memory: nothing is unpacked, so no name can lead out of a folder.
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                name = Path(member.name).name
+                file_name = Path(member.name).name
+                name = file_name.removesuffix(BINARY)
                 if not member.isfile() or name not in names:
                     continue
                 if member.size > MOST_BYTES:
                     raise _not_of_cifar10(f"{path}:{name}", f"it has more than {MOST_BYTES >> 20} MiB")
                 file = archive.extractfile(member)
                 assert file is not None
-                found[name] = file.read()
+                found[name] = (file.read(), file_name[len(name) :])
             while stream.read(1 << 20):
                 pass  # the checksum is at the end, behind what tar reads
     except (tarfile.TarError, zlib.error, EOFError, OSError) as e:
         raise DataError(f"cannot read the archive {path} ({e}); download it again") from e
     missing = [n for n in names if n not in found]
     if missing:
-        raise DataError(f"{path} has no {missing[0]}; expected the archive cifar-10-python.tar.gz")
-    return [(found[n], f"{path}:{n}") for n in names]
+        raise DataError(f"{path} has no {missing[0]}; expected the archive cifar-10-python.tar.gz or -binary")
+    return [(content, f"{path}:{n}{ending}", ending) for n, (content, ending) in ((n, found[n]) for n in names)]
 
 
-def _parse(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _parse(content: bytes, where: str, ending: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return images uint8 (n, 3 * 32 * 32), planes of red, green and blue, and labels uint8 (n,).
 
     Raises:
         DataError: If the content is damaged, or not a batch of CIFAR-10.
     """
+    if ending == BINARY:
+        return _parse_binary(content, where)
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _DAMAGE as e:
@@ -181,12 +198,23 @@ def _parse(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
     return images, np.array(labels, np.uint8)
 
 
+def _parse_binary(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the same of a file of the binary version: of each image its label, a byte, and its planes."""
+    record = 1 + 3 * SIDE * SIDE
+    if not content or len(content) % record:
+        raise _not_of_cifar10(where, f"it has {len(content)} bytes, not a multiple of {record}")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, record)
+    if rows[:, 0].max() >= len(CIFAR10_CLASSES):
+        raise _not_of_cifar10(where, f"it has the label {rows[:, 0].max()}, not 0 to 9")
+    return rows[:, 1:], rows[:, 0]
+
+
 def _text(key: object) -> str:
     return key.decode("latin-1") if isinstance(key, bytes) else str(key)
 
 
 def _not_of_cifar10(where: str, why: str) -> DataError:
-    return DataError(f"{where} is no batch of CIFAR-10, or damaged: {why}; unpack the python version's archive again")
+    return DataError(f"{where} is no batch of CIFAR-10, or damaged: {why}; unpack its archive again")
 
 
 class _Dtype:
