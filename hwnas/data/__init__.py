@@ -15,7 +15,7 @@ from hwnas.data.base import (
 )
 from hwnas.data.camvid import CAMVID_CLASSES, CamVid
 from hwnas.data.cifar10 import CIFAR10_CLASSES, Cifar10
-from hwnas.data.registry import dataset, layout, open_dataset, registered_datasets
+from hwnas.data.registry import dataset, layout, layout_of, open_dataset, registered_datasets
 from hwnas.data.shapes import Shapes
 from hwnas.data.synthetic import Synthetic
 
@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "dataset",
     "layout",
+    "layout_of",
     "open_dataset",
     "registered_datasets",
     "split_halves",

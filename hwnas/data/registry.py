@@ -63,12 +63,28 @@ def open_dataset(
         DataError: If there is no such dataset or split, or the folder is not laid out as expected.
     """
     check_split(split)
+    name = layout_of(name_or_folder, split)
     if name_or_folder in _DRAWN:
-        return _DRAWN[name_or_folder](split, size, seed=seed, length=length)
+        return _DRAWN[name](split, size, seed=seed, length=length)
+    return _LAYOUTS[name][1](Path(name_or_folder).expanduser(), split, size, length=length)
+
+
+def layout_of(name_or_folder: str, split: str = "train") -> str:
+    """Return the name of the drawn dataset, or of the layout that recognises a path.
+
+    Args:
+        name_or_folder: See `open_dataset`.
+        split: That the message is about.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if name_or_folder in _DRAWN:
+        return name_or_folder
     folder = Path(name_or_folder).expanduser()
-    for recognises, make in reversed(_LAYOUTS.values()):
+    for name, (recognises, _) in reversed(_LAYOUTS.items()):
         if recognises(folder):
-            return make(folder, split, size, length=length)
+            return name
     kind = "is a file" if folder.exists() else "is no folder"
     raise DataError(
         f"{unknown('dataset', name_or_folder, _DRAWN)}; it {kind} either: expected a folder with {split}.txt, "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwnas.jobs.inputs import read_all
+from hwnas.jobs.inputs import read_all, settle_data
+from hwnas.jobs.looking import look_at
 from hwnas.learn.device import AUTO, open_device, title
 from hwnas.learn.training import Training
 from hwnas.learn.training import train as train_network
@@ -55,17 +56,20 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
     run.require("arch.json", "search")
     with run.locked():
         weights, derived = run.folder / "train" / "model.safetensors", run.derived()
+        settle_data(run, report, read=False)
         if weights.exists():
             return TrainResult(weights)
         recipe = run.seeded_recipe
         config = recipe.train
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
+        look_at(run, {"train": data, "val": val}, report, also=("test",))
+        settle_data(run, report)
         device = open_device(settings.device)
         training = Training(run.space(derived), derived.architecture, config, data, device, settings.workers)
         before = next((s.before for s in recipe.stages if s.before is not None and s.before.final), None)
         if before is not None:
             start_pretrained(training, before, run, settings, report)
-        made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
+        made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": run.name_of(data)}
         log = StepLog(run.folder / "train.jsonl")
         with report.bar("train", config.steps) as update:
             best = train_network(training, val, weights.parent, made_with, log, update)

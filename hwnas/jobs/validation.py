@@ -13,10 +13,11 @@ import torch
 
 from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
-from hwnas.errors import HwnasError
+from hwnas.errors import DataError, HwnasError
 from hwnas.export import ending, load_weights
 from hwnas.files import sha256
-from hwnas.jobs.inputs import open_table, read_all, references_for
+from hwnas.jobs.inputs import open_table, read_all, references_for, settle_data
+from hwnas.jobs.looking import look_at
 from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, Context, open_device, title
 from hwnas.learn.training import evaluate
@@ -165,12 +166,15 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
     with run.locked():
         derived, path = run.derived(), run.folder / "report.json"
         bundle = Bundle.load(run.require(f"deploy/{BUNDLE_FILE}", "export").parent)
+        settle_data(run, report, read=False)
         if path.exists() and not settings.again:
             there = FILE.load(path, Report)
             if there.bundle_sha256 == bundle.digest:
                 return ValidateResult(there, run.folder, derived.architecture.id, complete=True)
         table = open_table(run, settings.table, settings.foreign_table)
-        test = read_all(run.data("test"), report)
+        test = read_all(_open_test(run), report)
+        look_at(run, {"test": test}, report)
+        settle_data(run, report)
         weights = run.require("train/model.safetensors", "train")
         if sha256(weights.read_bytes()) != bundle.weights_sha256:
             raise HwnasError(
@@ -181,6 +185,21 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
             path.rename(next(p for n in itertools.count(1) if not (p := path.with_name(f"report-{n}.json")).exists()))
         records.save(path, new, indent=1)
         return ValidateResult(new, run.folder, derived.architecture.id)
+
+
+def _open_test(run: Run) -> SegmentationData:
+    """Open the test split, without which nothing is measured: a report says what a network is worth, not only its speed.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    try:
+        return run.data("test")
+    except DataError as e:
+        raise DataError(
+            f"{e}; without a test split there is no score of the exported file, so nothing is measured (to score it on "
+            "val, give test the files of val)"
+        ) from e
 
 
 def _prove(
