@@ -423,7 +423,9 @@ def at_home(value: Any) -> Any:
     try:
         return type(value)(Path(value).expanduser())
     except RuntimeError as e:
-        raise HwnasError(f"{value} is in the home of a user whom this machine does not know; write the whole path") from e
+        raise HwnasError(
+            f"{value} is in the home of a user whom this machine does not know; write the whole path"
+        ) from e
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -389,12 +389,13 @@ class Run:
     def _gone(self, place: str) -> None:
         """Refuse data that were there when the run was made, and are not any more."""
         stored_settings = self._stored()
-        if stored_settings is not None and stored_settings.data == place:
-            if not is_drawn(place) and not Path(place).expanduser().exists():
-                raise DataError(
-                    f"the data of the run {self.name!r} are not at {place} any more; moved? name the new place with "
-                    "--data DIR"
-                )
+        if stored_settings is None or stored_settings.data != place or is_drawn(place):
+            return
+        if not Path(place).expanduser().exists():
+            raise DataError(
+                f"the data of the run {self.name!r} are not at {place} any more; moved? name the new place with "
+                "--data DIR"
+            )
 
     def require(self, name: str, verb: str) -> Path:
         """Return the path of a file an earlier verb wrote.

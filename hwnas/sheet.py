@@ -22,10 +22,12 @@ else:
     Image, ImageDraw, ImageFont = (require(f"PIL.{m}", "search") for m in ("Image", "ImageDraw", "ImageFont"))
 
 PAPER, INK, GREY, LINE = (255, 255, 255), (28, 30, 33), (112, 117, 124), (226, 229, 233)
-OPACITY = 0.62  # of labels over their image
+OPACITY = 0.6  # of labels over their image
+OUTLINE = 0.35  # of the white lines between labels
 MARGIN, GAP = 32, 16  # pixels
 GRID_WIDTH = 1280  # of all tiles
-ROW, SWATCH, NAME_WIDTH, BAR_WIDTH, SHARE_WIDTH = 28, 18, 168, 96, 58
+ROW, SWATCH, BAR_WIDTH, SHARE_WIDTH = 28, 18, 110, 62
+NAME_WIDTHS = (70, 190)  # of the names of classes, as they are long
 LEAST_ROWS = 12
 MOST_COLUMNS = 3  # of the legend; classes beyond are counted
 
@@ -53,11 +55,13 @@ class Legend:
         classes: Names and colours.
         shares: Of each, what its bar is as long as.
         title: What the shares are of.
+        void: Whether there may be pixels of no class.
     """
 
     classes: ClassList
     shares: Sequence[float]
     title: str
+    void: bool = True
 
 
 def overlay(image: NDArray[np.uint8], label: NDArray[Any], classes: ClassList) -> NDArray[np.uint8]:
@@ -73,8 +77,9 @@ def overlay(image: NDArray[np.uint8], label: NDArray[Any], classes: ClassList) -
     edge = np.zeros(label.shape, bool)
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
     edge[1:] |= label[1:] != label[:-1]
-    out[edge] = 0.35 * out[edge] + 0.65 * 255
-    return out.clip(0, 255).astype(np.uint8)
+    out[edge] = (1 - OUTLINE) * out[edge] + OUTLINE * 255
+    picture: NDArray[np.uint8] = out.clip(0, 255).astype(np.uint8)
+    return picture
 
 
 def sheet(tiles: Sequence[Tile], legend: Legend, title: str) -> Image.Image:
@@ -93,7 +98,8 @@ def sheet(tiles: Sequence[Tile], legend: Legend, title: str) -> Image.Image:
     rows = math.ceil(len(tiles) / columns)
     grid_height = rows * (tile_height + caption + GAP) - GAP
     per_column, legend_columns = _legend_shape(len(legend.classes) + 2, grid_height)
-    column_width = SWATCH + 10 + NAME_WIDTH + BAR_WIDTH + SHARE_WIDTH
+    name_width = min(NAME_WIDTHS[1], max(NAME_WIDTHS[0], *(_length(n, 15) for n in legend.classes.names)) + 18)
+    column_width = SWATCH + 10 + name_width + BAR_WIDTH + SHARE_WIDTH
     legend_width = legend_columns * (column_width + GAP) - GAP
     top = MARGIN + 30 + GAP
     size = (2 * MARGIN + GRID_WIDTH + MARGIN + legend_width, top + max(grid_height, per_column * ROW) + MARGIN)
@@ -104,21 +110,28 @@ def sheet(tiles: Sequence[Tile], legend: Legend, title: str) -> Image.Image:
         x = MARGIN + (i % columns) * (tile_width + GAP)
         y = top + (i // columns) * (tile_height + caption + GAP)
         out.paste(_picture(tile, legend.classes, (tile_width, tile_height)), (x, y))
-        draw.text((x, y + tile_height + 5), _fit(_caption(tile, legend.classes), 14, tile_width), fill=GREY, font=_font(14))
+        draw.text(
+            (x, y + tile_height + 5), _fit(_caption(tile, legend.classes), 14, tile_width), fill=GREY, font=_font(14)
+        )
     left = 2 * MARGIN + GRID_WIDTH
-    _draw_legend(draw, legend, (left, top), per_column, legend_columns, column_width)
+    _draw_legend(draw, legend, (left, top), per_column, legend_columns, name_width)
     return out
 
 
 def save_sheet(path: Path, tiles: Sequence[Tile], legend: Legend, title: str) -> None:
     """Write `sheet` as a PNG file, whole or not at all."""
     picture = sheet(tiles, legend, title)
-    write_atomic(path, lambda f: picture.save(f, format="PNG", optimize=True))
+    write_atomic(path, lambda f: picture.save(f, format="PNG"))
 
 
 def _columns(tiles: int, aspect: float) -> int:
-    """Return into how many columns tiles go, so that the grid is about two thirds as high as it is wide."""
-    return min(range(1, tiles + 1), key=lambda n: abs(math.ceil(tiles / n) / n / aspect - 0.62))
+    """Return into how many columns tiles go, so that the grid is some two thirds as high as wide, with few gaps."""
+
+    def unlike(n: int) -> float:
+        rows = math.ceil(tiles / n)
+        return abs(math.log(rows / n / aspect / 0.6)) + (rows * n - tiles) / tiles
+
+    return min(range(1, tiles + 1), key=unlike)
 
 
 def _legend_shape(lines: int, height: int) -> tuple[int, int]:
@@ -142,38 +155,46 @@ def _caption(tile: Tile, classes: ClassList) -> str:
 
 
 def _draw_legend(
-    draw: ImageDraw.ImageDraw, legend: Legend, at: tuple[int, int], per_column: int, columns: int, width: int
+    draw: ImageDraw.ImageDraw, legend: Legend, at: tuple[int, int], per_column: int, columns: int, name_width: int
 ) -> None:
     """Draw the classes, the most frequent one first, and void at the end."""
     names, palette, shares = legend.classes.names, legend.classes.palette, legend.shares
     order = sorted(range(len(names)), key=lambda i: (-shares[i], i))
+    width = SWATCH + 10 + name_width + BAR_WIDTH + SHARE_WIDTH
     room = per_column * columns - 2
     longest = max([*shares, 1e-9])
-    draw.text(at, legend.title, fill=GREY, font=_font(14))
+    draw.text((at[0], at[1] - 2), legend.title, fill=GREY, font=_font(14))
     hidden = order[room:] if len(order) > room else []
     lines = order[: room - 1] if hidden else order
-    for n, i in enumerate([*lines, -1]):
+    last = [-1] if legend.void or hidden else []
+    for n, i in enumerate([*lines, *last]):
         column, row = divmod(n + 1, per_column)
         x, y = at[0] + column * (width + GAP), at[1] + row * ROW
         box = (x, y + (ROW - SWATCH) // 2 - 4, x + SWATCH, y + (ROW + SWATCH) // 2 - 4)
         name_at = (x + SWATCH + 10, y)
         if i < 0:
-            draw.rounded_rectangle(box, 4, fill=(160, 163, 168))
-            for d in range(4, 2 * SWATCH, 7):
-                a, b = max(0, d - SWATCH), min(d, SWATCH)
-                draw.line((box[0] + a, box[1] + d - a, box[0] + b, box[1] + d - b), fill=(225, 227, 230), width=2)
-            rest = f"void, and {len(order) - len(lines)} classes not listed" if hidden else "void"
+            if legend.void:
+                _hatch(draw, box)
+            more = f"{len(order) - len(lines)} classes not listed" if hidden else ""
+            rest = ", and ".join(t for t in ("void" if legend.void else "", more) if t)
             draw.text(name_at, rest, fill=GREY, font=_font(15))
             continue
         draw.rounded_rectangle(box, 4, fill=palette[i], outline=LINE)
-        draw.text(name_at, _fit(names[i], 15, NAME_WIDTH - 8), fill=INK if shares[i] else GREY, font=_font(15))
-        bar = x + SWATCH + 10 + NAME_WIDTH
+        draw.text(name_at, _fit(names[i], 15, name_width - 12), fill=INK if shares[i] else GREY, font=_font(15))
+        bar = x + SWATCH + 10 + name_width
         draw.rounded_rectangle((bar, y + 6, bar + BAR_WIDTH, y + 12), 3, fill=LINE)
         if shares[i] > 0:
             length = max(3, round(BAR_WIDTH * shares[i] / longest))
             draw.rounded_rectangle((bar, y + 6, bar + length, y + 12), 3, fill=GREY)
         share = percent(shares[i])
         draw.text((x + width - _length(share, 14), y + 1), share, fill=GREY, font=_font(14))
+
+
+def _hatch(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+    draw.rounded_rectangle(box, 4, fill=(160, 163, 168))
+    for d in range(4, 2 * SWATCH, 7):
+        a, b = max(0, d - SWATCH), min(d, SWATCH)
+        draw.line((box[0] + a, box[1] + d - a, box[0] + b, box[1] + d - b), fill=(225, 227, 230), width=2)
 
 
 def percent(share: float) -> str:
@@ -187,7 +208,7 @@ def _font(size: int) -> Any:
 
 
 def _length(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text))
+    return math.ceil(float(_font(size).getlength(text)))
 
 
 def _fit(text: str, size: int, width: int) -> str:

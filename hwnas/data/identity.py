@@ -30,7 +30,7 @@ class Entry(Protocol):
 
 def files_of(data: SegmentationData) -> Sequence[Entry]:
     """Return the files of each sample; none where a split is drawn, or is held by one file."""
-    entries = getattr(data, "entries", None) or getattr(data, "_entries", ())
+    entries: Sequence[Entry] = getattr(data, "entries", None) or getattr(data, "_entries", None) or ()
     return entries if all(hasattr(e, "image") and hasattr(e, "label") for e in entries[:1]) else ()
 
 
@@ -61,7 +61,9 @@ class Identity:
                 return f"it has no {split} that can be used"
             if there != own:
                 (n, _, _), (m, _, _) = own.partition(":"), there.partition(":")
-                return f"its {split} has {m} samples, not {n}" if n != m else f"other samples or labels are in its {split}"
+                return (
+                    f"its {split} has {m} samples, not {n}" if n != m else f"other samples or labels are in its {split}"
+                )
         return ""
 
 

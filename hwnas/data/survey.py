@@ -140,7 +140,8 @@ class Counts:
     @property
     def total(self) -> NDArray[np.int64]:
         """Over all samples, (classes + 1,)."""
-        return self.pixels.sum(0)
+        total: NDArray[np.int64] = self.pixels.sum(0)
+        return total
 
     @property
     def void(self) -> tuple[int, ...]:
@@ -153,7 +154,8 @@ def count_labels(label: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     flat = np.atleast_1d(label).ravel()
     void = flat == IGNORE_LABEL if label.ndim else np.zeros(flat.shape, bool)  # of images 255 may be a class
     counts = np.bincount(flat[~void], minlength=classes)[:classes]
-    return np.append(counts, int(void.sum())).astype(np.int64)
+    out: NDArray[np.int64] = np.append(counts, int(void.sum())).astype(np.int64)
+    return out
 
 
 def count_classes(data: SegmentationData, indices: Sequence[int], update: Update = ignore) -> Counts:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hwnas.jobs.listing import list_all
     from hwnas.jobs.pricing import Network, Price, PriceSettings, find_network, price, price_network
     from hwnas.jobs.profiling import PlanSettings, ProfileResult, ProfileSettings, plan, profile
-    from hwnas.jobs.surveying import SurveyResult, SurveySettings, survey
     from hwnas.jobs.searching import SearchResult, SearchSettings, search
+    from hwnas.jobs.surveying import SurveyResult, SurveySettings, survey
     from hwnas.jobs.tables import check_table, diff_tables, find_table
     from hwnas.jobs.training import TrainResult, TrainSettings, train
     from hwnas.jobs.validation import Report, ValidateResult, ValidateSettings, validate

@@ -14,8 +14,8 @@ from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.export import export as export_network
 from hwnas.files import sha256
-from hwnas.latency.table import LatencyTable
 from hwnas.jobs.inputs import settle_data
+from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import INPUT
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run

@@ -82,7 +82,7 @@ def _look_at_halves(train: SegmentationData, seed: int) -> None:
     for title, half in zip(("weights", "alphas"), split_halves(len(train), seed), strict=True):
         if not classes_in(train, 1, half):
             raise DataError(
-                f"none of the {len(half)} samples of {train.name} that the {title} would learn on has a labelled pixel; "
+                f"none of the {len(half)} samples of {train.name} that the {title} would learn on has a label; "
                 "label them, leave samples that are all void out, or take another --seed"
             )
 
@@ -92,7 +92,7 @@ def _warn_of_equal(splits: Mapping[str, SegmentationData], report: Reporter) -> 
     if shared:
         said = [f"{len(names)} in {a} and {b} ({first(names)})" for (a, b), names in shared.items()]
         report.note(
-            f"warning: equal images in two splits: {'; '.join(said)}: scores on them are too good; take them out of one",
+            f"warning: equal images in two splits: {'; '.join(said)}: scores on them are too good",
             warning=True,
         )
 

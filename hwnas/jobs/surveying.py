@@ -33,6 +33,7 @@ from hwnas.sheet import Legend, Tile, save_sheet
 IMAGES = 300  # of each split, whose labels are read by default
 HEADERS = 20_000  # of each split, whose sizes are read
 DRAWN_SIZE = (192, 256)  # (height, width) of what has no size of its own
+TILE = 256  # the longer side of images that are classified
 SHOWN = 6  # pictures of a drawing; of classification one for each class, up to so many:
 SHOWN_CLASSES = 24
 
@@ -163,8 +164,9 @@ def survey(settings: SurveySettings, report: Reporter = SILENT) -> SurveyResult:
         shares = _survey_of(splits[0]).shares
         counts = ", ".join(f"{len(s.data)} {s.name}" for s in splits)
         title = f"{called}: {counts} images, {len(classes)} classes"
-        what = f"share of the labelled {'pixels' if task_of(splits[0].data) is SEGMENTATION else 'images'}"
-        save_sheet(out, tiles, Legend(classes, shares, f"{what} of {splits[0].name}"), title)
+        segments = task_of(splits[0].data) is SEGMENTATION
+        what = f"share of the labelled {'pixels' if segments else 'images'} of {splits[0].name}"
+        save_sheet(out, tiles, Legend(classes, shares, what, void=segments), title)
         sheet = out
     return SurveyResult(
         settings.place,
@@ -192,8 +194,8 @@ def _read(place: str, images: int, report: Reporter) -> tuple[list[_Split], dict
         chosen = evenly(len(data), HEADERS)
         with report.bar(f"sizes in {name}", len(chosen)) as update:
             headers = read_headers(data, chosen, update)
-        if task is SEGMENTATION:
-            data = open_dataset(place, name, _size(headers.sizes))
+        if task is SEGMENTATION or headers.sizes:
+            data = open_dataset(place, name, _size(headers.sizes, task))
         chosen = evenly(len(data), images)
         with report.bar(f"labels in {name}", len(chosen)) as update:
             counts = count_classes(data, chosen, update)
@@ -201,9 +203,13 @@ def _read(place: str, images: int, report: Reporter) -> tuple[list[_Split], dict
     return splits, missing
 
 
-def _size(sizes: Sequence[Size]) -> Size:
+def _size(sizes: Sequence[Size], task: Task) -> Size:
     known = Sizes.of(sizes)
-    return DRAWN_SIZE if known is None else known.median
+    if known is None:
+        return DRAWN_SIZE
+    most = 1.0 if task is SEGMENTATION else min(1.0, TILE / max(known.median))  # of one label any size will do
+    height, width = (max(1, round(most * side)) for side in known.median)
+    return height, width
 
 
 def _survey_of(split: _Split) -> SplitSurvey:
@@ -216,11 +222,10 @@ def _survey_of(split: _Split) -> SplitSurvey:
     )
 
 
-def _findings(
-    splits: Sequence[_Split], missing: Mapping[str, str], report: Reporter
-) -> tuple[list[str], list[str]]:
+def _findings(splits: Sequence[_Split], missing: Mapping[str, str], report: Reporter) -> tuple[list[str], list[str]]:
     """Return what makes a dataset unusable, and what else is odd about it."""
-    unusable, odd = [], []
+    unusable: list[str] = []
+    odd: list[str] = []
     for name, why in missing.items():
         (odd if name == "test" else unusable).append(f"no {name}: {why}; {WITHOUT[name]}")
     for split in splits:
@@ -295,6 +300,8 @@ def _tiles(splits: Sequence[_Split]) -> list[Tile]:
 def telling(pixels: NDArray[np.int64], most: int) -> list[int]:
     """Return rows that show many classes: each time the one that adds most, where a rare class counts more.
 
+    Neighbours are passed over as far as that goes: they are often frames of one film.
+
     Args:
         pixels: By sample and class, (samples, classes).
         most: How many rows.
@@ -304,10 +311,13 @@ def telling(pixels: NDArray[np.int64], most: int) -> list[int]:
     # Of a class some pixels can be seen, a few cannot: a hundredth of the picture counts for half.
     shown = pixels / np.maximum(1, pixels.sum(1, keepdims=True))
     shown = shown / (shown + 0.01)
-    best, out = np.zeros(pixels.shape[1]), []
+    best, out = np.zeros(pixels.shape[1]), list[int]()
+    rows, apart = np.arange(len(pixels)), len(pixels) // (2 * most)
     for _ in range(min(most, len(pixels))):
         gain = (np.maximum(shown - best, 0) * weight).sum(1) + 1e-6 * shown.sum(1)
-        gain[out] = -1
+        for row in out:
+            gain[np.abs(rows - row) <= apart] -= 1e6
+        gain[out] = -np.inf
         out.append(int(gain.argmax()))
         best = np.maximum(best, shown[out[-1]])
     return sorted(out)

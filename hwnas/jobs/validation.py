@@ -188,7 +188,7 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
 
 
 def _open_test(run: Run) -> SegmentationData:
-    """Open the test split, without which nothing is measured: a report says what a network is worth, not only its speed.
+    """Open the test split; without one nothing is measured, because a report needs a score beside the speed.
 
     Raises:
         DataError: If it cannot be used.

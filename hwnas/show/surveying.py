@@ -51,7 +51,7 @@ def _splits(result: SurveyResult) -> None:
 
 def _sizes(sizes: Sizes | None) -> str:
     if sizes is None:
-        return "any" 
+        return "any"
     if sizes.kinds == 1:
         return _size(sizes.least)
     return f"{_size(sizes.least)} to {_size(sizes.most)}, median {_size(sizes.median)}, {sizes.kinds} sizes"
@@ -71,11 +71,14 @@ def _classes(result: SurveyResult, every_class: bool) -> None:
     what = "pixels" if result.task is SEGMENTATION else "images"
     header = ["", "class", *(cell for split in result.splits for cell in (split.name, ""))]
     rows = [
-        [str(i), names[i], *(cell for own in shares for cell in (percent(own[i]), bar(own[i] / longest)))] for i in order
+        [str(i), names[i], *(cell for own in shares for cell in (percent(own[i]), bar(own[i] / longest)))]
+        for i in order
     ]
     table(f"share of the labelled {what}", header, rows)
     if len(order) < len(names):
-        console.print(f"and {len(names) - len(order)} classes that are rarer in {result.splits[0].name}; --all lists them")
+        console.print(
+            f"and {len(names) - len(order)} classes that are rarer in {result.splits[0].name}; --all lists them"
+        )
 
 
 def bar(share: float) -> str:
