@@ -103,7 +103,9 @@ class TestClasses:
 
     def test_that_were_set_by_name_stay_and_must_be_those_of_the_data(self, empty: Path) -> None:
         args = ("profile", RECIPE, "--data", NAME, "--set")
-        refused(*args, "space.classes=7", match="is for segmentation into 7 classes, hall/train for segmentation into 5")
+        refused(
+            *args, "space.classes=7", match="is for segmentation into 7 classes, hall/train for segmentation into 5"
+        )
         run = Run(RECIPE)
         run.ask(RECIPE, {"space.classes": "5"}, data=str(Path(NAME).resolve()))
         run.adopt_classes()
@@ -131,8 +133,9 @@ class TestClasses:
         match = f"run first: hwnas profile {RECIPE} --data {folder} --set search.steps=7$"
         refused("search", RECIPE, "--data", NAME, "--set", "search.steps=7", match=match, leaves="runs")
 
-    def test_a_table_of_the_data_serves_another_run(self, profiled: Path) -> None:
-        done("search", RECIPE, "--run", "second", "--data", NAME, "--table", profiled / "table.json")
+    def test_a_table_of_the_data_serves_another_run(self, profiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hwnas.jobs.searching.run_search", begun)
+        hwnas("search", RECIPE, "--run", "second", "--data", NAME, "--table", profiled / "table.json")
         assert Run("second").recipe.space.classes == 5
 
     def test_flow_into_a_plan_for_another_box(self, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +144,11 @@ class TestClasses:
         monkeypatch.setattr("hwnas.show.planned", lambda *_: None, raising=False)
         done("profile", RECIPE, "--data", NAME, "--plan-only", "plan")
         assert planned == [5]
+
+
+def begun(*_: object) -> None:
+    """Stand for the steps of a search."""
+    raise HwnasError("here is the first step")
 
 
 def move(name: str = "elsewhere") -> Path:
@@ -334,12 +342,13 @@ class TestLooked:
         monkeypatch.setattr(type(data), "draw", lambda *_: pytest.fail("it was read"))
         look_at(Run("none"), {"train": data}, Notes(), halves=(0,))
 
-    def test_a_search_says_it_before_its_first_step(self, profiled: Path) -> None:
+    def test_a_search_says_it_before_its_first_step(self, profiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hwnas.jobs.searching.run_search", begun)
         make_void(Path(NAME), "test")
         make_void(Path(NAME), "val")
-        said = hwnas("search", RECIPE, "--set", "search.w_lr=-1")
-        assert said.code == 2  # of the setting: nothing was looked at for it
-        out = done("search", RECIPE).out
+        said = hwnas("search", RECIPE)
+        assert "the first step" in said.err
+        out = said.out
         lines = [n for n in out.splitlines() if n.startswith("warning:")]
         assert len(lines) == 2
         assert "hall/val" in lines[0]
@@ -349,7 +358,10 @@ class TestLooked:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda f: make_void(f, "train"), "no label of hall/train has a class, .*; give it labels, see .* hwnas data"),
+            (
+                lambda f: make_void(f, "train"),
+                "no label of hall/train has a class, .*; give it labels, see .* hwnas data",
+            ),
             (half_void, "none of the 2 samples of hall/train that the alphas would learn on has a label; .*--seed"),
         ],
     )
