@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from hwnas.data import ClassList, Sample, layout
-from hwnas.data import registry
+from hwnas.data import ClassList, Sample, layout, registry
 from hwnas.data.base import IGNORE_LABEL, IMAGENET_MEAN, IMAGENET_STD
 from hwnas.errors import DataError
 from hwnas.images import DAMAGE
