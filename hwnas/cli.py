@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
@@ -17,6 +17,8 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppend
 from hwnas import jobs, show
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
+from hwnas.verbs.data import Data
+from hwnas.verbs.tables import Table
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
 Tables = Annotated[
@@ -25,7 +27,6 @@ Tables = Annotated[
     arg(metavar="FILE", help="latency table (default: the run's own); given again, the network must meet both"),
 ]
 Foreign = Annotated[bool, arg(help="accept a table of another device")]
-TableName = Annotated[Positional[str], arg(metavar="TABLE", help="a file, a run, or a table that ships with hwnas")]
 RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
 Measure = Annotated[bool, arg(help="measure what is derived, here, and derive again until a network is at the budget")]
 RecipeName = Annotated[
@@ -47,8 +48,10 @@ Workers = Annotated[
     int | None, arg(metavar="N", help="processes that make batches ahead (default: none on a CPU, up to 4 on a GPU)")
 ]
 DataFolder = Annotated[
-    Path | None, arg(metavar="DIR", help="dataset folder in CamVid's layout, or of CIFAR-10 (default: the recipe's)")
+    Path | None,
+    arg(metavar="DIR", help="dataset folder, see hwnas data; networks get its classes (default: the recipe's data)"),
 ]
+Moved = Annotated[Path | None, arg(metavar="DIR", help="where the data of the run lie now, if they have moved")]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,10 @@ class Profile:
             from hwnas.recipes.override import assignments, override
 
             settings = jobs.PlanSettings(self.engine, self.precision)
-            recipe = override(load(self.recipe), assignments(self.set))
+            recipe, given = load(self.recipe), assignments(self.set)
+            if self.data is not None:
+                given = jobs.classes_of(recipe, _place(self.data)) | given
+            recipe = override(recipe, given)
             plan = jobs.plan(recipe, self.plan_only, settings, show.TERMINAL)
             show.planned(plan, self.plan_only)
             return 0
@@ -186,6 +192,7 @@ class Derive:
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN", help="a run that was searched")]
+    data: Moved = None
     to: Annotated[str | None, arg(metavar="NAME", help="the run that gets the network (default: RUN-<fps>fps)")] = None
     fps: Annotated[
         tuple[float, ...],
@@ -228,12 +235,12 @@ class Derive:
                 self.to, self.table, self.fps, self.foreign_table, demands, self.device, self.workers
             )
             with show.landing():
-                show.derived(jobs.derive(_open(self.source), settings, show.TERMINAL))
+                show.derived(jobs.derive(_open(self.source, self.data), settings, show.TERMINAL))
             return 0
         if self.to is not None or self.fps or len(self.table) > 1:
             raise HwnasError("--pareto takes its budgets from one table: leave out --to, --fps and a second --table")
         of = jobs.FrontSettings(self.pareto, self.table[0] if self.table else None, self.foreign_table, demands)
-        show.front(jobs.front(_open(self.source), of, show.TERMINAL), self.source)
+        show.front(jobs.front(_open(self.source, self.data), of, show.TERMINAL), self.source)
         return 0
 
 
@@ -249,6 +256,7 @@ class Train:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a derived network")]
+    data: Moved = None
     steps: Annotated[
         int | None,
         arg(metavar="N", help="steps in the end: a finished training goes on to them (default: the recipe's)"),
@@ -269,7 +277,7 @@ class Train:
         """Run the verb."""
         from hwnas.recipes.override import assignments
 
-        run = _open(self.run)
+        run = _open(self.run, self.data)
         settings = jobs.TrainSettings(
             self.device, self.workers, self.steps, self.weights, self.tensorboard, assignments(self.set)
         )
@@ -287,6 +295,7 @@ class Export:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with a trained network")]
+    data: Moved = None
     logits: Annotated[bool, arg(help="end in class scores instead of labels")] = False
     scores: Annotated[bool, arg(help="end in class scores before they are upsampled")] = False
     engine: Annotated[
@@ -307,7 +316,7 @@ class Export:
         """Run the verb."""
         if self.logits and self.scores:
             raise HwnasError("--logits and --scores are two endings of one file; give one of them")
-        run = _open(self.run)
+        run = _open(self.run, self.data)
         kind: Literal["labels", "logits", "scores"] = "logits" if self.logits else "scores" if self.scores else "labels"
         settings = jobs.ExportSettings(kind, self.engine, self.precision, self.compatible)
         show.exported(jobs.export(run, settings, show.TERMINAL), run.command("validate"))
@@ -326,6 +335,7 @@ class Validate:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN", help="a run with an exported network")]
+    data: Moved = None
     table: TableFile = None
     foreign_table: Foreign = False
     again: Annotated[bool, arg(help="measure anew although there is a report; the old one is kept")] = False
@@ -344,78 +354,10 @@ class Validate:
         """Run the verb."""
         inference = jobs.Inference.of(self.scales, self.flip, self.window)
         settings = jobs.ValidateSettings(self.table, self.foreign_table, self.again, self.device, inference)
-        result = jobs.validate(_open(self.run), settings, show.TERMINAL)
+        result = jobs.validate(_open(self.run, self.data), settings, show.TERMINAL)
         show.validated(result)
         result.require_accepted()
         return 1 if self.require_budget and not result.report.met else 0
-
-
-@dataclass(frozen=True)
-class TableShow:
-    """Show how a table was measured, how well it predicts, and what its ops cost.
-
-    Example: hwnas table show darts-quick
-    """
-
-    table: TableName
-    all: Annotated[bool, arg(help="every row, not only the dearest")] = False
-
-    def __call__(self) -> int:
-        """Run the verb."""
-        show.content(jobs.find_table(self.table), self.all)
-        return 0
-
-
-@dataclass(frozen=True)
-class TableDiff:
-    """Compare two tables: per op whether B is better, worse, or cannot be told from A.
-
-    Example: hwnas table diff darts-quick two-threads
-    """
-
-    a: Annotated[Positional[str], arg(metavar="A", help="a table, see hwnas table show")]
-    b: Annotated[Positional[str], arg(metavar="B", help="another table")]
-    all: Annotated[bool, arg(help="every row, not only a summary")] = False
-
-    def __call__(self) -> int:
-        """Run the verb."""
-        show.difference(jobs.diff_tables(self.a, self.b), self.all)
-        return 0
-
-
-@dataclass(frozen=True)
-class TableCheck:
-    """Say whether a table still holds on this machine, and which recipes it prices; exit code 1 if it does not.
-
-    Example: hwnas table check darts-quick --measure 8
-    """
-
-    table: TableName
-    measure: Annotated[int, arg(metavar="N", help="measure its N dearest ops again (default: none)")] = 0
-
-    def __call__(self) -> int:
-        """Run the verb."""
-        result = jobs.check_table(self.table, self.measure, show.TERMINAL)
-        show.checked(result)
-        return 0 if result.good else 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """Show a latency table, compare two, or check whether one still holds.
-
-    Example: hwnas table show darts-quick
-    """
-
-    action: (
-        Annotated[TableShow, subcommand("show", prefix_name=False)]
-        | Annotated[TableDiff, subcommand("diff", prefix_name=False)]
-        | Annotated[TableCheck, subcommand("check", prefix_name=False)]
-    )
-
-    def __call__(self) -> int:
-        """Run the verb."""
-        return self.action()
 
 
 @dataclass(frozen=True)
@@ -460,6 +402,7 @@ class Price:
 VERBS = {
     "doctor": Doctor,
     "ls": Ls,
+    "data": Data,
     "profile": Profile,
     "search": Search,
     "derive": Derive,
@@ -479,16 +422,49 @@ def _begin(
     from hwnas.recipes.override import assignments
 
     run = jobs.Run(name or name_of(recipe))
-    run.ask(recipe, assignments(settings), data=None if data is None else str(data.resolve()), seed=seed)
+    run.ask(recipe, assignments(settings), data=None if data is None else _place(data), seed=seed)
+    if data is not None:
+        run.adopt_classes()
     show.recipe_changes(run)
     return run
 
 
-def _open(name: str) -> jobs.Run:
-    """Return a run that is there."""
+def _open(name: str, data: Path | None) -> jobs.Run:
+    """Return a run that is there; `data` is where its data lie now, if they have moved."""
     run = jobs.Run(name)
+    if data is not None:
+        run.ask(data=_place(data))
     show.recipe_changes(run)
     return run
+
+
+def _place(data: Path) -> str:
+    """Return what a run calls its data: an absolute path, or the name of a dataset that is drawn."""
+    from hwnas.data.identity import is_drawn
+
+    return str(data) if is_drawn(str(data)) else str(data.resolve())
+
+
+def at_home(value: Any) -> Any:
+    """Return a parsed verb whose paths begin with a folder where they were written with ``~``.
+
+    The shell does that for words that begin so, and not for ``--data=~/streets``.
+
+    Raises:
+        HwnasError: If there is no such user.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: at_home(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, tuple):
+        return tuple(map(at_home, value))
+    if not isinstance(value, str | Path) or not str(value).startswith("~"):
+        return value
+    try:
+        return type(value)(Path(value).expanduser())
+    except RuntimeError as e:
+        raise HwnasError(
+            f"{value} is in the home of a user whom this machine does not know; write the whole path"
+        ) from e
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -507,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
     try:
-        return int(verb())
+        return int(at_home(verb)())
     except HwnasError as e:
         print(f"hwnas: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from typing import Any
 from hwnas import derived as derived_file
 from hwnas import recipes, records
 from hwnas.data import SegmentationData, open_dataset, task_of
+from hwnas.data.identity import LEAST, Identity, identity_of, is_drawn
 from hwnas.derived import Demands, Derived
 from hwnas.errors import DataError, HwnasError, RecipeFileError, check_ranges
 from hwnas.files import canonical_json
@@ -26,6 +27,7 @@ from hwnas.records import Difference, File, stored
 from hwnas.spaces import Space, check
 
 RUNS = Path("runs")
+CLASSES = "space.classes"  # the setting of a recipe that is the number of classes of its data
 MEASURED = {"space", "widths", "depths", "calibration", "stop"}  # what of a recipe its latency table follows from
 
 
@@ -48,6 +50,7 @@ class Settings:
         overrides: Settings of the recipe that were set by name, as they were given; the recipe here has them.
         source: Of a recipe that is from a file.
         parts: Files that define classes of the recipe that hwnas does not have, by the stable names of these.
+        identity: What tells the dataset folder from others, wherever it lies.
     """
 
     recipe: str
@@ -63,6 +66,7 @@ class Settings:
     overrides: Mapping[str, str] | None = None
     source: Source | None = None
     parts: Mapping[str, str] | None = None
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         """Raise HwnasError for values that cannot be."""
@@ -107,6 +111,25 @@ def _foreign(recipe: Recipe) -> dict[str, str] | None:
     return out or None
 
 
+def classes_of(recipe: Recipe, place: str) -> dict[str, str]:
+    """Return the setting of a recipe that gives its networks as many classes as a dataset has.
+
+    Args:
+        recipe: The recipe.
+        place: Name or folder of the dataset.
+
+    Returns:
+        As `hwnas.recipes.override` takes it; empty where the recipe has that number, or is for another task.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    data = open_dataset(place, "train", LEAST)
+    classes = len(data.classes)
+    fits = task_of(data).name == recipe.space.task
+    return {CLASSES: str(classes)} if fits and classes != recipe.space.classes else {}
+
+
 FILE = File("the settings of a run", "use another run name", _first_version, _import_parts)
 
 
@@ -124,6 +147,8 @@ class Run:
         self.name = name
         self.folder = RUNS / name
         self._asked: dict[str, Any] = {}
+        self._of_data: set[str] = set()  # settings of the recipe that follow from the data
+        self.unproven = False  # whether data were named anew, and nothing tells that they are those of the run
 
     @property
     def settings(self) -> Settings:
@@ -159,9 +184,11 @@ class Run:
             overrides: Settings of the recipe by name, see `hwnas.recipes.override`. Of a run that is there they must be
                 the run's, but until it is searched what neither its table follows from nor was set can be set.
             late: First parts of names of settings that can be set after the search too, and again.
-            settings: Of `Settings`; None means "not asked for".
+            settings: Of `Settings`; None means "not asked for". `data` may be another place than the run's own, if the
+                same dataset lies there.
 
         Raises:
+            DataError: If another dataset lies there.
             HwnasError: If one differs from what the run was made with, or there is no such recipe.
         """
         own = self._stored()
@@ -172,8 +199,48 @@ class Run:
         for key, value in settings.items():
             assert key in {f.name for f in fields(Settings)}, f"a run has no setting {key!r}"
             if value is not None:
-                self._refuse_other(own, key, value)
+                if key == "data":
+                    self._ask_data(own, value)
+                else:
+                    self._refuse_other(own, key, value)
                 self._asked[key] = value
+
+    def _ask_data(self, own: Settings | None, place: str) -> None:
+        """Refuse data that are not those of the run; take down what tells those that have moved from others."""
+        there = None if own is None else own.data
+        if own is None or there in (None, place) or self._asked.get("data") == place:
+            return
+        assert there is not None
+        if is_drawn(place) or is_drawn(there):
+            self._refuse_other(own, "data", place)
+        new, known = identity_of(place), own.identity
+        assert new is not None
+        if known is None and Path(there).exists():
+            known = identity_of(there)
+        if known is None:
+            self.unproven = True
+            known = new
+        if why := known.unlike(new):
+            raise DataError(
+                f"the run {self.name!r} was made with the data that were at {there}, and {place} holds others: {why}; "
+                "name the place they moved to, or give a new run another name with --run"
+            )
+        self._asked["identity"] = replace(new, name=known.name)
+
+    def adopt_classes(self) -> None:
+        """Give a new run's networks as many classes as its data have, if these are for the same task.
+
+        What was set by name stays as it was set. The data of a run that is there must fit: `data` refuses others.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        place = self.settings.data
+        if place is None or self._stored() is not None or CLASSES in (self.settings.overrides or {}):
+            return
+        if setting := classes_of(self.recipe, place):
+            self._override(None, setting)
+            self._of_data = set(setting)
 
     def _ask_recipe(self, own: Settings | None, recipe: Recipe | str) -> None:
         found = split(recipe) if isinstance(recipe, str) else None
@@ -220,6 +287,33 @@ class Run:
             raise HwnasError(
                 f"the run {self.name!r} was made with {key} {a!r}, not {b!r}; give the new one another name with --run"
             )
+
+    def identify(self) -> None:
+        """Take down what tells the run's data from others, unless that was done or they are drawn.
+
+        Raises:
+            DataError: If they cannot be used.
+        """
+        settings = self.settings
+        if settings.data is not None and settings.identity is None:
+            self._gone(settings.data)
+            self._asked["identity"] = identity_of(settings.data)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the data were named at another place than ``run.json`` says."""
+        own = self._stored()
+        return own is not None and own.data not in (None, self.settings.data)
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether something was asked for that ``run.json`` does not say."""
+        return self._stored() != self.settings
+
+    def name_of(self, data: SegmentationData) -> str:
+        """Return what a split goes by in checkpoints: the same wherever the data lie now."""
+        identity = self.settings.identity
+        return data.name if identity is None else f"{identity.name}/{data.name.rpartition('/')[2]}"
 
     def commit(self) -> None:
         """Fix the settings: write ``run.json``."""
@@ -285,15 +379,31 @@ class Run:
         source = self.settings.data or recipe.data
         if source is None:
             raise HwnasError(f"the recipe {recipe.name} needs {recipe.needs}; name it with --data DIR")
+        self._gone(str(source))
         space = recipe.space
         data = open_dataset(str(source), split, size or space.scale.size, own_labels=own_labels)
         task, classes = task_of(data), len(data.classes)
         if (task.name, classes) != (space.task, space.classes):
+            instead = f"take another recipe or --data {recipe.needs}"
+            if task.name == space.task:
+                new = "with --run NAME" if self._stored() is not None else f"without --set {CLASSES}"
+                instead = f"a table and its networks are for one number of classes: give these data a run {new}"
             raise DataError(
                 f"the recipe {recipe.name} is for {space.task} into {space.classes} classes, {data.name} for "
-                f"{task.name} into {classes}; take another recipe or --data {recipe.needs}"
+                f"{task.name} into {classes}; {instead}"
             )
         return data
+
+    def _gone(self, place: str) -> None:
+        """Refuse data that were there when the run was made, and are not any more."""
+        stored_settings = self._stored()
+        if stored_settings is None or stored_settings.data != place or is_drawn(place):
+            return
+        if not Path(place).expanduser().exists():
+            raise DataError(
+                f"the data of the run {self.name!r} are not at {place} any more; moved? name the new place with "
+                "--data DIR"
+            )
 
     def require(self, name: str, verb: str) -> Path:
         """Return the path of a file an earlier verb wrote.
@@ -315,7 +425,9 @@ class Run:
         recipe = settings.recipe if settings.source is None else settings.source.written(RUNS.parent)
         words = ["hwnas", verb, recipe, *(() if settings.recipe == self.name else ("--run", self.name))]
         if not (self.folder / "run.json").exists():  # else the run has them
-            words += [word for item in (settings.overrides or {}).items() for word in ("--set", "=".join(item))]
+            words += [] if settings.data is None else ["--data", settings.data]
+            set_by_name = {k: v for k, v in (settings.overrides or {}).items() if k not in self._of_data}
+            words += [word for item in set_by_name.items() for word in ("--set", "=".join(item))]
         return shlex.join(words)
 
     def write_derived(self, derived: Derived) -> None:

@@ -14,7 +14,7 @@ from hwnas.runtime.engines import ENGINES
 PACKAGE = Path(__file__).resolve().parents[1] / "hwnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # top to bottom; a module imports from its own layer and those below it
-    {"__main__", "cli", "doctor"},
+    {"__main__", "cli", "verbs", "doctor"},
     {"show"},
     {"jobs"},
     {"recipes", "run", "derived", "validate"},
@@ -22,7 +22,7 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"learn"},
     {"spaces"},
     {"latency"},
-    {"ops", "data", "metrics", "draw", "checkpoint", "seeding", "steplog"},
+    {"ops", "data", "metrics", "draw", "sheet", "checkpoint", "seeding", "steplog"},
     {"problem"},
     {"runtime"},
     {"resources", "files", "images", "decode", "lock", "records", "optional", "progress", "errors", "__init__"},
@@ -37,7 +37,7 @@ AT_TOP = {
     "highspy": {"search"},
     "safetensors": {"learn", "export"},
     "rich": {"show"},
-    "tyro": {"cli"},  # __main__ looks for the packages of the command line before it imports this
+    "tyro": {"cli", "verbs"},  # __main__ looks for the packages of the command line before it imports this
 }
 
 # The PyTorch engines lie beside the others and are imported by name, when one is opened: see docs/architecture.md.

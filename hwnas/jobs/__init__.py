@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from hwnas.jobs.pricing import Network, Price, PriceSettings, find_network, price, price_network
     from hwnas.jobs.profiling import PlanSettings, ProfileResult, ProfileSettings, plan, profile
     from hwnas.jobs.searching import SearchResult, SearchSettings, search
+    from hwnas.jobs.surveying import SurveyResult, SurveySettings, survey
     from hwnas.jobs.tables import check_table, diff_tables, find_table
     from hwnas.jobs.training import TrainResult, TrainSettings, train
     from hwnas.jobs.validation import Report, ValidateResult, ValidateSettings, validate
     from hwnas.learn.evaluation import Inference
-    from hwnas.run import Run
+    from hwnas.run import Run, classes_of
 
 _HOMES = {
-    "run": ("Run",),
+    "run": ("Run", "classes_of"),
     "derived": ("Demands", "Derived"),
     "learn.evaluation": ("Inference",),
     "jobs.deriving": ("DeriveResult", "DeriveSettings", "derive", "open_contest"),
@@ -38,6 +39,7 @@ _HOMES = {
     "jobs.pricing": ("Network", "Price", "PriceSettings", "find_network", "price", "price_network"),
     "jobs.profiling": ("PlanSettings", "ProfileResult", "ProfileSettings", "plan", "profile"),
     "jobs.searching": ("SearchResult", "SearchSettings", "search"),
+    "jobs.surveying": ("SurveyResult", "SurveySettings", "survey"),
     "jobs.tables": ("check_table", "diff_tables", "find_table"),
     "jobs.training": ("TrainResult", "TrainSettings", "train"),
     "jobs.validation": ("Report", "ValidateResult", "ValidateSettings", "validate"),
@@ -65,11 +67,14 @@ __all__ = [
     "Run",
     "SearchResult",
     "SearchSettings",
+    "SurveyResult",
+    "SurveySettings",
     "TrainResult",
     "TrainSettings",
     "ValidateResult",
     "ValidateSettings",
     "check_table",
+    "classes_of",
     "derive",
     "diff_tables",
     "export",
@@ -83,6 +88,7 @@ __all__ = [
     "price_network",
     "profile",
     "search",
+    "survey",
     "train",
     "validate",
 ]

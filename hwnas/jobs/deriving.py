@@ -21,6 +21,8 @@ from hwnas.jobs.inputs import (
     other_budgets,
     references_for,
     refuse_second_table,
+    settle_data,
+    settle_source,
 )
 from hwnas.jobs.landing import budget_of, check_measurable, land_on_budget, rivals
 from hwnas.jobs.pricing import parts_ms
@@ -191,10 +193,13 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
         **{name: getattr(own, name) for name in inherited},
         budget_ms=budgets[0],
         how=demands if demands.asked() else None,
+        identity=None if (target.folder / "run.json").exists() else own.identity,
     )
+    settle_source(run, report)
     with target.locked():
         refuse_second_table(target, table)
         if arch.exists():
+            settle_data(target, report, read=False)
             return DeriveResult(target, target.derived(), complete=True)
         if demands.measure:
             check_measurable(table)  # before anything is derived or written

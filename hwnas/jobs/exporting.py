@@ -14,6 +14,7 @@ from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.export import export as export_network
 from hwnas.files import sha256
+from hwnas.jobs.inputs import settle_data
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.trace import INPUT
 from hwnas.progress import SILENT, Reporter
@@ -67,6 +68,7 @@ def export(run: Run, settings: ExportSettings = ExportSettings(), report: Report
         folder, derived = run.folder / "deploy", run.derived()
         space = run.space(derived)
         weights = run.require("train/model.safetensors", "train")
+        settle_data(run, report, read=False)
         digest, target = sha256(weights.read_bytes()), _target(run, settings)
         if (folder / BUNDLE_FILE).exists():
             there = Bundle.load(folder)
@@ -74,6 +76,7 @@ def export(run: Run, settings: ExportSettings = ExportSettings(), report: Report
             counted = complexity(space, derived.architecture)
             return ExportResult(there, counted, there.path.stat().st_size, complete=True)
         data, path = run.data("val"), folder / "model.onnx"
+        settle_data(run, report)
         with using_engine(*target) as opened:  # one that is not here is refused before anything is written
             if compatible is not None and not opened.capabilities.builds:
                 raise HwnasError(

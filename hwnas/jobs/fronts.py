@@ -10,7 +10,7 @@ from hwnas import records
 from hwnas.derived import Demands
 from hwnas.errors import HwnasError
 from hwnas.jobs.deriving import open_contest
-from hwnas.jobs.inputs import open_table
+from hwnas.jobs.inputs import open_table, settle_data
 from hwnas.problem import Architecture
 from hwnas.progress import SILENT, Reporter
 from hwnas.records import File, stored
@@ -94,6 +94,7 @@ def front(run: Run, settings: FrontSettings, report: Reporter = SILENT) -> Front
     """
     table = open_table(run, settings.table, settings.foreign_table)
     with run.locked():
+        settle_data(run, report, read=False)
         contest = open_contest(run, table, settings.demands)
         with report.bar("front", settings.points) as update:
             points = pareto_front(contest, settings.points, update)

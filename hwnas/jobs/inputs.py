@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hwnas.data import SegmentationData, Synthetic
+from hwnas.data import SegmentationData
+from hwnas.data.drawn import Drawn
 from hwnas.derived import TableBudget
 from hwnas.errors import HwnasError
 from hwnas.latency.table import LatencyTable
@@ -65,12 +66,43 @@ def references_for(run: Run, table: LatencyTable, report: Reporter) -> list[Refe
     return references(again, table)
 
 
+def settle_data(run: Run, report: Reporter, read: bool = True) -> None:
+    """Keep where the data of a run that is there lie now, and what tells them from others.
+
+    Args:
+        run: Locked.
+        report: Told where nothing tells whether data that moved are those of the run.
+        read: Whether the verb reads the data, so that they can be identified for the first time.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    if run.unproven:
+        report.note(
+            f"warning: the run {run.name} was made before it kept what tells its data from others, and they are gone "
+            f"from their old place; {run.settings.data} is taken for them",
+            warning=True,
+        )
+        run.unproven = False
+    if read:
+        run.identify()
+    if (read or run.has_moved) and run.uncommitted:
+        run.commit()
+
+
+def settle_source(run: Run, report: Reporter) -> None:
+    """Keep where the data of a run lie now, if they have moved, for a verb that writes into another run."""
+    if run.has_moved:
+        with run.locked():
+            settle_data(run, report, read=False)
+
+
 def read_all(data: SegmentationData, report: Reporter) -> SegmentationData:
     """Read all of a split once, so that a file that cannot be used is found before anything is written.
 
     The samples stay in the dataset's cache, as far as they fit.
     """
-    if isinstance(data, Synthetic):
+    if isinstance(data, Drawn):
         return data  # it is drawn, not read
     with report.bar(f"read {data.name}", len(data)) as update:
         for i in range(len(data)):

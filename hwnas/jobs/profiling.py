@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from hwnas.errors import HwnasError
+from hwnas.errors import DataError, HwnasError
+from hwnas.jobs.inputs import settle_data
 from hwnas.latency.table import UNMEASURED, LatencyTable
 from hwnas.profile import add_derived, build_table, make_plan
 from hwnas.profile.derived import ANCHORS
@@ -107,6 +109,7 @@ def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Rep
     """
     run.ask(engine=settings.engine, threads=settings.threads, precision=settings.precision)
     with run.locked():
+        settle_data(run, report, read=False)
         path, recipe, results = run.folder / "table.json", run.recipe, settings.results
         stop = recipe.stop
         if path.exists():
@@ -116,6 +119,8 @@ def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Rep
                 return ProfileResult(there, complete=True)
             report.note(f"{len(there.unsettled)} rows are doubtful or were left out; measuring these again")
             stop = _longer(run.folder / "results.jsonl", stop)
+        with suppress(DataError):  # measuring needs no data
+            run.identify()
         if results is None:
             table = _measure(run, recipe, stop, settings.minutes, report)
         else:

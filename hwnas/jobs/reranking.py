@@ -150,7 +150,7 @@ def _by_training(
     """Train each candidate for a while, in each repetition with the same seed and batches."""
     recipe, data = judge.run.recipe, (judge.run.data("train"), judge.run.data("val"))
     base = replace(recipe.train, steps=steps or recipe.rerank_steps)
-    settings = {"data": data[0].name, "steps": base.steps, "batch": base.batch, "crop": list(base.crop)}
+    settings = {"data": judge.run.name_of(data[0]), "steps": base.steps, "batch": base.batch, "crop": list(base.crop)}
     folder = target.folder / "rerank"
     out: list[list[Judgement]] = [[] for _ in every]
     with (

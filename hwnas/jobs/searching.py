@@ -13,17 +13,28 @@ from torch import Tensor
 from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
 from hwnas.derived import Demands, Derived
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, MissingOp
 from hwnas.jobs.deriving import DeriveResult, decide, derive_into, open_contest
 from hwnas.jobs.findings import read_stage, stored_findings
-from hwnas.jobs.inputs import budgets_ms_of, keep_table, open_table, other_budgets, read_all, refuse_second_table
+from hwnas.jobs.inputs import (
+    budgets_ms_of,
+    keep_table,
+    open_table,
+    other_budgets,
+    read_all,
+    refuse_second_table,
+    settle_data,
+)
 from hwnas.jobs.landing import check_measurable
+from hwnas.jobs.looking import look_at
 from hwnas.jobs.reranking import Judge
+from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, open_device, title
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.run import Run
+from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound
 from hwnas.search.strategy import Inputs, Stage
 from hwnas.search.strategy import search as run_search
@@ -123,6 +134,7 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
                     f"the run {run.name!r} was searched without --measure; "
                     f"run: hwnas derive {run.name} --measure --to NAME"
                 )
+            settle_data(run, report, read=False)
             return SearchResult(DeriveResult(run, derived, complete=True))
         demands = replace(demands, measure=settings.measure)
         return _search(run, settings, demands, report)
@@ -140,7 +152,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     refuse_second_table(run, table)
     if demands.measure:
         check_measurable(table)  # before the search
-    models = price(space, scales, table)
+    models = _price(run, table)
     random_ms = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     budget_ms = run.settings.budget_ms
     if budget_ms is None:
@@ -156,7 +168,11 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         raise contest.refusal(budget_ms)
     for images in data.values():
         read_all(images, report)
+    images = data[recipe.stages[-1].strategy.size]
+    halves = {s.strategy.seed for s in recipe.stages if isinstance(s.strategy, SearchConfig)}
+    look_at(run, {"train": images}, report, also=("val", "test"), halves=sorted(halves))
     run.ask(budget_ms=budget_ms)
+    settle_data(run, report)
     run.commit()
     keep_table(run, table)
     report.note(
@@ -168,8 +184,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
     weighed = dict.fromkeys(r for stage in recipe.stages for r in stage.strategy.resources)
     counted = {r: typical(space.problem, count(space, [scales[nearest]], r)[0], r) for r in weighed}
-    images = data[recipe.stages[-1].strategy.size]
-    made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": images.name}
+    made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": run.name_of(images)}
     if others:
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
@@ -182,6 +197,18 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     judge = Judge(run, images, device)
     derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
     return SearchResult(derivation, tuple(results), bounds[0].budget)
+
+
+def _price(run: Run, table: LatencyTable) -> list[LatencyModel]:
+    """Return the latency model of each scale of a run's recipe by a table."""
+    space = run.recipe.space
+    try:
+        return price(space, run.recipe.scales(), table)
+    except MissingOp as e:
+        raise MissingOp(
+            f"{e}; here that is: {run.command('profile')} (its networks are for {space.classes} classes, and a table "
+            "serves one number of classes)"
+        ) from e
 
 
 @dataclass(frozen=True)

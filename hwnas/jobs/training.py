@@ -10,7 +10,8 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
-from hwnas.jobs.inputs import read_all
+from hwnas.jobs.inputs import read_all, settle_data
+from hwnas.jobs.looking import look_at
 from hwnas.jobs.teaching import open_teacher
 from hwnas.learn.board import BoardLog
 from hwnas.learn.device import AUTO, open_device, title
@@ -83,6 +84,7 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         folder, derived = run.folder / "train", run.derived()
         weights = folder / "model.safetensors"
         set_training(run, settings.overrides)
+        settle_data(run, report, read=False)
         if weights.exists() and settings.steps is None:
             return TrainResult(weights)
         if weights.exists() and not (folder / "checkpoint.pt").exists():
@@ -91,8 +93,10 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
             )
         recipe = run.seeded_recipe
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
+        look_at(run, {"train": data, "val": val}, report, also=("test",))
+        settle_data(run, report)
         device = open_device(settings.device)
-        made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": data.name}
+        made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": run.name_of(data)}
         with ExitStack() as stack:
             teacher, taught_by = stack.enter_context(open_teacher(run, recipe.train, data, device))
             training = Training(

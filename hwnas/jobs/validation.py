@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
-from hwnas.errors import HwnasError
+from hwnas.errors import DataError, HwnasError
 from hwnas.export import ending, load_weights
 from hwnas.files import sha256
-from hwnas.jobs.inputs import open_table, read_all, references_for
+from hwnas.jobs.inputs import open_table, read_all, references_for, settle_data
+from hwnas.jobs.looking import look_at
 from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, Context, open_device, title
 from hwnas.learn.evaluation import PLAIN, Inference, as_labels, evaluate
@@ -215,13 +216,16 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
     with run.locked():
         derived, path = run.derived(), run.folder / "report.json"
         bundle = Bundle.load(run.require(f"deploy/{BUNDLE_FILE}", "export").parent)
+        settle_data(run, report, read=False)
         there = None if settings.again or not path.exists() else FILE.load(path, Report)
         if there is not None and there.bundle_sha256 != bundle.digest:
             there = None
         if there is not None and _has(there, settings.inference):
             return ValidateResult(there, run.folder, derived.architecture.id, settings.inference, complete=True)
         table = open_table(run, settings.table, settings.foreign_table) if there is None else None
-        test = read_all(run.data("test", own_labels=True), report)
+        test = read_all(_open_test(run), report)
+        look_at(run, {"test": test}, report)
+        settle_data(run, report)
         settings.inference.check(task_of(test))
         weights = run.require("train/model.safetensors", "train")
         if sha256(weights.read_bytes()) != bundle.weights_sha256:
@@ -254,6 +258,21 @@ def _network(run: Run, weights: Path, device: torch.device) -> torch.nn.Module:
     network = run.space(derived).build(derived.architecture, form="deploy")
     load_weights(network, weights)
     return Context(device).module(network).eval()
+
+
+def _open_test(run: Run) -> SegmentationData:
+    """Open the test split; without one nothing is measured, because a report needs a score beside the speed.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    try:
+        return run.data("test", own_labels=True)
+    except DataError as e:
+        raise DataError(
+            f"{e}; without a test split there is no score of the exported file, so nothing is measured (to score it on "
+            "val, give test the files of val)"
+        ) from e
 
 
 def _prove(

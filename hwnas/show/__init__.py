@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hwnas.show.pricing import priced
     from hwnas.show.profiling import planned, profiled, within
     from hwnas.show.shipping import exported, trained, validated
+    from hwnas.show.surveying import surveyed
     from hwnas.show.tables import checked, content, difference
 
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "pricing": ("priced",),
     "profiling": ("planned", "profiled", "within"),
     "shipping": ("exported", "trained", "validated"),
+    "surveying": ("surveyed",),
     "tables": ("checked", "content", "difference"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -40,6 +42,7 @@ __all__ = [
     "profiled",
     "recipe_changes",
     "searched",
+    "surveyed",
     "trained",
     "validated",
     "within",
