@@ -92,6 +92,9 @@ def test_the_whole_job(tmp_path: Path) -> None:
         assert report["measured_ms"] == pytest.approx(report["predicted_ms"], rel=0.1)
         drawing = (run.folder / "arch.svg").read_text()
         assert all(f"<!-- {name} -->" in drawing for name in ("normal", "reduce", "multiscale"))
+        for stage, group in (("cells", "normal"), ("multiscale", "multiscale")):
+            drawing = (run.folder / f"search-{stage}.svg").read_text()
+            assert f"<!-- {group}: probability of each option over steps; bold: derived -->" in drawing
         assert {"expected_ms", "expected_macs"} <= StepLog(run.folder / "search-cells.jsonl").read()[0].keys()
         decided = read_stage(run, run.recipe.stages[0]).decided
         assert decided is not None

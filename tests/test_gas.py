@@ -348,3 +348,6 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert "not measured: a single-level search" in (tmp_path / "search.txt").read_text()
     with contextlib.chdir(tmp_path):
         assert TINY.space.dot(found) == (run / "arch.dot").read_text()
+    drawing = (run / "search.svg").read_text()
+    assert all(f"<!-- {title} -->" in drawing for title in ("cell1 reads cell0", "cell2 reads cell1"))
+    assert "drawing " in (tmp_path / "search.txt").read_text()

@@ -45,6 +45,7 @@ MADE = [
     "alphas.json",
     "search.jsonl",
     "search.pt",
+    "search.svg",
     "arch.json",
     "arch.dot",
     "arch.svg",

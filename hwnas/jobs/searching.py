@@ -75,6 +75,7 @@ class StageResult:
         steps: The lines of its step log.
         trials: How many architectures it scored; 0 for a strategy that finds probabilities.
         findings: The file of what it found.
+        log: The file of its step log.
         stopped: Why it ended early; None if it did not.
     """
 
@@ -84,6 +85,7 @@ class StageResult:
     steps: tuple[dict[str, Any], ...]
     trials: int
     findings: Path
+    log: Path
     stopped: str | None = None
 
 
@@ -286,6 +288,7 @@ def _search_stage(
         tuple(log.read()),
         len(there.trials),
         file,
+        log.path,
         stopped,
     )
     return result, fixed if there.decided is None else there.decided

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from hwnas.search.costs import Bound, Cost
 from hwnas.search.derive import strongest
 from hwnas.search.functional import Functional
 from hwnas.search.guards import decidedness
+from hwnas.search.logits import Drawable
 from hwnas.search.multiplier import Multiplier
 from hwnas.search.relax import FOR_ALPHAS, FOR_WEIGHTS, Moment, on, open_logits
 from hwnas.search.strategy import Findings, Inputs, Search
@@ -30,6 +33,9 @@ from hwnas.spaces import Space
 from hwnas.spaces.cell import set_evaluation
 
 __all__ = ["BilevelSearch", "SearchConfig"]
+
+SNAPSHOTS = 200  # of the probabilities in the log of a search, at most and one: enough for a picture
+DIGITS = 4  # that they are logged with
 
 
 class BilevelSearch(Search):
@@ -79,6 +85,7 @@ class BilevelSearch(Search):
         self.config, self.space = config, space
         inputs = Inputs(space, data, bounds, tuple(open_groups), fixed, weights)
         self.problem, searched = inputs.problem, inputs.groups
+        self._searched = tuple(g.name for g in searched)
         self.cost = Cost(config.cost, bounds) if bounds else None
         config.guards.check(self.problem.groups)
         with seeded(config.seed):
@@ -256,7 +263,19 @@ class BilevelSearch(Search):
                 self.weight = c.cost.weight.weight(self.multiplier, violation)
         if trains_alphas:
             self._check(arch)
-        return metrics
+        return metrics | self._snapshot(probs)
+
+    def _snapshot(self, probs: Probabilities) -> dict[str, Any]:
+        """Return what is logged now and then: probabilities by group, and at the end what the logits have to show."""
+        last = self.stopped is not None or self.step + 1 == self.config.steps
+        if not last and self.step % math.ceil(self.config.steps / SNAPSHOTS):
+            return {}
+        out: dict[str, Any] = {
+            "probabilities": {name: np.round(probs[name].double().cpu().numpy(), DIGITS).tolist() for name in self._searched}
+        }
+        if last and isinstance(self.alphas, Drawable):
+            out["drawings"] = [asdict(drawing) for drawing in self.alphas.drawings()]
+        return out
 
     def _check(self, arch: Architecture) -> None:
         guards = self.config.guards

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from hwnas.errors import HwnasError
 from hwnas.problem import Group
 from hwnas.records import stored
-from hwnas.search.logits import Alphas
+from hwnas.search.logits import Alphas, HeatMap
 from hwnas.seeding import seeded
 
 
@@ -63,7 +64,7 @@ class GraphModule(nn.Module):
     def __init__(self, groups: Sequence[Group], own: GraphLogits, seed: int) -> None:
         """Initialise the alphas as those of a table with this seed are."""
         super().__init__()
-        self.gamma = own.gamma
+        self.groups, self.gamma = tuple(groups), own.gamma
         self.alphas = Alphas(groups, seed)
         q = groups[0].shape[1]
         with seeded(seed):
@@ -82,6 +83,21 @@ class GraphModule(nn.Module):
     def adjacency(self) -> dict[str, Tensor]:
         """Return by group, but for the first, how much each of its edges reads of each edge before it, (p, p)."""
         return {name: adjacency for name, _, adjacency in self._chain() if adjacency is not None}
+
+    def drawings(self) -> list[HeatMap]:
+        """Return the adjacencies: rows are the edges of a cell, columns those of the cell before it that they read."""
+        with torch.no_grad():
+            adjacency = self.adjacency()
+        names = {g.name: tuple(d.name.removeprefix(f"{g.name}/") for d in g.decisions) for g in self.groups}
+        return [
+            HeatMap(
+                f"{g.name} reads {before.name}",
+                names[g.name],
+                names[before.name],
+                tuple(tuple(row) for row in adjacency[g.name].tolist()),
+            )
+            for before, g in pairwise(self.groups)
+        ]
 
     def _chain(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         last: Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,35 @@ class LogitModel(Protocol):
     """
 
     def build(self, groups: Sequence[Group], seed: int) -> nn.Module:
-        """Return a module ``() -> {group: (decisions, options)}``, finite and differentiable, for these groups."""
+        """Return a module ``() -> {group: (decisions, options)}``, finite and differentiable, for these groups.
+
+        A module that is `Drawable` is drawn at the end of a search.
+        """
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix to look at, of numbers from 0 to 1.
+
+    Attributes:
+        title: What it is.
+        rows: Their names.
+        columns: Their names.
+        values: Row by row.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """A module of logits that has more to show than its logits."""
+
+    def drawings(self) -> Sequence[HeatMap]:
+        """Return what there is to see now, in the order in which it is to be drawn."""
 
 
 class Alphas(nn.Module):

@@ -17,6 +17,7 @@ from hwnas.latency.resources import RESOURCES
 from hwnas.search.widths import MIN_SCORE
 from hwnas.show.console import console, summary, table
 from hwnas.show.drawings import draw_front, picture
+from hwnas.show.searches import History, draw_search
 
 
 def searched(result: SearchResult) -> None:
@@ -24,8 +25,18 @@ def searched(result: SearchResult) -> None:
     for stage in result.stages:
         if len(result.stages) > 1:
             console.print(f"stage {stage.name}", style="bold", markup=False)
-        summary(_searched(stage, result.aim_ms), None)
+        summary(_searched(stage, result.aim_ms) | _drawn(stage, result.derivation), None)
     derived(result.derivation)
+
+
+def _drawn(stage: StageResult, derivation: DeriveResult) -> dict[str, object]:
+    """Draw how the probabilities of a stage went, if it has any; return what a summary says of it."""
+    history = History.of(stage.steps)
+    if history is None or derivation.space is None:
+        return {}
+    problem, arch = derivation.space.problem, derivation.derived.architecture
+    path = stage.log.with_suffix(".svg")
+    return {"drawing": picture(path, lambda figure: draw_search(figure, history, problem, stage.groups, arch))}
 
 
 def _searched(stage: StageResult, aim_ms: float) -> dict[str, object]:

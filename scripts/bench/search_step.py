@@ -7,7 +7,7 @@ of rounds. Memory is that of a process of its own: its highest level during a st
 and, as its last line, one JSON object.
 
 example: python scripts/bench/search_step.py --cases darts-b4 --orders 1 --rounds 3
-example: python scripts/bench/search_step.py --space autodeeplab
+example: python scripts/bench/search_step.py --space gas --modes textbook fast lean
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from textbook import Search, Supernet
+from textbook import JointSearch, Search, Supernet
 from textbook_trellis import TrellisSupernet
 from torch import nn
 
@@ -35,25 +35,28 @@ from hwnas.learn.losses import task_loss
 from hwnas.resources import profiles_dir
 from hwnas.search.costs import Bound
 from hwnas.search.gradient import BilevelSearch, SearchConfig
+from hwnas.search.graph_logits import GraphLogits
 from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
-from hwnas.search.relax import open_logits, softmax
+from hwnas.search.relax import GumbelSoftmax, open_logits, softmax
 from hwnas.search.widths import count, price
 from hwnas.show.console import console, table
-from hwnas.spaces import Scale, Space, Trellis, autodeeplab_space, darts_space
+from hwnas.spaces import Scale, Space, Trellis, autodeeplab_space, cas_space, darts_space, gas_space
 from hwnas.spaces.cell import set_evaluation
 
 MODES = ("textbook", "fast", "lean", "fast-bf16")
 # What a step asks for in units of a forward pass: forward, gradients of maps and gradients of weights are one each. The
-# alphas need no gradients of weights; the textbook takes them all the same.
+# alphas need no gradients of weights; the textbook takes them all the same. One pass is for both on a single level.
 PASSES = {1: 5, 2: 14}
+SINGLE_PASSES = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A supernet and a batch."""
+    """A supernet, a batch, and what is not as in a search of DARTS."""
 
     space: Space
     batch: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def batches(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """Return a batch for weights and one for alphas; what is in them does not matter for time."""
@@ -68,6 +71,7 @@ class Case:
         )
 
 
+GAS: dict[str, Any] = {"level": "single", "logits": GraphLogits(), "relaxation": GumbelSoftmax()}
 CIFAR = darts_space(Scale(16, 8, (32, 32)), 10, stem="cifar", head="classification")
 CASES = {
     "darts-b4": Case(CIFAR, 4),
@@ -75,12 +79,20 @@ CASES = {
     "segmentation-192x384-b2": Case(darts_space(Scale(16, 8, (192, 384)), 11), 2),
     "autodeeplab-64": Case(autodeeplab_space(Scale(8, 12, (64, 64)), 19), 1),
     "autodeeplab-128": Case(autodeeplab_space(Scale(8, 12, (128, 128)), 19), 1),
+    "cas-128": Case(cas_space(Scale(16, 6, (128, 128)), 11), 2),
+    "cas-192x384": Case(cas_space(Scale(16, 6, (192, 384)), 11), 2),
+    "gas-128": Case(gas_space(Scale(16, 14, (128, 128)), 11), 2, GAS),
+    "gas-192x384": Case(gas_space(Scale(16, 14, (192, 384)), 11), 2, GAS),
     "tiny": Case(darts_space(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"), 2),
     "tiny-trellis": Case(autodeeplab_space(Scale(2, 4, (32, 32)), 5, nodes=2), 2),
+    "tiny-cas": Case(cas_space(Scale(4, 3, (64, 64)), 5, nodes=2, head_channels=4, head_nodes=2), 2),
+    "tiny-gas": Case(gas_space(Scale(4, 3, (64, 64)), 5, head_channels=4), 2, GAS),
 }
 USUAL = {
     "darts": ("darts-b4", "darts-b16", "segmentation-192x384-b2"),
     "autodeeplab": ("autodeeplab-64", "autodeeplab-128"),
+    "cas": ("cas-128", "cas-192x384"),
+    "gas": ("gas-128", "gas-192x384"),
 }
 
 
@@ -89,10 +101,10 @@ def bounds(case: Case) -> list[Bound]:
 
     There is no table for other spaces: they count multiply-adds, by a model with as many prices.
     """
-    if isinstance(case.space.encoder, Trellis):
+    recipe = recipes.get("darts-quick")
+    if case.space.groups != recipe.space.groups:
         (model,) = count(case.space, [case.space.scale], "macs")
         return [Bound("macs", model, 1e6)]
-    recipe = recipes.get("darts-quick")
     latency = LatencyTable.load(sorted(profiles_dir().glob("*/onnxruntime-fp32-b1/darts-quick.json"))[0])
     (model,) = price(recipe.space, recipe.scales()[-1:], latency)
     return [Bound("ms", model, 3.0)]
@@ -109,6 +121,7 @@ def ours(case: Case, order: int, mode: str, bound: bool = True) -> Callable[[], 
         order="second" if order == 2 else "first",
         evaluation=mode.removesuffix("-bf16"),  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
+        **case.settings,
     )
     kind = "synthetic-shapes" if case.space.task == "classification" else "synthetic"
     search = BilevelSearch(case.space, config, open_dataset(kind, "train", scale.size), bounds(case) if bound else ())
@@ -121,7 +134,7 @@ def book_of(case: Case, net: nn.Module, alphas: dict[str, torch.Tensor]) -> Supe
     """Return the textbook's form of a supernet, with the same weights."""
     if isinstance(case.space.encoder, Trellis):
         return TrellisSupernet(net, case.space, alphas)
-    return Supernet(net, case.space.encoder.ops, case.space.scale.channels, alphas)
+    return Supernet(net, case.space, alphas)
 
 
 def textbooks(case: Case, order: int) -> Callable[[], Any]:
@@ -129,8 +142,14 @@ def textbooks(case: Case, order: int) -> Callable[[], Any]:
     torch.manual_seed(0)
     net = case.space.build(form="search")
     alphas = {g.name: 1e-3 * torch.randn(g.shape) for g in case.space.groups}
-    search = Search(book_of(case, net, alphas), task_loss, order == 2)
+    book = book_of(case, net, alphas)
     train, val = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in case.batches())
+    if case.settings.get("level") == "single":
+        assert isinstance(book, Supernet)
+        relaxation, logits = case.settings["relaxation"], case.settings["logits"].build(case.space.groups, 0)
+        joint = JointSearch(book, logits, task_loss, relaxation.temperature.start)
+        return lambda: joint.step(train)
+    search = Search(book, task_loss, order == 2)
     return lambda: search.step(train, val)
 
 
@@ -201,7 +220,7 @@ def equality(case: Case) -> dict[str, float]:
         if not fused:
             made = book.to(dtype)
             scores = made(x.to(dtype))
-            return [scores, *torch.autograd.grad(task_loss(scores, y), list(made.alphas.values()))]
+            return [scores, *torch.autograd.grad(task_loss(scores, y), [made.alphas[k] for k in alphas])]
         set_evaluation(net.to(dtype, memory_format=torch.channels_last), "fast")
         logits = {k: v.to(dtype).requires_grad_() for k, v in alphas.items()}
         scores = net.to(dtype)(x.to(dtype), softmax(open_logits(logits, case.space.groups)))
@@ -248,6 +267,7 @@ def measure(name: str, order: int, rounds: int, modes: list[str], rate: float) -
     del steps
     memory = {mode: _peak_apart(name, order, mode) for mode in modes}
     macs = forward_macs(case)
+    passes = SINGLE_PASSES if case.settings.get("level") == "single" else PASSES[order]
     out = []
     for mode in modes:
         own = statistics.median(t[mode] for t in times)
@@ -260,7 +280,7 @@ def measure(name: str, order: int, rounds: int, modes: list[str], rate: float) -
                 "time_ratio": statistics.median(t["textbook"] / t[mode] for t in times),
                 "memory_mib": memory[mode] / 2**20,
                 "memory_ratio": memory[mode] / memory["textbook"],
-                "share_of_peak": PASSES[order] * macs / own / rate,
+                "share_of_peak": passes * macs / own / rate,
             }
         )
     return out
@@ -283,7 +303,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=3, metavar=("CASE", "ORDER", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.cases = args.cases or USUAL[args.space]
-    args.orders = args.orders or ([1, 2] if args.space == "darts" else [1])  # Auto-DeepLab's search is of first order
+    args.orders = args.orders or ([1, 2] if args.space == "darts" else [1])  # the others search in first order
     torch.set_num_threads(1)
     if args.peak:
         name, order, mode = args.peak

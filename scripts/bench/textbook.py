@@ -9,11 +9,13 @@ and head are those of the network it is compared with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hwnas.spaces import MultiScaleHead, Space
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,6 +47,32 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv1(x), self.conv2(x[:, :, 1:, 1:])], dim=1))
 
 
+class ImagePool(nn.Module):
+    """The mean over the image, a 1x1 convolution, BatchNorm and ReLU, the same at every place."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute it."""
+        return F.relu(self.bn(self.conv(F.adaptive_avg_pool2d(x, 1)))).expand_as(x)
+
+
+class GridPool(nn.Module):
+    """Means over the cells of a grid, a 1x1 convolution and BatchNorm, resized to the size of the map."""
+
+    def __init__(self, c: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv, self.bn = nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute it: the grid divides the map."""
+        pooled = F.avg_pool2d(x, (x.shape[2] // self.grid, x.shape[3] // self.grid))
+        return F.interpolate(self.bn(self.conv(pooled)), size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
 def depthwise_separable(c: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
     """Return ReLU, depthwise and 1x1 convolution, and BatchNorm."""
     padding = dilation * (kernel // 2)
@@ -66,10 +94,17 @@ def candidate(name: str, c: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.MaxPool2d(3, stride, 1), nn.BatchNorm2d(c, affine=False))
     if name == "avg_pool_3x3":
         return nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), nn.BatchNorm2d(c, affine=False))
+    if name == "image_pool":
+        return nn.Sequential(nn.ReLU(), ImagePool(c))
+    if name.startswith("grid_pool"):
+        return nn.Sequential(nn.ReLU(), GridPool(c, int(name[-1])))
+    if name.startswith("dil_sep_conv_3x3_r"):
+        return nn.Sequential(*depthwise_separable(c, 3, stride, int(name.removeprefix("dil_sep_conv_3x3_r"))))
     kernel = int(name[-1])
-    if name.startswith("atrous"):
-        atrous = nn.Conv2d(c, c, kernel, stride, 2 * (kernel // 2), 2, bias=False)
-        return nn.Sequential(nn.ReLU(), atrous, nn.BatchNorm2d(c, affine=False))
+    if name.startswith(("atrous", "conv")):
+        rate = 2 if name.startswith("atrous") else 1
+        full = nn.Conv2d(c, c, kernel, stride, rate * (kernel // 2), rate, bias=False)
+        return nn.Sequential(nn.ReLU(), full, nn.BatchNorm2d(c, affine=False))
     if name.startswith("dil"):
         return nn.Sequential(*depthwise_separable(c, kernel, stride, 2))
     return nn.Sequential(*depthwise_separable(c, kernel, stride, 1), *depthwise_separable(c, kernel, 1, 1))
@@ -88,45 +123,75 @@ class MixedOp(nn.Module):
 
 
 class Cell(nn.Module):
-    """Four nodes, fourteen edges."""
+    """Nodes that sum an edge from each state before them, concatenated."""
 
-    def __init__(self, options: Sequence[str], before: int, last: int, c: int, reduction: bool, after: bool) -> None:
+    def __init__(
+        self, options: Sequence[str], nodes: int, before: int, last: int, c: int, reduction: bool, after: bool
+    ) -> None:
         super().__init__()
         one = nn.Sequential(nn.ReLU(), nn.Conv2d(before, c, 1, bias=False), nn.BatchNorm2d(c, affine=False))
         self.preprocess0 = FactorizedReduce(before, c) if after else one
         self.preprocess1 = nn.Sequential(nn.ReLU(), nn.Conv2d(last, c, 1, bias=False), nn.BatchNorm2d(c, affine=False))
-        strides = [2 if reduction and j < 2 else 1 for i in range(4) for j in range(2 + i)]
-        self.edges = nn.ModuleList(MixedOp(options, c, s) for s in strides)
+        self.edges = edges(options, nodes, 2, c, 2 if reduction else 1)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """Compute it."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edge = 0
-        for _ in range(4):
-            total: Tensor | int = 0
-            for state in states:
-                total = total + self.edges[edge](state, weights[edge])
-                edge += 1
-            states.append(total)  # type: ignore[arg-type]
-        return torch.cat(states[2:], dim=1)
+        return nodes_of([self.preprocess0(s0), self.preprocess1(s1)], self.edges, weights)
+
+
+def edges(options: Sequence[str], nodes: int, inputs: int, c: int, stride: int) -> nn.ModuleList:
+    """Return the edges of a cell, node by node; those from its inputs have the stride."""
+    strides = [stride if j < inputs else 1 for i in range(nodes) for j in range(inputs + i)]
+    return nn.ModuleList(MixedOp(options, c, s) for s in strides)
+
+
+def nodes_of(states: list[Tensor], mixed: nn.ModuleList, weights: Tensor) -> Tensor:
+    """Return the nodes of a cell, concatenated, given its inputs."""
+    inputs, edge = len(states), 0
+    while edge < len(mixed):
+        total: Tensor | int = 0
+        for state in states:
+            total = total + mixed[edge](state, weights[edge])
+            edge += 1
+        states = [*states, total]  # type: ignore[list-item]
+    return torch.cat(states[inputs:], dim=1)
+
+
+class MultiScale(nn.Module):
+    """The same head as `head`, a `hwnas.spaces.MultiScaleHead` on the last feature."""
+
+    def __init__(self, head: nn.Module, own: MultiScaleHead) -> None:
+        super().__init__()
+        self.preprocess, self.classifier = copy.deepcopy(head.preprocess[0]), copy.deepcopy(head.classifier)  # type: ignore[index]
+        self.edges = edges(own.ops, own.nodes, 1, own.channels, 1)
+
+    def parts(self) -> list[nn.Module]:
+        """Return them in the order of the head it is compared with."""
+        return [self.preprocess, self.edges, self.classifier]
+
+    def forward(self, image: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        """Compute it."""
+        scores = self.classifier(nodes_of([self.preprocess(F.relu(x))], self.edges, weights))
+        return F.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Supernet(nn.Module):
-    """The same network as `net`, a supernet of `hwnas.spaces.Chain` with four nodes, with the same weights."""
+    """The same network as `net`, a supernet of `space` whose cells are a stack, with the same weights."""
 
-    def __init__(self, net: nn.Module, options: Sequence[str], channels: int, alphas: dict[str, Tensor]) -> None:
+    def __init__(self, net: nn.Module, space: Space, alphas: dict[str, Tensor]) -> None:
         super().__init__()
-        # Kinds of the cells, and which states are features.
+        # Which logits each cell has, and which states are features.
         self.kinds, self.features = [k.name for k in net.encoder.kinds], net.encoder.taken
-        self.stem0, self.stem1, self.head = (copy.deepcopy(m) for m in (net.stem0, net.stem1, net.head))
-        c, cells, after = channels, [], False
+        self.stem0, self.stem1 = (copy.deepcopy(m) for m in (net.stem0, net.stem1))
+        searched = isinstance(space.head, MultiScaleHead)
+        self.head = MultiScale(net.head, space.head) if searched else copy.deepcopy(net.head)
+        c, cells, after = space.scale.channels, [], False
         before = net.cells[0].preprocess0[1].conv.in_channels  # type: ignore[index, union-attr]
         last = net.cells[0].preprocess1[1].conv.in_channels  # type: ignore[index, union-attr]
-        for kind in self.kinds:
-            reduction = kind == "reduce"
-            c *= 2 if reduction else 1
-            cells.append(Cell(options, before, last, c, reduction, after))
-            before, last, after = last, 4 * c, reduction
+        for kind in net.encoder.kinds:
+            c *= kind.stride
+            cells.append(Cell(kind.ops, kind.nodes, before, last, c, kind.stride == 2, after))
+            before, last, after = last, kind.nodes * c, kind.stride == 2
         self.cells = nn.ModuleList(cells)
         self.alphas = nn.ParameterDict({k: nn.Parameter(v.detach().clone()) for k, v in alphas.items()})
         theirs = [p for part in (net.stem0, net.stem1, net.cells, net.head) for p in part.parameters()]  # type: ignore[union-attr]
@@ -137,15 +202,20 @@ class Supernet(nn.Module):
 
     def weights(self) -> list[nn.Parameter]:
         """Return all but the alphas, in the order of the network it is compared with."""
-        return [p for part in (self.stem0, self.stem1, self.cells, self.head) for p in part.parameters()]
+        head = self.head.parts() if isinstance(self.head, MultiScale) else [self.head]
+        return [p for part in (self.stem0, self.stem1, self.cells, *head) for p in part.parameters()]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Compute it."""
+    def forward(self, image: Tensor, mixture: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Compute it: with the softmax of its alphas, or with what is given in their place."""
+        p = mixture or {k: F.softmax(a, dim=-1) for k, a in self.alphas.items()}
         s0 = self.stem0(image)
         states = [s0, self.stem1(s0)]
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            states.append(cell(*states[-2:], F.softmax(self.alphas[kind], dim=-1)))
-        return self.head(image, [states[i] for i in self.features])
+            states.append(cell(*states[-2:], p[kind]))
+        features = [states[i] for i in self.features]
+        if isinstance(self.head, MultiScale):
+            return self.head(image, features[-1], p["multiscale"])
+        return self.head(image, features)
 
 
 class Search:
@@ -202,3 +272,24 @@ class Search:
                 loss = self.loss(self.net(train[0]), train[1])
                 ends.append(torch.autograd.grad(loss, list(self.net.alphas.values())))
         return [(a - b) / (2 * eps) for a, b in zip(*ends, strict=True)]
+
+
+class JointSearch:
+    """Steps of SNAS and GAS: alphas and weights learn from one loss, ops are sampled by the Gumbel-softmax."""
+
+    def __init__(self, net: Supernet, logits: nn.Module, loss: Loss, temperature: float) -> None:
+        self.net, self.logits, self.loss, self.temperature = net, logits, loss, temperature
+        self.w_optimizer = torch.optim.SGD(net.weights(), 0.025, momentum=0.9, weight_decay=3e-4)
+        self.alpha_optimizer = torch.optim.Adam(logits.parameters(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+
+    def step(self, train: tuple[Tensor, Tensor]) -> float:
+        """Do a step of both; return the loss."""
+        self.alpha_optimizer.zero_grad()
+        self.w_optimizer.zero_grad()
+        sample = {k: F.gumbel_softmax(a, self.temperature) for k, a in self.logits().items()}
+        loss = self.loss(self.net(train[0], sample), train[1])
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.weights(), 5.0)
+        self.w_optimizer.step()
+        self.alpha_optimizer.step()
+        return float(loss.detach())
