@@ -261,7 +261,7 @@ class Run:
                 "give the new one another name with --run"
             )
 
-    def _override(self, own: Settings | None, overrides: Mapping[str, str], late: Collection[str]) -> None:
+    def _override(self, own: Settings | None, overrides: Mapping[str, str], late: Collection[str] = ()) -> None:
         before = self.recipe
         changed = override(before, overrides)
         there = dict(self.settings.overrides or {})

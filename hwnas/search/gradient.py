@@ -271,7 +271,9 @@ class BilevelSearch(Search):
         if not last and self.step % math.ceil(self.config.steps / SNAPSHOTS):
             return {}
         out: dict[str, Any] = {
-            "probabilities": {name: np.round(probs[name].double().cpu().numpy(), DIGITS).tolist() for name in self._searched}
+            "probabilities": {
+                name: np.round(probs[name].double().cpu().numpy(), DIGITS).tolist() for name in self._searched
+            }
         }
         if last and isinstance(self.alphas, Drawable):
             out["drawings"] = [asdict(drawing) for drawing in self.alphas.drawings()]
