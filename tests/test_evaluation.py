@@ -379,7 +379,7 @@ def test_a_file_is_held_against_labels_at_their_own_resolution(finished: Path, m
         said = done("validate", RECIPE, "--again").out
         report = read_report(finished)
         assert (report["label_size"], report["resized"], opened[-1]) == (list(size), ending, True)
-        assert re.search(rf"^labels +90x101; {how}$", said, re.MULTILINE)
+        assert re.search(rf"^label size +90x101; {how}$", said, re.MULTILINE)
         assert report["torch_miou"] == pytest.approx(confusion.miou())
         assert report["test_miou"] == pytest.approx(confusion.miou(), abs=1e-3)
         with Image.open(finished / "predictions.png") as picture:

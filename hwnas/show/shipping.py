@@ -98,9 +98,9 @@ def _means(report: Report) -> dict[str, str]:
         "labels": "; the file gives labels, which were resized to them by nearest",
     }[report.resized]
     return {
-        "beside it": f"boundary mIoU {report.boundary_miou:.2%}, frequency-weighted IoU "
+        "means": f"boundary mIoU {report.boundary_miou:.2%}, frequency-weighted IoU "
         f"{report.frequency_weighted_iou:.2%}, mean accuracy {report.mean_accuracy:.2%}",
-        "labels": f"{size}{how}",
+        "label size": f"{size}{how}",
     }
 
 
