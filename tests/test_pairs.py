@@ -99,6 +99,9 @@ SCALES = {
     "pidnet": Scale(2, 1, (25, 35)),
     "ddrnet": Scale(2, 1, (25, 35)),
     "lmffnet": Scale(4, 1, (25, 35)),
+    "lite": Scale(8, 7, (25, 35)),
+    "mobilenetv2": Scale(8, 5, (25, 35)),
+    "resnet": Scale(4, 4, (25, 35)),
 }
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "chain": {"nodes": 2, "ops": OPS},
@@ -110,6 +113,8 @@ FURTHER = {
     "independent, shared": ("independent", {"shared": True}),
     "independent, three nodes": ("independent", {"nodes": 3, "stem": "imagenet"}),
     "trellis, step": ("trellis", {"weighting": "step"}),
+    "lite, stride 16": ("lite", {"stride": 16}),
+    "resnet, stride 8": ("resnet", {"stride": 8}),
 }
 
 
@@ -144,6 +149,7 @@ def features(own: str) -> int:
 def pairs() -> list[tuple[str, str]]:
     """Return all pairs that fit; for further ways of an encoder those heads that tell the difference."""
     further = {("independent, shared", "aspp"), ("independent, three nodes", "cell-head")}
+    further |= {("lite, stride 16", "aspp"), ("resnet, stride 8", "fpn")}
     further |= {("chain, cifar", "classifier"), ("trellis, step", "decoder"), ("trellis, step", "cell-head")}
     given, least = {e: features(e) for e in encoders()}, {h: head.least_features for h, head in heads().items()}
     fit = [(e, h) for e in given for h in least if given[e] >= least[h]]
@@ -171,6 +177,10 @@ QUICK = {
     ("ddrnet", "dual"),
     ("lmffnet", "multiattention"),
     ("trellis", "guided"),
+    ("lite", "fpn"),
+    ("mobilenetv2", "context"),
+    ("resnet", "multiscale"),
+    ("trellis", "fpn"),
 }
 
 

@@ -20,7 +20,7 @@ from hwnas.ops.onnx_graph import IR_VERSION, OPSET, OpExporter
 from hwnas.ops.precision import to_half
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.trt_build import Builder, BuildOptions
-from hwnas.spaces import Scale, Space, darts_space, sample, trace_space
+from hwnas.spaces import FPNHead, Lite, Scale, Space, darts_space, sample, trace_space
 from tests.conftest import run
 
 TARGETS = ((7, 5), (8, 6), (8, 9), (12, 0))
@@ -29,6 +29,10 @@ SPACES = {
     "cifar": darts_space(Scale(16, 8, (32, 32)), 10, "cifar", "classification"),
     "imagenet": darts_space(Scale(16, 6, (64, 64)), 20, "imagenet", "classification"),
 }
+
+
+# Padded unevenly, with ReLU up to 6.
+PUBLISHED = Space(Lite(Scale(32, 7, (96, 128))), FPNHead(32, separable=True), 11)
 
 
 def network(space: Space, seed: int = 0) -> ModelProto:
@@ -62,6 +66,17 @@ def test_derived_networks_build_for_each_gpu(
     builder.build(path, out, options, lambda phase, done, total: told.append((phase, done, total)))
     assert out.stat().st_size > 100_000
     assert all(0 <= done <= total for _, done, total in told)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("target", [pytest.param(t, marks=pytest.mark.slow if t != (8, 9) else ()) for t in TARGETS])
+def test_a_published_encoder_builds_for_each_gpu(
+    half: bool, target: tuple[int, int], tmp_path: Path, builder: Builder
+) -> None:
+    model = network(PUBLISHED)
+    path = saved(to_half(model) if half else model, tmp_path / "m.onnx")
+    builder.build(path, tmp_path / "e.engine", BuildOptions(targets=(target,)))
+    assert (tmp_path / "e.engine").stat().st_size > 1_000_000
 
 
 @pytest.mark.slow
@@ -111,9 +126,9 @@ class TestBuilder:
 
 
 class TestHalf:
-    @pytest.mark.parametrize("name", SPACES)
+    @pytest.mark.parametrize("name", [*SPACES, "published"])
     def test_computes_what_the_model_does(self, name: str) -> None:
-        space = SPACES[name]
+        space = SPACES.get(name, PUBLISHED)
         traced = trace_space(space, sample(space, np.random.default_rng(1)), labels=False)
         model = OpExporter().network(traced)
         image = np.random.default_rng(0).standard_normal(traced.input_shape).astype(np.float32)

@@ -91,7 +91,8 @@ def read_findings(run: Run) -> Found:
     recipe = run.recipe
     problem = recipe.space.problem
     decided, matrices = Architecture.of(problem.name, {}), dict(problem.uniform())
-    for stage in recipe.stages:
+    trials: tuple[Trial, ...] = ()
+    for stage in recipe.searched:
         there = read_stage(run, stage)
         probabilities = there.probabilities
         if probabilities is None:  # written before these were stored
@@ -99,8 +100,8 @@ def read_findings(run: Run) -> Found:
             matrices |= recipe.search.relaxation.probs(open_logits(logits, problem.groups))
         else:
             matrices |= {k: torch.tensor(v, dtype=torch.float32) for k, v in probabilities.items()}
-        decided = there.decided or decided
-    return Found(problem.probabilities(matrices), there.trials, decided)
+        decided, trials = there.decided or decided, there.trials
+    return Found(problem.probabilities(matrices), trials, decided)
 
 
 def _tuples(matrices: Mapping[str, np.ndarray]) -> dict[str, Matrix]:

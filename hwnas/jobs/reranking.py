@@ -39,7 +39,9 @@ def open_supernet(run: Run, data: SegmentationData | None = None, device: torch.
         HwnasError: If they are not there, do not fit the recipe, or have seen all images; if the data is not there.
     """
     recipe = run.recipe.seeded(run.settings.search_seed)
-    stage = recipe.stages[-1]
+    if not recipe.searched:
+        raise HwnasError(f"the recipe {recipe.name} has nothing to search, so there is no supernet")
+    stage = recipe.searched[-1]
     path = run.require(stage.file("search.pt"), "search")
     images = data or run.data("train", stage.strategy.size)
     decided = read_findings(run).decided

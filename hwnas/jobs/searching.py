@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ from hwnas.latency.table import LatencyTable
 from hwnas.learn.device import AUTO, open_device, title
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
+from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.search.config import SearchConfig
 from hwnas.search.costs import Bound
 from hwnas.search.strategy import Inputs, Stage
 from hwnas.search.strategy import search as run_search
-from hwnas.search.widths import RANDOM_NETWORKS, Constraint, Contest, count, price, random_latencies_ms, typical
+from hwnas.search.widths import RANDOM_NETWORKS, Constraint, Contest, count, price, random_latencies_ms, safety, typical
 from hwnas.steplog import StepLog
 
 
@@ -128,7 +130,8 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
     with run.locked():
         if budgets:
             run.ask(budget_ms=budgets[0], how=demands if demands.others else None)
-        run.ask(search_seed=run.seeded_recipe.stages[0].strategy.seed, data=run.settings.data or run.recipe.data)
+        seed = next((stage.strategy.seed for stage in run.seeded_recipe.searched), None)
+        run.ask(search_seed=seed, data=run.settings.data or run.recipe.data)
         if (run.folder / "arch.json").exists():
             derived = run.derived()
             if settings.measure and derived.measured_ms is None:
@@ -145,8 +148,9 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
 def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
     recipe, tables, device = run.seeded_recipe, settings.tables, open_device(settings.device)
     space, scales = recipe.space, recipe.scales()
-    data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.stages}  # read after the budget
-    for stage in recipe.stages:
+    # Read after the budget; where nothing is searched, for what is to be trained.
+    data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.searched} or {None: run.data("train")}
+    for stage in recipe.searched:
         if stage.before is not None:
             stage.before.open("train")  # what cannot be used is refused now
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
@@ -158,7 +162,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     random_ms = random_latencies_ms(space.problem, models, RANDOM_NETWORKS, seed=0)
     budget_ms = run.settings.budget_ms
     if budget_ms is None:
-        budget_ms = float(np.percentile(random_ms, recipe.budget_percentile))
+        budget_ms = _default_budget_ms(recipe, models, random_ms)
     here = Constraint(str(table.path), models, budget_ms)
     elsewhere = [
         Constraint.on_table(space, scales, t, other.budget_ms) for t, other in zip(others, demands.others, strict=True)
@@ -170,8 +174,8 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         raise contest.refusal(budget_ms)
     for images in data.values():
         read_all(images, report)
-    images = data[recipe.stages[-1].strategy.size]
-    halves = {s.strategy.seed for s in recipe.stages if isinstance(s.strategy, SearchConfig)}
+    images = data[recipe.searched[-1].strategy.size if recipe.searched else None]
+    halves = {s.strategy.seed for s in recipe.searched if isinstance(s.strategy, SearchConfig)}
     look_at(run, {"train": images}, report, also=("val", "test"), halves=sorted(halves))
     run.ask(budget_ms=budget_ms)
     settle_data(run, report)
@@ -184,7 +188,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
     # The scale whose typical network is nearest to the budget is the one most likely to be derived.
     nearest = int(np.abs(np.log(np.median(random_ms, axis=1) / budget_ms)).argmin())
     bounds = [here.bound(nearest, "ms"), *(c.bound(nearest, f"ms_{i}") for i, c in enumerate(elsewhere, start=2))]
-    weighed = dict.fromkeys(r for stage in recipe.stages for r in stage.strategy.resources)
+    weighed = dict.fromkeys(r for stage in recipe.searched for r in stage.strategy.resources)
     counted = {r: typical(space.problem, count(space, [scales[nearest]], r)[0], r) for r in weighed}
     made_with: dict[str, Any] = {"budget_ms": budget_ms, "table": table.where, "data": run.name_of(images)}
     if others:
@@ -193,8 +197,8 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         ]
     context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers)
     results, fixed = [], Architecture.of(space.name, {})
-    for i, stage in enumerate(recipe.stages):
-        result, fixed = _search_stage(context, stage, fixed, i == len(recipe.stages) - 1, report)
+    for i, stage in enumerate(recipe.searched):
+        result, fixed = _search_stage(context, stage, fixed, i == len(recipe.searched) - 1, report)
         results.append(result)
     judge = Judge(run, images, device)
     derivation = derive_into(run, table, budget_ms, demands, open_contest(run, table, demands), judge, report)
@@ -211,6 +215,21 @@ def _price(run: Run, table: LatencyTable) -> list[LatencyModel]:
             f"{e}; here that is: {run.command('profile')} (its networks are for {space.classes} classes, and a table "
             "serves one number of classes)"
         ) from e
+
+
+def _default_budget_ms(recipe: Recipe, models: Sequence[LatencyModel], random_ms: np.ndarray) -> float:
+    """Return the budget where none is asked for: the recipe's percentile of random networks of all scales.
+
+    Where the size is all there is to choose, it leaves that to the utility.
+
+    Args:
+        recipe: Of the run.
+        models: One for each scale.
+        random_ms: What they predict for random networks, (models, networks).
+    """
+    if recipe.searched:
+        return float(np.percentile(random_ms, recipe.budget_percentile))
+    return max(safety(m) * float(ms.max()) for m, ms in zip(models, random_ms, strict=True))
 
 
 @dataclass(frozen=True)

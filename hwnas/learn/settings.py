@@ -63,6 +63,8 @@ class TrainConfig:
         temperature: Scores are divided by before they are compared with the teacher's.
         channels_last: Keep maps channels last in memory.
         compile: Compile the network by `torch.compile`.
+        encoder_weights: What the encoder starts from: ``"imagenet"`` for the weights of a package, or the path of a
+            file, see `hwnas.learn.pretrained`; empty for random weights.
 
     Raises:
         HwnasError: If a setting is out of range.
@@ -106,6 +108,7 @@ class TrainConfig:
     temperature: float = 2.0
     channels_last: bool = True
     compile: bool = False
+    encoder_weights: str = ""
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.batch, self.accumulate, self.evaluate_every, self.checkpoint_every)

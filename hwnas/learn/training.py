@@ -24,6 +24,7 @@ from hwnas.learn.device import CPU, Context, title
 from hwnas.learn.evaluation import evaluate
 from hwnas.learn.losses import criterion, tensors, weights_of
 from hwnas.learn.optim import HEAD, clip, make_optimizer, set_learning_rate
+from hwnas.learn.pretrained import start_encoder
 from hwnas.learn.scaling import LossScaler
 from hwnas.learn.schedule import learning_rate
 from hwnas.learn.settings import TrainConfig
@@ -33,7 +34,7 @@ from hwnas.ops.drop_path import set_drop_path
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
-from hwnas.spaces import Form, Space
+from hwnas.spaces import Form, Space, SpaceNet
 from hwnas.steplog import StepLog
 
 __all__ = ["TrainConfig", "Training", "learning_rate", "read_weights", "train"]
@@ -86,6 +87,12 @@ class Training:
             net = space.build(arch, form=form)
             # Not a module of the network, so that it is never exported.
             auxiliary = space.build_auxiliary(arch) if config.aux_weight else None
+        # What a checkpoint must have started from too; a checkpoint then takes the place of these weights.
+        self.started_from: dict[str, str] = {}
+        if config.encoder_weights:
+            assert isinstance(net, SpaceNet), "a complete architecture computes"
+            digest = start_encoder(net, space.encoder, config.encoder_weights, data.mean, data.std)
+            self.started_from = {"encoder_weights": digest}
         self.averaged = averaged(net, self.context, config.average) if config.average else None
         self.net = self.context.module(net)
         self.auxiliary = None if auxiliary is None else self.context.module(auxiliary)
@@ -298,7 +305,7 @@ def train(
         else:  # as was asked for, or the checkpoint says
             update(done, note, training.steps)
 
-    run_settings = {"config": asdict(training.config), "settings": settings}
+    run_settings = {"config": asdict(training.config), "settings": settings, **training.started_from}
     also = {"device": title(training.context.device)}
     # An evaluation takes long: a kill after it does not cost it.
     every = min(training.config.checkpoint_every, training.config.evaluate_every)

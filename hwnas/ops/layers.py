@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.ops.registry import Op, op
+from hwnas.ops.same import SameConv
 
 
-def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+def _conv(
+    c_in: int, c_out: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, same: bool = False
+) -> nn.Conv2d:
     padding = dilation * (kernel // 2)
-    return nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, groups, bias=False)
+    make = SameConv if same else nn.Conv2d
+    return make(c_in, c_out, kernel, stride, padding, dilation, groups, bias=False)
 
 
 @op("relu", pure=True)
@@ -132,6 +136,61 @@ class AtrousConv(Op):
         """(N, c_in, H, W) -> (N, c_out, H, W)."""
         x = self.bn(self.conv(x))
         return F.relu(x) if self.relu else x
+
+
+@op("conv_bn_relu6")
+class ConvBNReLU6(Op):
+    """Convolution, BatchNorm, and ReLU up to 6: the stem of MobileNetV2 and of EfficientNet-Lite."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, same: bool = False) -> None:
+        """Build with `c_in` to `c_out` channels; `same` is for padding as in TensorFlow."""
+        super().__init__(c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, same=same)
+        self.conv = _conv(c_in, c_out, kernel, stride, same=same)
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+        return F.relu6(self.bn(self.conv(x)))
+
+
+@op("inverted_residual", convolves=True)
+class InvertedResidual(Op):
+    """1x1 convolution to more channels, depthwise one, 1x1 one to few, linear at the end (MobileNetV2, section 3.3).
+
+    Each has a BatchNorm, the first two a ReLU up to 6. The sum with its input is an `Add`. Without more channels
+    (`expand` of 1) there is no first convolution.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        expand: int = 6,
+        dilation: int = 1,
+        same: bool = False,
+    ) -> None:
+        """Build with `c_in`, then `expand` times as many, to `c_out` channels; `same` as in `ConvBNReLU6`."""
+        super().__init__(
+            c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, expand=expand, dilation=dilation, same=same
+        )
+        wide = expand * c_in
+        if expand != 1:
+            self.expand = _conv(c_in, wide, 1)
+            self.bn1 = nn.BatchNorm2d(wide)
+        self.expands = expand != 1
+        self.depthwise = _conv(wide, wide, kernel, stride, dilation, groups=wide, same=same)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.project = _conv(wide, c_out, 1)
+        self.bn3 = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+        if self.expands:
+            x = F.relu6(self.bn1(self.expand(x)))
+        y: Tensor = self.bn3(self.project(F.relu6(self.bn2(self.depthwise(x)))))
+        return y
 
 
 @op("image_pooling")

@@ -70,7 +70,7 @@ def choose_networks(
         raise HwnasError("the space is too small to calibrate on that many networks; ask for fewer")
     to_fit = select(np.array(features), calibration.fit)
     rest = [i for i in range(len(candidates)) if i not in set(to_fit)]
-    to_test = [rest[i] for i in spread(np.log(np.array(features).sum(1)[rest]), calibration.test)]
+    to_test = [rest[i] for i in spread(np.log(np.array(features).sum(1)[rest]), calibration.test)] if rest else []
     return [("fit", *candidates[i]) for i in to_fit] + [("test", *candidates[i]) for i in to_test]
 
 

@@ -36,7 +36,8 @@ class Recipe:
         title: One line for people.
         space: At the deployment scale.
         widths: Channels the derived network may have, narrowest first: multiples of what the engine computes at once.
-        stages: Of the search, in their order; one, called ``"search"``, where all is decided at once.
+        stages: Of the search, in their order; one, called ``"search"``, where all is decided at once. None where the
+            space has no decisions, or none of them counts: see `searched`.
         train: The training of the derived network.
         data: ``"synthetic"`` or ``"synthetic-shapes"``, or None where the user names a folder.
         needs: What that folder is, for people.
@@ -82,13 +83,18 @@ class Recipe:
         )
 
     @property
+    def searched(self) -> tuple[Stage, ...]:
+        """The stages that decide something: none in a space of one network, whatever stages the recipe had before."""
+        return self.stages if self.space.groups else ()
+
+    @property
     def search(self) -> SearchConfig:
         """The settings of the one stage of gradient search.
 
         Raises:
             HwnasError: If the recipe has several stages, or another strategy.
         """
-        strategy = self.stages[0].strategy
+        strategy = self.stages[0].strategy if self.stages else None
         if len(self.stages) > 1 or not isinstance(strategy, SearchConfig):
             raise HwnasError(f"the recipe {self.name} has no single stage of gradient search; see its stages")
         return strategy

@@ -287,9 +287,11 @@ def check_stages(stages: Sequence[Stage], groups: Sequence[Group], encoder: Sequ
 
     Raises:
         HwnasError: If a group is unknown, is decided twice or never, weights come from no earlier stage, or an encoder
-            is pre-trained before it is decided.
+            is pre-trained before it is decided. A space without groups has nothing to search, and needs no stage.
     """
     names = [g.name for g in groups]
+    if not names and not stages:
+        return
     if not stages or len({s.name for s in stages}) != len(stages):
         raise HwnasError(f"a search needs stages of different names, at least one; got {[s.name for s in stages]}")
     decided: list[str] = []

@@ -173,8 +173,10 @@ class Contest:
         ]
         self._penalty = 1.0 + max(self.bonus)
         per_scale = list(zip(models, *(b.models for b in constraints), strict=True))
+        # Without decisions there is one network, as good as the best of its scale: a program has nothing to decide.
+        known = self.trials if problem.decisions else (Trial(Architecture.of(problem.name, {}), 1.0),)
         self.solvers: list[Solver | TrialSolver] = [
-            TrialSolver(problem, trials, every) if trials else Solver(problem, every) for every in per_scale
+            TrialSolver(problem, known, every) if known else Solver(problem, every) for every in per_scale
         ]
         self._margins = [[safety(m) for m in every] for every in per_scale]
         # By scale: the smallest budget solved for with its candidate; a budget with a utility that is out of reach

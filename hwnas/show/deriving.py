@@ -151,13 +151,16 @@ def _facts(path: Path, network: Derived) -> dict[str, object]:
         "arch": path,
         "predicted": f"{network.predicted_ms:.4g} ms ({1000 / network.predicted_ms:.1f} fps), "
         f"budget {network.budget_ms:.4g} ms",
+    }
+    if not network.architecture.answers:  # there is one network, and the size was all there was to choose
+        return facts | _measured(network)
+    facts |= {
         "undecided": f"{len(network.coin_tosses)} of {decisions} decisions: the best option leads by less than "
         f"{UNDECIDED}",
         "would flip": f"{len(network.flips)} of {decisions} answers: another network that differs there and meets the "
         f"budget scores less than {UNDECIDED} less{least}",
     }
-    if network.landing is not None and network.measured_ms is not None:
-        facts |= _landed(network.budget_ms, network.measured_ms, network.landing)
+    facts |= _measured(network)
     gap = network.discretisation_gap
     facts["discretisation gap"] = (
         f"not measured: {gap.reason}"
@@ -169,6 +172,13 @@ def _facts(path: Path, network: Derived) -> dict[str, object]:
     if network.rerank is not None:
         facts["rerank"] = network.rerank.reason
     return facts
+
+
+def _measured(network: Derived) -> dict[str, object]:
+    """Return what a summary says of a network that was measured before it was taken; nothing of others."""
+    if network.landing is None or network.measured_ms is None:
+        return {}
+    return _landed(network.budget_ms, network.measured_ms, network.landing)
 
 
 def _landed(budget_ms: float, ms: float, landing: Landing) -> dict[str, object]:

@@ -2,7 +2,17 @@
 
 import hwnas.spaces.baselines  # noqa: F401 - registers its networks
 from hwnas.spaces.cell import Cell, CellSpec
-from hwnas.spaces.encoders import Chain, Independent, Trellis, Xception, encoder, registered_encoders
+from hwnas.spaces.encoders import (
+    Chain,
+    Independent,
+    Lite,
+    MobileNetV2,
+    ResNet,
+    Trellis,
+    Xception,
+    encoder,
+    registered_encoders,
+)
 from hwnas.spaces.encoders.chain import CAS_OPS, DARTS_OPS
 from hwnas.spaces.encoders.trellis import TRELLIS_OPS, TrellisGenotype, trellis_architecture
 from hwnas.spaces.factories import autodeeplab_space, cas_space, darts_space, gas_space, xception_space
@@ -12,6 +22,7 @@ from hwnas.spaces.heads import (
     ClassifierHead,
     ContextHead,
     DecoderHead,
+    FPNHead,
     MultiScaleHead,
     head,
     multiscale_ops,
@@ -20,6 +31,7 @@ from hwnas.spaces.heads import (
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
 from hwnas.spaces.published import DARTS_V1, DARTS_V2, alone_names, own_space, published, published_names
+from hwnas.spaces.sources import Source
 from hwnas.spaces.space import Space, check, decisions, sample, trace_alternatives, trace_space
 
 __all__ = [
@@ -37,16 +49,21 @@ __all__ = [
     "DecoderHead",
     "Encoder",
     "EncoderNet",
+    "FPNHead",
     "Feature",
     "Form",
     "Genotype",
     "Head",
     "HeadNet",
     "Independent",
+    "Lite",
     "Map",
     "Maps",
+    "MobileNetV2",
     "MultiScaleHead",
+    "ResNet",
     "Scale",
+    "Source",
     "Space",
     "SpaceNet",
     "Trellis",

@@ -15,6 +15,7 @@ from hwnas.ops import layers
 from hwnas.ops.mixed import On
 from hwnas.problem import ALWAYS, Answers, Architecture, Gate, Group, Rule
 from hwnas.spaces.cell import CellSpec
+from hwnas.spaces.sources import Source
 
 Form = Literal["search", "deploy"]
 Task = Literal["classification", "segmentation"]
@@ -189,6 +190,10 @@ class Encoder(Part, Protocol):
     @abstractmethod
     def build(self, arch: Architecture, form: Form) -> EncoderNet | OpenEncoderNet:
         """Build the network with the decisions of `arch` fixed, the others mixed."""
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return how public codes name the weights of its network; none by default."""
+        return ()
 
     @abstractmethod
     def genotype(self, arch: Architecture) -> object:

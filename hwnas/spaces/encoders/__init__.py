@@ -5,8 +5,11 @@ from hwnas.spaces.encoders.chain import Chain
 from hwnas.spaces.encoders.ddrnet import DDRNet
 from hwnas.spaces.encoders.fast_scnn import FastSCNN
 from hwnas.spaces.encoders.independent import Independent
+from hwnas.spaces.encoders.lite import Lite
 from hwnas.spaces.encoders.lmffnet import LMFFNet
+from hwnas.spaces.encoders.mobilenetv2 import MobileNetV2
 from hwnas.spaces.encoders.pidnet import PIDNet
+from hwnas.spaces.encoders.resnet import ResNet
 from hwnas.spaces.encoders.stdc import STDC
 from hwnas.spaces.encoders.trellis import Trellis
 from hwnas.spaces.encoders.xception import Xception
@@ -20,7 +23,10 @@ __all__ = [
     "FastSCNN",
     "Independent",
     "LMFFNet",
+    "Lite",
+    "MobileNetV2",
     "PIDNet",
+    "ResNet",
     "Trellis",
     "Xception",
     "encoder",

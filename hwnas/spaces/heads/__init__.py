@@ -6,6 +6,7 @@ from hwnas.spaces.heads.classifier import ClassifierHead
 from hwnas.spaces.heads.context import ContextHead
 from hwnas.spaces.heads.decoder import DecoderHead
 from hwnas.spaces.heads.dual import DualHead
+from hwnas.spaces.heads.fpn import FPNHead
 from hwnas.spaces.heads.fusion import FusionHead
 from hwnas.spaces.heads.guided import GuidedHead
 from hwnas.spaces.heads.multiattention import MultiAttentionHead
@@ -20,6 +21,7 @@ __all__ = [
     "ContextHead",
     "DecoderHead",
     "DualHead",
+    "FPNHead",
     "FusionHead",
     "GuidedHead",
     "MultiAttentionHead",
