@@ -425,7 +425,7 @@ class Run:
         recipe = settings.recipe if settings.source is None else settings.source.written(RUNS.parent)
         words = ["hwnas", verb, recipe, *(() if settings.recipe == self.name else ("--run", self.name))]
         if not (self.folder / "run.json").exists():  # else the run has them
-            words += [] if settings.data is None else ["--data", settings.data]
+            words += [] if settings.data in (None, self.recipe.data) else ["--data", str(settings.data)]
             set_by_name = {k: v for k, v in (settings.overrides or {}).items() if k not in self._of_data}
             words += [word for item in set_by_name.items() for word in ("--set", "=".join(item))]
         return shlex.join(words)
