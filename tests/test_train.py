@@ -478,9 +478,13 @@ def test_each_setting_changes_the_training_and_resumes_to_the_bit(
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about itself
-@pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.slow  # the compiler takes minutes
 def test_a_compiled_network_learns_the_same(data: SegmentationData) -> None:
-    plain, fast = (after(replace(CONFIG, compile=c), data, 2) for c in (False, True))
+    space = darts_space(Scale(4, 3, SIZE), 11, ops=("none", "skip_connect", "sep_conv_3x3"), nodes=1, head_channels=8)
+    arch = sample(space, np.random.default_rng(0))
+    plain, fast = (Training(space, arch, replace(CONFIG, compile=c), data) for c in (False, True))
+    for t in (plain, fast):
+        t.advance()
     for (k, a), b in zip(plain.net.state_dict().items(), fast.net.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=k)
 

@@ -75,8 +75,8 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = Image.open(self.folder / "images" / f"{self.names[index]}.jpg").convert("RGB")
-        label = Image.open(self.folder / "labels" / f"{self.names[index]}.png")
+        image: Image.Image = Image.open(self.folder / "images" / f"{self.names[index]}.jpg").convert("RGB")
+        label: Image.Image = Image.open(self.folder / "labels" / f"{self.names[index]}.png")
         rng, (height, width) = self.rng, self.crop
         scale = rng.uniform(0.5, 2.0)
         size = (round(image.width * scale), round(image.height * scale))
