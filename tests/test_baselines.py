@@ -326,7 +326,7 @@ SMALL = {
 class TestSmall:
     """Narrow ones: traced, computed, trained and exported as all networks are."""
 
-    @pytest.mark.parametrize("size", [(1, 1), (2, 33), (33, 47), (64, 96)])
+    @pytest.mark.parametrize("size", [(1, 1), (2, 33), (64, 95)])
     def test_any_size_of_image(self, space: Space, size: tuple[int, int]) -> None:
         net = space.build(form="deploy", labels=True).eval()
         with torch.no_grad():
