@@ -270,11 +270,8 @@ class BilevelSearch(Search):
         last = self.stopped is not None or self.step + 1 == self.config.steps
         if not last and self.step % math.ceil(self.config.steps / SNAPSHOTS):
             return {}
-        out: dict[str, Any] = {
-            "probabilities": {
-                name: np.round(probs[name].double().cpu().numpy(), DIGITS).tolist() for name in self._searched
-            }
-        }
+        known = {name: probs[name].double().cpu().numpy() for name in self._searched}
+        out: dict[str, Any] = {"probabilities": {name: np.round(p, DIGITS).tolist() for name, p in known.items()}}
         if last and isinstance(self.alphas, Drawable):
             out["drawings"] = [asdict(drawing) for drawing in self.alphas.drawings()]
         return out

@@ -165,23 +165,14 @@ def _draw_maps(figure: Any, part: Answered, steps: Sequence[int]) -> None:
     of_answers = np.array([part.p[:, row, answer] for row, answer in decided.items()]).reshape(-1, len(steps))
     dropped = len(part.answers) - len(decided)
     title = "derived answers" + (f"; {dropped} decisions are dropped" if dropped else "")
-    shown = [
-        (left, part.p.mean(axis=1).T, names, "mean of all decisions (derived)"),
-        (right, of_answers, labels, title),
-    ]
+    means = part.p.mean(axis=1).T
+    shown = [(left, means, names, "mean of all decisions (derived)", None), (right, of_answers, labels, title, 1)]
     # Each cell of the maps ends where the next step that is known begins.
     edges = [*steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)]
-    for axes, values, texts, title in shown:
-        mesh = axes.pcolormesh(
-            edges,
-            np.arange(len(texts) + 1),
-            values,
-            cmap=CMAP,
-            vmin=0,
-            vmax=1 if axes is right else None,
-            rasterized=True,
-        )
-        axes.set_yticks(np.arange(len(texts)) + 0.5, texts, fontsize=6)
+    for axes, values, texts, title, top in shown:
+        rows = np.arange(len(texts) + 1)
+        mesh = axes.pcolormesh(edges, rows, values, cmap=CMAP, vmin=0, vmax=top, rasterized=True)
+        axes.set_yticks(rows[:-1] + 0.5, texts, fontsize=6)
         axes.invert_yaxis()
         axes.tick_params(axis="x", labelsize=6)
         axes.set_title(title, fontsize=7, pad=2)

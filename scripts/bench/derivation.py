@@ -112,9 +112,7 @@ def main() -> None:
             for q in BUDGETS:
                 s = [d["seconds"] for d in found["derived"] if (d["sure"], d["budget"]) == (sure, q)]
                 rows.append([name, f"{sure:g}", f"{q:.0%}", f"{np.median(s):.2f}", f"{max(s):.2f}"])
-        parts = ", ".join(
-            f"{k.removesuffix('_s')} {found[k]:.2f} s" for k in ("trace_s", "price_s", "setup_s", "build_s")
-        )
+        parts = ", ".join(f"{k} {found[f'{k}_s']:.2f} s" for k in ("trace", "price", "setup", "build"))
         print(f"{name}: {parts}; {found['variables']} variables", flush=True)
     header = ("space", "deviation of alphas", "budget, quantile", "median s", "longest s")
     table("CPU seconds of a derivation", header, rows, numbers=True)

@@ -33,7 +33,7 @@ from hwnas.data import open_dataset
 from hwnas.latency import LatencyTable
 from hwnas.learn.losses import task_loss
 from hwnas.resources import profiles_dir
-from hwnas.search.costs import Bound
+from hwnas.search.costs import Bound, CostConfig
 from hwnas.search.gradient import BilevelSearch, SearchConfig
 from hwnas.search.graph_logits import GraphLogits
 from hwnas.search.memory import held_bytes, peak_bytes, release, reset_peak
@@ -71,7 +71,14 @@ class Case:
         )
 
 
-GAS: dict[str, Any] = {"level": "single", "logits": GraphLogits(), "relaxation": GumbelSoftmax()}
+# As the recipes of these systems have it.
+CAS: dict[str, Any] = {"cost": CostConfig("linear", weight=0.1, expectation="mixture")}
+GAS: dict[str, Any] = {
+    "level": "single",
+    "logits": GraphLogits(),
+    "relaxation": GumbelSoftmax(),
+    "cost": CostConfig("log", weight=0.1, expectation="mixture"),
+}
 CIFAR = darts_space(Scale(16, 8, (32, 32)), 10, stem="cifar", head="classification")
 CASES = {
     "darts-b4": Case(CIFAR, 4),
@@ -79,13 +86,13 @@ CASES = {
     "segmentation-192x384-b2": Case(darts_space(Scale(16, 8, (192, 384)), 11), 2),
     "autodeeplab-64": Case(autodeeplab_space(Scale(8, 12, (64, 64)), 19), 1),
     "autodeeplab-128": Case(autodeeplab_space(Scale(8, 12, (128, 128)), 19), 1),
-    "cas-128": Case(cas_space(Scale(16, 6, (128, 128)), 11), 2),
-    "cas-192x384": Case(cas_space(Scale(16, 6, (192, 384)), 11), 2),
+    "cas-128": Case(cas_space(Scale(16, 6, (128, 128)), 11), 2, CAS),
+    "cas-192x384": Case(cas_space(Scale(16, 6, (192, 384)), 11), 2, CAS),
     "gas-128": Case(gas_space(Scale(16, 14, (128, 128)), 11), 2, GAS),
     "gas-192x384": Case(gas_space(Scale(16, 14, (192, 384)), 11), 2, GAS),
     "tiny": Case(darts_space(Scale(4, 3, (16, 16)), 10, stem="cifar", head="classification"), 2),
     "tiny-trellis": Case(autodeeplab_space(Scale(2, 4, (32, 32)), 5, nodes=2), 2),
-    "tiny-cas": Case(cas_space(Scale(4, 3, (64, 64)), 5, nodes=2, head_channels=4, head_nodes=2), 2),
+    "tiny-cas": Case(cas_space(Scale(4, 3, (64, 64)), 5, nodes=2, head_channels=4, head_nodes=2), 2, CAS),
     "tiny-gas": Case(gas_space(Scale(4, 3, (64, 64)), 5, head_channels=4), 2, GAS),
 }
 USUAL = {
