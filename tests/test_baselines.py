@@ -27,6 +27,7 @@ from hwnas.problem import Architecture
 from hwnas.profile import Calibration, make_plan
 from hwnas.profile.build import build_table
 from hwnas.recipes.baselines import recipe_name
+from hwnas.run import Run
 from hwnas.runtime.engines.onnxruntime import open_onnx
 from hwnas.runtime.engines.trt_build import Builder, BuildOptions
 from hwnas.runtime.measuring.measure import StopRule
@@ -45,7 +46,7 @@ from hwnas.spaces.heads import (
 )
 
 from .contracts import _stir, roofline_table
-from .verbs import done
+from .verbs import done, hwnas
 
 SIZE = (1024, 2048)
 CLASSES = 19
@@ -419,6 +420,19 @@ class TestPricing:
         assert found["scale"]["size"] == [1024, 2048]
         assert found["compare"]["params"] == COUNTS["STDC1"][1]
         assert sum(op["count"] * op["ms"] for op in found["ops"]) == pytest.approx(found["predicted_ms"])
+
+
+def test_from_a_recipe_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole job of a recipe whose space is one network, and the same network by name at its size."""
+    monkeypatch.chdir(tmp_path)
+    name = "fast-scnn-tiny"
+    done("profile", name, "--engine", "fake")
+    for verb in ("search", "train", "export", "validate"):
+        done(verb, name)
+    derived = Run(name).derived()
+    assert (derived.scale, derived.architecture) == (recipes.get(name).space.scale, only(recipes.get(name).space))
+    assert f"{derived.predicted_ms:.4g} ms" in done("price", name).out
+    assert "has no row for" in hwnas("price", "FAST_SCNN", "--recipe", name, "--table", name).err
 
 
 def test_a_head_says_how_many_features_it_reads() -> None:
