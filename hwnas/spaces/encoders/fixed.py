@@ -11,7 +11,7 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form
-from hwnas.spaces.picture import set_size
+from hwnas.spaces.picture import draw_times
 
 
 class FixedEncoder(Encoder, Protocol):
@@ -49,11 +49,7 @@ class FixedEncoder(Encoder, Protocol):
 
     def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
         """Draw the milliseconds of each part."""
-        set_size(figure, 4 + 0.3 * len(ms), 4)
-        axes = figure.subplots()
-        axes.bar(range(len(ms)), list(ms.values()))
-        axes.set_xticks(range(len(ms)), list(ms), rotation=90)
-        axes.set(ylabel="ms", title=self.name)
+        draw_times(figure, self.name, ms)
 
 
 def scaled(published: int, channels: int, base: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled
-from hwnas.spaces.picture import set_size
+from hwnas.spaces.picture import draw_times
 from hwnas.spaces.sources import Source
 
 STRIDES = (8, 16, 32)  # that the output can have
@@ -166,11 +166,7 @@ class Staged(Encoder):
 
     def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
         """Draw the milliseconds of each part."""
-        set_size(figure, 4 + 0.3 * len(ms), 4)
-        axes = figure.subplots()
-        axes.bar(range(len(ms)), list(ms.values()))
-        axes.set_xticks(range(len(ms)), list(ms), rotation=90)
-        axes.set(ylabel="ms", title=self.name)
+        draw_times(figure, self.name, ms)
 
 
 def _stage(name: str) -> int:

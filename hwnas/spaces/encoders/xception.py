@@ -17,7 +17,7 @@ from hwnas.errors import HwnasError
 from hwnas.ops import layers
 from hwnas.problem import Architecture
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled, Scale
-from hwnas.spaces.picture import set_size
+from hwnas.spaces.picture import draw_times
 from hwnas.spaces.registry import encoder
 
 PUBLISHED = (32, 16)  # channels of the first convolution, blocks of the middle flow
@@ -115,11 +115,7 @@ class Xception(Encoder):
 
     def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
         """Draw the milliseconds of each part."""
-        set_size(figure, 4 + 0.3 * len(ms), 4)
-        axes = figure.subplots()
-        axes.bar(range(len(ms)), list(ms.values()))
-        axes.set_xticks(range(len(ms)), list(ms), rotation=90)
-        axes.set(ylabel="ms", title=self.name)
+        draw_times(figure, self.name, ms)
 
     def build(self, arch: Architecture, form: Form) -> EncoderNet:
         """Build the network, which is the same in both forms; see `Encoder.build`."""
