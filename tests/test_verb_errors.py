@@ -99,7 +99,10 @@ def test_a_table_without_an_op(profiled: Path, kind: str) -> None:
         (("search", RECIPE), "table.json is not there yet; run first: hwnas profile darts-tiny$"),
         (("search", RECIPE, "--run", "box"), "run first: hwnas profile darts-tiny --run box$"),
         (("search", RECIPE, "--table", "no.json"), "cannot read a latency table at no.json: No such file"),
-        (("search", "darts-camvid"), "darts-camvid needs a folder in CamVid's layout; name it with --data DIR"),
+        (
+            ("search", "darts-camvid"),
+            "darts-camvid needs a folder of images and labels, see hwnas data; name it with --data DIR",
+        ),
         (("search", RECIPE, "--data", "no"), "it is no folder either: expected one of .*SPLIT.txt, SPLIT/images"),
         (("profile", RECIPE, "--data", "no"), "it is no folder either: expected one of .*SPLIT.txt, SPLIT/images"),
         (("profile", RECIPE, "--engine", "fke"), "unknown engine 'fke'; did you mean 'fake'"),

@@ -25,7 +25,7 @@ def autodeeplab() -> Recipe:
     size = (1024, 2048)
     return Recipe(
         name="autodeeplab",
-        title="Auto-DeepLab as in the paper, a folder in CamVid's layout, 1024x2048: for large GPUs",
+        title="Auto-DeepLab as in the paper, Cityscapes or images of yours, 1024x2048: for large GPUs",
         space=autodeeplab_space(Scale(20, 12, size), CAMVID_CLASSES),
         widths=(20, 32, 48),
         stages=once(
@@ -68,7 +68,7 @@ def autodeeplab_camvid() -> Recipe:
     size = (360, 480)
     return Recipe(
         name="autodeeplab-camvid",
-        title="Auto-DeepLab with 6 layers and 3 blocks, a folder in CamVid's layout, 360x480",
+        title="Auto-DeepLab with 6 layers and 3 blocks, CamVid or images of yours, 360x480",
         space=autodeeplab_space(Scale(8, 6, size), CAMVID_CLASSES, nodes=3, head_channels=32, weighting="path"),
         widths=(8, 16),
         stages=once(

@@ -59,7 +59,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     train: TrainConfig
     data: str | None = "synthetic"
-    needs: str = "a folder in CamVid's layout"
+    needs: str = "a folder of images and labels, see hwnas data"
     calibration: Calibration = field(default_factory=Calibration)
     budget_percentile: float = 30.0
     width_utility: float = 0.7

@@ -43,7 +43,7 @@ def camvid(network: str) -> Recipe:
     assert space is not None, f"{network} is no space of its own"
     return of_one(
         recipe_name(network),
-        f"{TITLES[network]}, not searched, a folder in CamVid's layout, 360x480",
+        f"{TITLES[network]}, not searched, CamVid or images of yours, 360x480",
         space,
         TrainConfig(steps=1500, batch=8, crop=(320, 480), aux_weight=0.4, evaluate_every=250),
     )

@@ -45,13 +45,13 @@ def in_stages(search: SearchConfig, steps: int, pretraining: TrainConfig, data: 
 def cas() -> Recipe:
     """Return the paper's size, 768x1536, on large GPUs; a day and more.
 
-    Half-size images and crops of 321 as Auto-DeepLab searches on Cityscapes. The pre-training reads a folder of
-    CIFAR-10: of ImageNet there is no layout yet.
+    Half-size images and crops of 321 as Auto-DeepLab searches on Cityscapes. The pre-training reads a folder `imagenet`
+    of class folders, `train` and `val`; another place is ``--set multiscale.before.data=DIR``.
     """
     size = (768, 1536)
     return Recipe(
         name="cas",
-        title="CAS at the paper's size, a folder in CamVid's layout and CIFAR-10, 768x1536: for large GPUs",
+        title="CAS at the paper's size, Cityscapes or images of yours, and ImageNet, 768x1536: for large GPUs",
         space=cas_space(Scale(32, 9, size), CAMVID_CLASSES, head_channels=128),
         widths=(16, 32, 48),
         depths=(9, 12),
@@ -68,9 +68,9 @@ def cas() -> Recipe:
             ),
             steps=20 * EPOCH,
             pretraining=TrainConfig(
-                steps=100_000, batch=128, crop=(64, 64), lr=0.1, decay=3e-5, optimizer="sgd", evaluate_every=5_000
+                steps=100 * 5_000, batch=256, crop=(224, 224), lr=0.1, decay=3e-5, optimizer="sgd", evaluate_every=5_000
             ),
-            data="cifar-10-batches-py",
+            data="imagenet",
         ),
         train=TrainConfig(
             steps=120_000, batch=16, crop=(768, 768), lr=0.01, decay=5e-4, optimizer="sgd", evaluate_every=5_000
@@ -85,7 +85,7 @@ def cas_camvid() -> Recipe:
     size = (720, 960)
     return Recipe(
         name="cas-camvid",
-        title="CAS, a folder in CamVid's layout, 720x960",
+        title="CAS, CamVid or images of yours, 720x960",
         space=cas_space(Scale(16, 6, size), CAMVID_CLASSES, nodes=3, head_nodes=3),
         widths=(16, 32),
         depths=(6, 9),

@@ -42,7 +42,7 @@ def darts_camvid() -> Recipe:
     size = (360, 480)
     return Recipe(
         name="darts-camvid",
-        title="DARTS cells, a folder in CamVid's layout, 360x480",
+        title="DARTS cells, CamVid or images of yours, 360x480",
         space=darts_space(Scale(16, 8, size), CAMVID_CLASSES),
         widths=(16, 32),
         depths=(6, 8, 10, 12),

@@ -18,7 +18,7 @@ def lite0_fpn_camvid() -> Recipe:
     """Return EfficientNet-Lite0 with a feature pyramid on CamVid at 360x480, from weights of ImageNet."""
     return Recipe(
         name="lite0-fpn-camvid",
-        title="EfficientNet-Lite0 from ImageNet, feature pyramid, a folder in CamVid's layout, 360x480: no search",
+        title="EfficientNet-Lite0 from ImageNet, feature pyramid, CamVid or images of yours, 360x480: no search",
         space=Space(Lite(Scale(32, 7, (360, 480))), FPNHead(64, separable=True), CAMVID_CLASSES),
         widths=(32,),
         stages=(),

@@ -48,7 +48,7 @@ def gas() -> Recipe:
     size = (769, 1537)
     return Recipe(
         name="gas",
-        title="GAS at the paper's size, a folder in CamVid's layout, 769x1537: for large GPUs",
+        title="GAS at the paper's size, Cityscapes or images of yours, 769x1537: for large GPUs",
         space=gas_space(Scale(32, 14, size), CAMVID_CLASSES),
         widths=(16, 32, 48),
         stages=jointly(Scale(16, 14, (385, 769)), 40 * EPOCH, (321, 321), batch=2, alpha_lr=3e-3),
@@ -64,7 +64,7 @@ def gas_camvid() -> Recipe:
     """Return CamVid at the paper's 720x960, searched on crops at half that size; hours on two CPU cores."""
     return Recipe(
         name="gas-camvid",
-        title="GAS with 8 cells, a folder in CamVid's layout, 720x960",
+        title="GAS with 8 cells, CamVid or images of yours, 720x960",
         space=gas_space(Scale(16, 8, (720, 960)), CAMVID_CLASSES, head_channels=64),
         widths=(16, 32),
         stages=jointly(Scale(8, 8, (360, 480)), 400, (160, 224), batch=4, alpha_lr=0.02),

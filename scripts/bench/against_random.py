@@ -561,7 +561,7 @@ def show(found: Mapping[str, Any]) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR", help="a folder in CamVid's layout")
+    parser.add_argument("--data", required=True, metavar="DIR", help="a folder, see hwnas data")
     parser.add_argument("--folder", type=Path, required=True, help="keeps everything; the same goes on where it was")
     parser.add_argument("--space", choices=SPACES, default="darts", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of search, draw and training (0 1)")

@@ -146,7 +146,7 @@ def main() -> None:
     """Run the job and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="darts-quick", help="see hwnas ls (%(default)s)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder in CamVid's layout (the recipe's)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, see hwnas data (the recipe's)")
     parser.add_argument("--run", metavar="NAME", help="everything goes to runs/NAME/ (the recipe's name)")
     parser.add_argument("--seed", type=int, help="of the search and the training (the recipe's)")
     parser.add_argument("--measure", action="store_true", help="land on the budget by measuring")
