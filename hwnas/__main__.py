@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+if __name__ == "__main__" and sys.path[0] and sys.path[0] == os.getcwd():
+    sys.path.append(sys.path.pop(0))  # `-m` puts the working folder first: a statistics.py there is not what is meant
+
 from importlib.util import find_spec
+
+from hwnas.ending import ended
 
 PACKAGES = ("torch", "onnx", "scipy", "highspy", "safetensors", "tyro", "rich", "PIL", "fvcore")
 
@@ -14,9 +21,13 @@ def main() -> int:
         if find_spec(package) is None:
             print(f"hwnas: {package} is not installed; run: pip install 'hwnas[search]'", file=sys.stderr)
             return 2
-    from hwnas.cli import main as run
 
-    return run()
+    def run() -> int:
+        from hwnas.cli import main as verbs
+
+        return verbs()
+
+    return ended(run, "hwnas")  # also a package that is there and cannot be imported
 
 
 if __name__ == "__main__":

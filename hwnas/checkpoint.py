@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hwnas.errors import HwnasError
-from hwnas.files import canonical_json, sha256, write_atomic
+from hwnas.files import canonical_json, is_there, sha256, write_atomic
 
 Parts = dict[torch.dtype, list[Tensor]]
 _PLACE = "a tensor of this checkpoint"
@@ -39,7 +39,7 @@ def load(path: Path, settings: object) -> dict[str, Any] | None:
     Raises:
         HwnasError: If it is damaged, or made with other settings.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
     loaded = _read(path)
     if loaded["settings"] != sha256(canonical_json(settings)):

@@ -5,8 +5,7 @@ What a verb takes from `jobs` and `show` is loaded when it is called: `hwnas --h
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -15,6 +14,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
 from hwnas import jobs, show
+from hwnas.ending import ended
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.verbs.data import Data
@@ -471,10 +471,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 if a required budget was missed or a table does not hold; 2 for a mistake that can be mended; 130 if
-        interrupted.
+        0; 1 if a required budget was missed or a table does not hold; 2 for what can be mended, a mistake or what the
+        system refuses; 130 if interrupted; 141 if nobody reads what is printed.
     """
-    verb = tyro.cli(  # type: ignore[call-overload]
+    return ended(lambda: int(_parsed(argv)()), "hwnas")
+
+
+def _parsed(argv: Sequence[str] | None) -> Callable[[], int]:
+    """Return the verb that a command line asks for."""
+    verb: Callable[[], int] = tyro.cli(  # type: ignore[call-overload]
         Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],  # noqa: UP007 - made at run time
         prog="hwnas",
         description="Hardware-aware architecture search for real-time segmentation. Each verb reads and writes plain "
@@ -482,11 +487,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
-    try:
-        return int(at_home(verb)())
-    except HwnasError as e:
-        print(f"hwnas: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    return at_home(verb)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hwnas.errors import HwnasError
+
+# What a file system says that cannot sync a file or a folder; others say that the disk failed.
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
@@ -22,30 +27,103 @@ def write_atomic(path: Path, content: bytes | str | Callable[[BinaryIO], None]) 
         content: Bytes, text (as UTF-8), or a function that writes to an open binary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    half: str | None = None
     try:
+        fd, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(fd, "wb") as f:
             if callable(content):
                 content(f)
             else:
                 f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
-            os.fsync(f.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes private files; outputs are ordinary ones
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+            sync(f.fileno())
+        share(half)
+        os.replace(half, path)
+    except BaseException as e:
+        if half is not None:
+            with suppress(OSError):
+                os.unlink(half)
+        if isinstance(e, OSError) and (e.filename is None or Path(os.fsdecode(e.filename)).suffix == ".tmp"):
+            raise OSError(e.errno, e.strerror or str(e), str(path)) from e  # nobody knows the temporary name
         raise
     sync_dir(path.parent)
 
 
-def sync_dir(path: Path) -> None:
-    """Make renames and new names in the folder `path` durable."""
-    fd = os.open(path, os.O_RDONLY)
+def share(path: str | Path) -> None:
+    """Give a private file, as `tempfile` makes it, the permissions of an ordinary one, where the file system has any.
+
+    Some refuse: CIFS, FAT, and disks of Windows in WSL.
+    """
+    with suppress(OSError):
+        os.chmod(path, 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Return which permissions new files are not given; to ask without a change there is only Linux's ``/proc``."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def sync(fd: int) -> None:
+    """Make what was written durable, where the file system can."""
     try:
         os.fsync(fd)
+    except OSError as e:
+        if e.errno not in NO_SYNC:
+            raise
+
+
+def sync_dir(path: Path) -> None:
+    """Make renames and new names in the folder `path` durable, where the file system can: what is there is whole."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # a folder may be written and not read
+    try:
+        sync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system say which file it is about: that of a write or a sync knows only a descriptor."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None or e.errno is None:
+            raise
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file or a folder.
+
+    What `Path.exists` says of one that may not be looked at differs between releases of Python.
+
+    Raises:
+        OSError: If that cannot be told: the folder may not be read, or the name is too long to be one.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def may_be_file(name: str) -> bool:
+    """Return whether what a user named is a file: no name of one is too long, and none has a NUL."""
+    try:
+        return Path(name).is_file()
+    except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def canonical_json(value: Any) -> str:

@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from hwnas.errors import HwnasError
+from hwnas.errors import NO_PERMISSION, HwnasError, SystemRefusal, refusal
 
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 POLL_S = 0.02
@@ -29,15 +29,17 @@ POLL_S = 0.02
 class Lock:
     """A context manager that holds a file for this process."""
 
-    def __init__(self, path: Path, refusal: str, wait_s: float = 0.0) -> None:
+    def __init__(self, path: Path, held: str, wait_s: float = 0.0, reading: bool = False) -> None:
         """Name the file; nothing is opened before entering.
 
         Args:
             path: What is locked; made if it is not there, and left there.
-            refusal: What to say where another process holds it.
+            held: What to say where another process holds it.
             wait_s: How long to wait for that.
+            reading: Whether to hold nothing in a folder where this process may not write: what is complete there can
+                still be read, and nothing can be spoilt.
         """
-        self._path, self._refusal, self._wait_s = path, refusal, wait_s
+        self._path, self._refusal, self._wait_s, self._reading = path, held, wait_s, reading
         self._holding = path.with_name(f"{path.name}.held")  # where there is no flock
         self._descriptor: int | None = None
         self._mark: str | None = None  # what we wrote into it
@@ -80,10 +82,12 @@ class Lock:
 
     def _take(self) -> bool:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             held = self._flock(descriptor)
         except OSError as e:
-            raise HwnasError(f"cannot lock {self._path}: {e.strerror}") from e
+            if self._reading and e.errno in NO_PERMISSION and not os.access(self._path.parent, os.W_OK):
+                return True
+            raise SystemRefusal(f"cannot lock {refusal(e, self._path)}") from e
         return held
 
     def _flock(self, descriptor: int) -> bool:
@@ -157,7 +161,7 @@ os.register_at_fork(after_in_child=_leave_all)
 def _create(path: Path, content: str) -> bool:
     """Make a file that is not there; return whether it was not."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.data.identity import LEAST, Identity, identity_of, is_drawn
 from hwnas.derived import Demands, Derived
 from hwnas.errors import DataError, HwnasError, RecipeFileError, check_ranges
-from hwnas.files import canonical_json
+from hwnas.files import canonical_json, is_there
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
 from hwnas.recipes.base import changed_settings
@@ -167,7 +167,7 @@ class Run:
 
     def _stored(self) -> Settings | None:
         path = self.folder / "run.json"
-        return FILE.load(path, Settings) if path.exists() else None
+        return FILE.load(path, Settings) if is_there(path) else None
 
     def ask(
         self,
@@ -350,13 +350,13 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         refusal = f"another process works on the run {self.name!r}; wait for it, or use another name"
-        with Lock(self.folder / ".lock", refusal) as lock:
+        with Lock(self.folder / ".lock", refusal, reading=True) as lock:
             try:
                 yield
             finally:
-                if set(self.folder.iterdir()) <= lock.files:  # a verb that was refused leaves no empty run
-                    lock.remove()
-                    with suppress(OSError):  # another process has just come
+                with suppress(OSError):  # another process has just come, or this one may not
+                    if set(self.folder.iterdir()) <= lock.files:  # a verb that was refused leaves no empty run
+                        lock.remove()
                         self.folder.rmdir()
 
     @property
@@ -412,7 +412,7 @@ class Run:
             HwnasError: If it is not there; says which verb writes it.
         """
         path = self.folder / name
-        if not path.exists():
+        if not is_there(path):
             _ = self.settings  # a run that does not exist says that instead
             raise HwnasError(f"{path} is not there yet; run first: {self.command(verb)}")
         return path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.errors import HwnasError
-from hwnas.files import canonical_json, write_atomic
+from hwnas.files import canonical_json, is_there, naming, write_atomic
 
 
 class StepLog:
@@ -24,7 +24,7 @@ class StepLog:
         Raises:
             HwnasError: If one is damaged; names it.
         """
-        if not self.path.exists():
+        if not is_there(self.path):
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
         return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
@@ -44,5 +44,5 @@ class StepLog:
 
     def append(self, metrics: Mapping[str, Any]) -> None:
         """Add the line of a step."""
-        with self.path.open("a", encoding="utf-8") as f:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as f:
             f.write(canonical_json(dict(metrics)) + "\n")

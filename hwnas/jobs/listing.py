@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from hwnas import recipes
-from hwnas.errors import RecipeFileError
+from hwnas.errors import HwnasError, refusal
+from hwnas.files import is_there
 from hwnas.latency.table import LatencyTable
 from hwnas.run import RUNS, Run
 from hwnas.spaces import published_names
 
+T = TypeVar("T")
 STAGES = {
     "profiled": "table.json",
     "searched": "arch.json",
@@ -29,7 +34,7 @@ class RunListing:
         done: Its stages that are done.
         table: Name of its table's device; empty without a table.
         overrides: Settings of the recipe that were set by name.
-        problem: Why it cannot be gone on with here; empty if it can.
+        problem: What of it cannot be read, or why it cannot be gone on with here; empty if all can.
     """
 
     name: str
@@ -56,17 +61,33 @@ class Listing:
 
 
 def list_all() -> Listing:
-    """List recipes, runs and published networks."""
-    runs = []
-    for run in (Run(p.parent.name) for p in sorted(RUNS.glob("*/run.json"))):
-        done = tuple(stage for stage, file in STAGES.items() if (run.folder / file).exists())
-        table = run.folder / "table.json"
-        device = LatencyTable.load(table).name if table.exists() else ""
+    """List recipes, runs and published networks; what cannot be read of a run is its problem, and no other's."""
+    runs = tuple(filter(None, (_run(folder) for folder in sorted(RUNS.iterdir())))) if is_there(RUNS) else ()
+    return Listing({name: recipes.get(name).title for name in recipes.names()}, runs, tuple(published_names()))
+
+
+def _run(folder: Path) -> RunListing | None:
+    """Return what there is to say of a folder; None if it is no run."""
+    problems: list[str] = []
+
+    def read(what: Callable[[], T], instead: T) -> T:
         try:
-            settings = run.settings
-        except RecipeFileError as e:
-            runs.append(RunListing(run.name, "", done, device, problem=str(e)))
-            continue
-        overrides = tuple(sorted(map("=".join, (settings.overrides or {}).items())))
-        runs.append(RunListing(run.name, settings.recipe, done, device, overrides))
-    return Listing({name: recipes.get(name).title for name in recipes.names()}, tuple(runs), tuple(published_names()))
+            return what()
+        except HwnasError as e:
+            problems.append(str(e))
+        except OSError as e:
+            problems.append(str(refusal(e, folder)))
+        return instead
+
+    def device() -> str:
+        table = folder / STAGES["profiled"]
+        return LatencyTable.load(table).name if is_there(table) else ""
+
+    if not read(lambda: is_there(folder / "run.json"), instead=True):
+        return None
+    done = tuple(s for s, file in STAGES.items() if read(lambda f=file: is_there(folder / f), instead=False))
+    table = read(device, "")
+    settings = read(lambda: Run(folder.name).settings, None)
+    overrides = () if settings is None else tuple(sorted(map("=".join, (settings.overrides or {}).items())))
+    recipe = "" if settings is None else settings.recipe
+    return RunListing(folder.name, recipe, done, table, overrides, "; ".join(dict.fromkeys(problems)))

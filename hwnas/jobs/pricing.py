@@ -10,7 +10,7 @@ from typing import Any
 from hwnas import recipes
 from hwnas.complexity import Complexity, complexity
 from hwnas.errors import HwnasError
-from hwnas.files import read_json
+from hwnas.files import may_be_file, read_json
 from hwnas.jobs.tables import find_table, recipe_beside, require_here
 from hwnas.latency.diff import order
 from hwnas.latency.model import LatencyModel
@@ -165,7 +165,7 @@ def find_network(name: str, recipe: str | None = None, like: Network | None = No
     if name in published_names():
         return _published(name, recipe, like)
     path = Path(name)
-    if path.is_file() or path.suffix == ".json":
+    if may_be_file(name) or path.suffix == ".json":
         return _from_file(path, recipe, None if like is None else like.scale)
     run = Run(name)
     derived = run.derived()

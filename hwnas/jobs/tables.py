@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hwnas import recipes
 from hwnas.errors import HwnasError, ProvenanceError, unknown
-from hwnas.files import canonical_json
+from hwnas.files import canonical_json, may_be_file
 from hwnas.latency.diff import Change, RowDiff, TableDiff, changes, median_ratio
 from hwnas.latency.diff import diff_tables as diff
 from hwnas.latency.table import UNMEASURED, LatencyTable
@@ -39,9 +39,9 @@ def find_table(name: str) -> LatencyTable:
         HwnasError: If there is none of this name, or it cannot be read.
     """
     path = Path(name)
-    if path.is_file() or path.suffix == ".json":
+    if may_be_file(name) or path.suffix == ".json":
         return LatencyTable.load(path)
-    if (RUNS / name / "run.json").is_file():
+    if may_be_file(str(RUNS / name / "run.json")):
         return LatencyTable.load(Run(name).require("table.json", "profile"))
     folder = profiles_dir()
     shipped = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.json"))}

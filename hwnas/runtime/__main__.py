@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[0] and sys.path[0] == os.getcwd():
+    sys.path.append(sys.path.pop(0))  # `-m` puts the working folder first: a statistics.py there is not what is meant
+
 import argparse
 import json
-import os
 import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,11 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import NoReturn
 
-from hwnas.errors import DeviceLost, HwnasError
+from hwnas.ending import ended
+from hwnas.errors import REMEDIES, DeviceLost, HwnasError, refusal
 from hwnas.progress import Eta
 from hwnas.runtime.deploy.picture import run_on_picture
 from hwnas.runtime.engines import ENGINES, capabilities
-from hwnas.runtime.measuring.child import die_with_parent
+from hwnas.runtime.measuring.child import die_with_parent, own_channel
 from hwnas.runtime.measuring.device import device_name
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
@@ -28,20 +33,18 @@ from hwnas.runtime.measuring.results import collect, conditions
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.runtime.measuring.work import RESULTS_FILE, Progress, free_memory_bytes, measure_plan, pin_to_cpus
 
+STDOUT = 1
 LINE_S = 10.0  # between progress lines where the output is not a terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a mistake that can be mended, 130 if interrupted."""
-    args = _parser().parse_args(argv)
-    try:
+    """Run the command line and return its exit code: 0, or as `hwnas.ending` says."""
+
+    def work() -> int:
+        args = _parser().parse_args(argv)
         return int(args.verb(args))
-    except HwnasError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+
+    return ended(work, "error")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,9 +80,14 @@ def _add_measure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--timeout", type=float, default=120.0, metavar="S", help="seconds after which an entry hangs (%(default)g)"
     )
     verb.add_argument(
-        "--json-progress", action="store_true", help="measure in this very process and print JSON lines, for programs"
+        "--json-progress",
+        type=int,
+        nargs="?",
+        const=STDOUT,
+        metavar="FD",
+        help="measure in this very process and write JSON lines to a descriptor (standard output), for programs",
     )
-    verb.set_defaults(verb=lambda args: _work(args) if args.json_progress else _measure(args))
+    verb.set_defaults(verb=lambda args: _measure(args) if args.json_progress is None else _work(args))
 
 
 def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,9 +112,7 @@ def _work(args: argparse.Namespace) -> int:
     """Measure in this process and tell the parent by lines of JSON."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt, so not the fault of an entry
     die_with_parent()  # so that the next one can go on
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # an engine that prints must not write between the lines
-    with out:
+    with own_channel(None if args.json_progress == STDOUT else args.json_progress) as out:
         try:
             if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
                 pin_to_cpus(args.threads)
@@ -125,10 +131,20 @@ def _work(args: argparse.Namespace) -> int:
         except DeviceLost as e:
             print(e, file=sys.stderr)  # its last words
             return 1
-        except HwnasError as e:
-            print(json.dumps({"error": type(e).__name__, "message": str(e)}), file=out)
+        except Exception as e:
+            told = _for_people(e)
+            if told is None:
+                raise  # the parent finds out that this process has died, and what its last words were
+            print(json.dumps({"error": type(told).__name__, "message": str(told)}), file=out)
             return 2
     return 0
+
+
+def _for_people(e: Exception) -> HwnasError | None:
+    """Return what ended a measurement as an error that the parent passes on; None if it is an engine's own fault."""
+    if isinstance(e, HwnasError):
+        return e
+    return refusal(e) if isinstance(e, OSError) and e.errno in REMEDIES else None
 
 
 def _rule(args: argparse.Namespace) -> StopRule:

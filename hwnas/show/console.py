@@ -21,7 +21,16 @@ from rich.text import Text
 
 from hwnas.progress import Eta, Update
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """One that leaves it to the command how to end when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error pass that this is called for; rich would exit with 1, which a verb says otherwise."""
+        raise  # noqa: PLE0704 - within the handler of it
+
+
+console = _Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 160  # a log is not cut at 80 columns
 LINE_EVERY_S = 15.0

@@ -31,7 +31,7 @@ import gpu_report
 
 from hwnas.errors import HwnasError
 from hwnas.files import read_json, write_atomic
-from hwnas.runtime.measuring.child import environment
+from hwnas.runtime.measuring.child import with_hwnas
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent
@@ -97,7 +97,7 @@ class Child:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()
             start = log.tell()
-            env = {**environment(), "PYTHONUNBUFFERED": "1"}
+            env = {**with_hwnas(), "PYTHONUNBUFFERED": "1"}
             with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=cwd, env=env) as child:
                 try:
                     self._wait(child, time.monotonic() + 60 * minutes, start)

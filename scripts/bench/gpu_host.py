@@ -17,7 +17,7 @@ from typing import Any
 from hwnas.errors import HwnasError
 from hwnas.runtime.engines import open_engine
 from hwnas.runtime.engines.gpu import Gpu
-from hwnas.runtime.measuring.child import environment, last_words
+from hwnas.runtime.measuring.child import last_words, with_hwnas
 from hwnas.runtime.measuring.device import provenance
 
 # What is measured, what matters most first.
@@ -73,7 +73,7 @@ def _ask(*arguments: str) -> dict[str, Any]:
     with tempfile.TemporaryFile() as log:
         try:
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment(), timeout=LIMIT_S, check=False
+                command, stdout=subprocess.PIPE, stderr=log, env=with_hwnas(), timeout=LIMIT_S, check=False
             )
         except subprocess.TimeoutExpired:
             return {"reason": f"it did not answer in {LIMIT_S:g} s{last_words(log)}"}

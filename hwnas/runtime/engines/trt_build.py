@@ -18,14 +18,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hwnas import errors
-from hwnas.errors import BuildError, HwnasError, MissingExtra
+from hwnas.errors import BuildError, HwnasError, MissingExtra, refusal
 from hwnas.files import write_atomic
 from hwnas.optional import require
 from hwnas.runtime.engines.reduce import ops_in, smallest_failing
-from hwnas.runtime.measuring.child import die_with_parent, environment, last_words
+from hwnas.runtime.measuring.child import channel, command, die_with_parent, environment, last_words, own_channel
 
 # Extra of each flavour, which is its package with a dash.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -78,6 +78,14 @@ class BuildOptions:
             raise HwnasError(f"the time after which a build is ended must be positive, got {self.timeout_s}")
 
 
+class _Child(NamedTuple):
+    """A process that builds, what it tells by, and what else it prints."""
+
+    process: subprocess.Popen[str]
+    lines: IO[str]
+    log: IO[bytes]
+
+
 class Builder:
     """A child process that builds engines one after the other, and is started again if it dies.
 
@@ -86,7 +94,7 @@ class Builder:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._child: tuple[subprocess.Popen[str], IO[bytes]] | None = None
+        self._child: _Child | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Builder:
@@ -113,9 +121,8 @@ class Builder:
         """
         if not model.is_file():
             raise HwnasError(f"there is no model {model} to build an engine of; export one first")
-        child, log = self._running()
+        child, lines, log = self._running()
         assert child.stdin is not None
-        assert child.stdout is not None
         ended = threading.Event()
 
         def end() -> None:
@@ -128,7 +135,7 @@ class Builder:
             with suppress(BrokenPipeError):  # it is dead: what it said last is read below
                 request = {"model": str(model), "out": str(out), "options": asdict(options)}
                 print(json.dumps(request), file=child.stdin, flush=True)
-            if any(_told(json.loads(line), update) for line in child.stdout):
+            if any(_told(message, update) for message in map(_message, lines) if message is not None):
                 return
         except HwnasError:
             raise  # the child has said so, and can build the next one
@@ -187,17 +194,34 @@ class Builder:
         self._stack.close()
         self._child = None
 
-    def _running(self) -> tuple[subprocess.Popen[str], IO[bytes]]:
+    def _running(self) -> _Child:
         if self._child is None:
             log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 # it is closed with the stack
-            command = [sys.executable, "-m", "hwnas.runtime.engines.trt_build"]
+            told, telling = self._stack.enter_context(channel())
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), text=True
+                command("hwnas.runtime.engines.trt_build", str(telling)),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                pass_fds=[telling],
+                text=True,
             )
-            self._stack.callback(child.communicate)  # its pipes are closed, and it is waited for
+            os.close(telling)
+            self._stack.callback(child.communicate)  # its pipe is closed, and it is waited for
             self._stack.callback(child.kill)
-            self._child = child, log
+            lines = self._stack.enter_context(os.fdopen(os.dup(told), encoding="utf-8", errors="replace"))
+            self._child = _Child(child, lines, log)
         return self._child
+
+
+def _message(line: str) -> dict[str, Any] | None:
+    """Return what a child tells; None for what it prints besides."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def _told(message: dict[str, Any], update: Update) -> bool:
@@ -351,8 +375,7 @@ def _monitor(trt: Any, update: Update) -> Any:
 def main() -> int:
     """Build what each line of standard input, a JSON object, asks for; tell the parent by lines of JSON."""
     die_with_parent()
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # a builder that prints must not write between the lines
+    out = own_channel(int(sys.argv[1]) if sys.argv[1:] else None)
 
     def tell(**message: object) -> None:
         print(json.dumps(message), file=out, flush=True)
@@ -376,14 +399,18 @@ def _serve(request: dict[str, Any], tell: Callable[..., None]) -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = most if options.memory_mib is None else options.memory_mib << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    with suppress(
+        OSError, ValueError
+    ):  # forbidden, or more than there is
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     try:
         path = Path(request["model"])
         write_atomic(Path(request["out"]), _build(path.read_bytes(), str(path), options, update))
     except MemoryError:
         tell(error="BuildError", message=f"{options.flavour} takes more than {options.memory_mib} MiB to build")
     except (HwnasError, OSError) as e:
-        tell(error=type(e).__name__, message=str(e))
+        told = refusal(e) if isinstance(e, OSError) else e
+        tell(error=type(told).__name__, message=str(told))
     else:
         tell(finished=True)
 

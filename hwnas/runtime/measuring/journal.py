@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hwnas.errors import HwnasError, ProvenanceError
-from hwnas.files import canonical_json, sync_dir
+from hwnas.errors import HwnasError, ProvenanceError, SystemRefusal, refusal
+from hwnas.files import canonical_json, naming, sync, sync_dir
 from hwnas.lock import Lock
 
 SCHEMA = 2
@@ -78,14 +78,14 @@ class Journal:
         """
         create = 0 if self._header is None else os.O_CREAT
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | create, 0o644)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | create, 0o666)
         except OSError as e:
-            raise HwnasError(f"cannot open results at {self.path}: {e.strerror}") from e
-        refusal = f"another process measures into {self.path}; wait for it or use another results file"
+            raise SystemRefusal(f"cannot open results at {refusal(e, self.path)}") from e
+        held = f"another process measures into {self.path}; wait for it or use another results file"
         try:
             self._stack.callback(os.close, self._fd)
-            self._stack.enter_context(Lock(self.path, refusal, LOCK_S))
-            self._stack.callback(os.fsync, self._fd)
+            self._stack.enter_context(Lock(self.path, held, LOCK_S))
+            self._stack.callback(self._sync, self._fd)
             self._recover()
         except BaseException:
             self.__exit__()
@@ -112,14 +112,18 @@ class Journal:
             while line:
                 line = line[os.write(self._fd, line) :]
             if time.monotonic() - self._synced_s >= SYNC_S:
-                os.fsync(self._fd)
+                sync(self._fd)
                 self._synced_s = time.monotonic()
         except BaseException as e:
             os.ftruncate(self._fd, size)  # half a line in the middle would spoil what comes after it
             if isinstance(e, OSError):
-                raise HwnasError(f"cannot write results to {self.path}: {e.strerror}") from e
+                raise SystemRefusal(f"cannot write results to {refusal(e, self.path)}") from e
             raise
         self.records.append(dict(record))
+
+    def _sync(self, fd: int) -> None:
+        with naming(self.path):
+            sync(fd)
 
     def _recover(self) -> None:
         data = b"".join(iter(lambda: os.read(self._fd, 1 << 20), b""))

@@ -7,18 +7,20 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from hwnas import errors
 from hwnas.errors import HwnasError
+from hwnas.files import is_there
 from hwnas.runtime.engines import capabilities
-from hwnas.runtime.measuring.child import environment, last_words
+from hwnas.runtime.measuring.child import channel, environment, last_words
+from hwnas.runtime.measuring.child import command as child_command
 from hwnas.runtime.measuring.device import malloc_tunables
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.runtime.measuring.measure import DEFAULT_STOP, StopRule
@@ -82,18 +84,18 @@ def supervise(
         raise HwnasError(f"minutes must not be negative, got {minutes}")
     path = folder / RESULTS_FILE if results is None else results
     deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
-    command = [sys.executable, "-m", "hwnas.runtime", "measure", str(folder), "--json-progress"]
-    command += ["--engine", engine_name, "--threads", str(threads)]
-    command += ["--results", str(path), "--seed", str(seed), "--stop", json.dumps(asdict(stop))]
+    command = child_command("hwnas.runtime", "measure", f"--engine={engine_name}", "--threads", str(threads))
+    command += [f"--results={path}", f"--seed={seed}", "--stop", json.dumps(asdict(stop))]
     load_s = capabilities(engine_name).slowest_load_s
     early = 0  # deaths in a row before anything was measured
     while True:
         left = [] if deadline_s is None else ["--minutes", str(max(0.0, (deadline_s - time.monotonic()) / 60))]
         seen = _written(path)
         try:
-            death = _run_child(command + left, timeout_s + stop.min_s + load_s, on_progress)
-        except (KeyboardInterrupt, SystemExit):
-            _close_start(path, seen, {"type": "interrupted"})
+            death = _run_child([*command, *left, "--", str(folder)], timeout_s + stop.min_s + load_s, on_progress)
+        except BaseException:  # also of `on_progress`: nobody reads what it prints, or its disk is full
+            with suppress(HwnasError, OSError):
+                _close_start(path, seen, {"type": "interrupted"})
             raise
         if death is None:
             return path
@@ -109,24 +111,34 @@ def _run_child(
     surroundings, tunables = environment(), malloc_tunables()
     if tunables is not None:
         surroundings["GLIBC_TUNABLES"] = tunables
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=surroundings) as child,
-    ):
-        try:
-            death = _follow(child, timeout_s, on_progress)
-        finally:
-            child.kill()
+    with tempfile.TemporaryFile() as log, channel() as (told, telling):
+        telling_to = [f"--json-progress={telling}"]
+        at = list(command).index("measure") + 1
+        words = [*command[:at], *telling_to, *command[at:]]
+        with subprocess.Popen(words, stdout=log, stderr=log, env=surroundings, pass_fds=[telling]) as child:
+            os.close(telling)
+            try:
+                death = _follow(child, told, log, timeout_s, on_progress)
+            finally:
+                child.kill()
         return None if death is None else death._replace(reason=death.reason + last_words(log))
 
 
 def _follow(
-    child: subprocess.Popen[bytes], timeout_s: float, on_progress: Callable[[Progress], None] | None
+    child: subprocess.Popen[bytes],
+    told: int,
+    log: IO[bytes],
+    timeout_s: float,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Death | None:
-    for line in _lines(child, timeout_s):
+    for line in _lines(told, timeout_s):
         if line is None:
             return Death(f"no measurement was finished in {timeout_s:g} s")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:  # something else writes to every descriptor it finds
+            log.write(line + b"\n")
+            continue
         if "error" in message:
             raise getattr(errors, message["error"], HwnasError)(message["message"])
         if "finished" in message:
@@ -149,10 +161,9 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[bytes | None]:
-    """Yield whole lines of the child's output, and None if nothing comes in time."""
-    assert child.stdout is not None
-    descriptor, rest = child.stdout.fileno(), b""
+def _lines(descriptor: int, timeout_s: float) -> Iterator[bytes | None]:
+    """Yield whole lines of what a child tells, and None if nothing comes in time."""
+    rest = b""
     while select.select([descriptor], [], [], timeout_s)[0]:
         chunk = os.read(descriptor, 1 << 16)
         if not chunk:
@@ -164,7 +175,7 @@ def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[bytes |
 
 def _written(path: Path) -> int:
     """Return how many whole lines a results file has."""
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return path.read_bytes().count(b"\n") if is_there(path) else 0
 
 
 def _close_start(path: Path, seen: int, end: Mapping[str, Any]) -> bool:

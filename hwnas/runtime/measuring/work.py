@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hwnas.errors import DeviceLost, HwnasError
+from hwnas.errors import DeviceLost, HwnasError, SystemRefusal
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, OnDevice, Runner
 from hwnas.runtime.measuring.device import provenance
@@ -217,6 +217,9 @@ class _Work:
             samples = self._runners.visit(entry, int(which["visit"]))
         except DeviceLost:
             raise  # no other entry could be measured in this process: it ends, and that is this entry's doing
+        except SystemRefusal:
+            self._journal.append({"type": "interrupted", **which})  # a full disk is nothing of this entry's
+            raise
         except HwnasError as e:
             return _bad("failed", str(e))
         except KeyboardInterrupt:

@@ -1,0 +1,305 @@
+"""What machines and file systems do to a command: one line and exit code 2, whole files, and the same command again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from hwnas import errors, files
+from hwnas.ending import UNREAD, ended
+from hwnas.files import write_atomic
+from hwnas.runtime import __main__ as runtime_main
+from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.measure import StopRule
+from hwnas.runtime.measuring.plan import write_plan
+from hwnas.runtime.measuring.supervise import supervise
+from tests.conftest import ROOT
+from tests.runtime_cases import conv_entry
+from tests.verbs import RECIPE, done, hwnas
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
+QUICK = StopRule(min_visits=2, max_visits=2, min_s=0)
+LONG = "n" * 300
+ONE_LINE = r"(hwnas|error): [^\n]+; [^\n]+\n"
+
+
+def fails(code: int, path: str | None = None) -> Callable[..., NoReturn]:
+    """Return a function of the system that refuses."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(code, os.strerror(code), path)
+
+    return refuse
+
+
+def half_files(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.tmp"))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A plan of four entries for the fake engine."""
+    write_plan(tmp_path / "plan", [conv_entry(f"op{i}", macs=10**6 * (i + 1)) for i in range(4)])
+    return tmp_path / "plan"
+
+
+def runtime(*args: str | Path) -> tuple[int, str]:
+    """Run the runtime's command in this process; return its exit code and what it said of errors."""
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        code = runtime_main.main([str(a) for a in args])
+    return code, err.getvalue()
+
+
+class TestWhatTheSystemRefuses:
+    """One line with the path, the reason and what to do; old files whole, nothing half, and the same command again."""
+
+    @pytest.mark.parametrize("code", REFUSALS)
+    @pytest.mark.parametrize("call", ["os.fsync", "os.replace", "tempfile.mkstemp"])
+    def test_a_file_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
+    ) -> None:
+        path = tmp_path / "table.json"
+        write_atomic(path, "old")
+        monkeypatch.setattr(call, fails(code, str(tmp_path / ".table.json.x.tmp") if "os." not in call else None))
+        if (call, code) in {("os.fsync", c) for c in files.NO_SYNC}:
+            write_atomic(path, "old")  # what cannot be synced is written none the less
+        else:
+            with pytest.raises(OSError, match=re.escape(os.strerror(code))) as e:
+                write_atomic(path, "new")
+            assert e.value.filename == str(path)
+            assert str(errors.refusal(e.value)).startswith(f"{path}: {os.strerror(code)}; ")
+        assert path.read_text() == "old"
+        assert not half_files(tmp_path)
+
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        """By a limit of the system on what a process may write, in a process of its own."""
+        path = tmp_path / "table.json"
+        write_atomic(path, "old")
+        code = (
+            "from pathlib import Path; from hwnas.ending import ended; from hwnas.files import write_atomic\n"
+            f"raise SystemExit(ended(lambda: write_atomic(Path({str(path)!r}), b'x' * 9999), 'hwnas'))"
+        )
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+        said = subprocess.run(
+            [sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert (said.returncode, said.stdout) == (2, "")
+        assert re.fullmatch(rf"hwnas: {path}: File too large; files may not become so large.*\n", said.stderr)
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
+
+    @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+    @pytest.mark.parametrize(
+        "args", [("profile", RECIPE, "--engine", "fake"), ("search", RECIPE), ("profile", RECIPE, "--plan-only", "p")]
+    )
+    def test_a_folder_that_cannot_be_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, args: tuple[str, ...]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os, "mkdir", fails(code, "the folder"))
+        said = hwnas(*args)
+        assert said.code == 2
+        assert re.fullmatch(ONE_LINE, said.err), said.err
+        assert f"the folder: {os.strerror(code)}; {errors.REMEDIES[code]}" in said.err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_disk_that_is_full_while_it_is_measured(self, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the very process that measures, which tells its parent in JSON."""
+        results = plan / "results.jsonl"
+        write, left = os.write, [12]
+
+        def full(fd: int, data: bytes) -> int:
+            left[0] -= b'"crc32"' in data
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(fd, data)
+
+        args = ("measure", plan, "--engine", "fake", "--spread", "0", "--visits", "2")
+        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(runtime_main, "die_with_parent", lambda: None)
+        out = os.dup(1)
+        try:
+            with tempfile.TemporaryFile() as told:
+                code, _ = runtime(*args, "--json-progress", str(os.dup(told.fileno())))
+                told.seek(0)
+                last = told.read().splitlines()[-1]
+        finally:
+            os.dup2(out, 1)
+            os.close(out)
+        assert code == 2
+        assert b'"SystemRefusal"' in last
+        assert f"cannot write results to {results}: No space left on device; make room there".encode() in last
+        seen = len(read_journal(results)[1])
+        monkeypatch.setattr(os, "write", write)
+        assert runtime(*args)[0] == 0
+        assert len(read_journal(results)[1]) > seen
+
+    def test_no_temporary_folder(self, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/none"])
+        code, err = runtime("measure", plan, "--engine", "fake")
+        assert code == 2
+        assert re.fullmatch(r"error: No usable temporary directory found in .*; .*set TMPDIR to a folder.*\n", err)
+
+    @pytest.mark.parametrize(
+        "args",
+        [("price", LONG), ("table", "show", LONG), ("train", LONG), ("profile", RECIPE, "--run", LONG)],
+    )
+    def test_names_that_are_too_long(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        said = hwnas(*args)
+        assert said.code == 2
+        assert re.fullmatch(r"hwnas: [^\n]+\n", said.err), said.err
+        assert re.search("File name too long; use a shorter name|unknown latency table|there is no run", said.err)
+
+    def test_missing_and_not_readable_are_two_things(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not files.is_there(tmp_path / "none")
+        assert not files.is_there(tmp_path / "none" / "below")
+        (tmp_path / "file").touch()
+        assert files.is_there(tmp_path / "file")
+        assert not files.is_there(tmp_path / "file" / "below")
+        monkeypatch.setattr(os, "stat", fails(errno.EACCES))
+        with pytest.raises(PermissionError):
+            files.is_there(tmp_path / "file")
+
+    @pytest.mark.parametrize("where", ["stdout", "/dev/full"])
+    def test_output_that_nobody_takes(self, plan: Path, where: str) -> None:
+        """`head` has gone, or the disk that the output goes to is full."""
+        command = [sys.executable, "-m", "hwnas.runtime", "measure", str(plan), "--engine", "fake", "--spread", "0"]
+        if where == "stdout":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            writer = os.open(where, os.O_WRONLY)
+        try:
+            said = subprocess.run(
+                command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment()
+            )
+        finally:
+            os.close(writer)
+        if where == "stdout":
+            assert (said.returncode, said.stderr) == (UNREAD, "")
+        else:
+            assert said.returncode == 2
+            assert said.stderr == "error: standard output: No space left on device; make room there\n"
+        types = [r["type"] for r in read_journal(plan / "results.jsonl")[1]]
+        assert types.count("start") == types.count("sample") + types.count("reference") + types.count("interrupted")
+        assert not types.count("death")
+
+    def test_a_fault_of_ours_is_none_of_the_users(self) -> None:
+        def wrong() -> int:
+            raise LookupError("ours")
+
+        with pytest.raises(LookupError, match="ours"):
+            ended(wrong, "hwnas")
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("COV")}, "PYTHONPATH": str(ROOT), **more}
+
+
+class TestARunOfAnotherUser:
+    """What is complete can be read; what is not is refused by the system, with the path."""
+
+    @pytest.fixture(autouse=True)
+    def _read_only(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Root is refused nothing, so the system's calls are."""
+        real, access, folder = os.open, os.access, str(Path("runs").resolve())
+
+        def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and os.path.realpath(os.fspath(path)).startswith(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return real(path, flags, *args, **kwargs)
+
+        def may(path: Any, mode: int, **kwargs: Any) -> bool:
+            mine = not os.path.realpath(os.fspath(path)).startswith(folder)
+            return (mine or not mode & os.W_OK) and access(path, mode, **kwargs)
+
+        monkeypatch.setattr(os, "open", opened)
+        monkeypatch.setattr(os, "access", may)
+
+    @pytest.mark.parametrize(
+        "args",
+        [("profile", RECIPE), ("search", RECIPE), ("train", RECIPE), ("export", RECIPE), ("validate", RECIPE), ("ls",)],
+    )
+    def test_what_is_complete_is_read(self, args: tuple[str, ...]) -> None:
+        done(*args)
+
+    def test_what_is_not_is_refused(self, finished: Path) -> None:
+        (finished / "arch.json").unlink()
+        (finished / "alphas.json").unlink()
+        said = hwnas("search", RECIPE)
+        assert said.code == 2
+        assert re.fullmatch(rf"hwnas: runs/{RECIPE}/\S+: Permission denied; get the permission.*\n", said.err), said.err
+
+
+class TestTheChildIsNotAlone:
+    """What lies in the working folder or is printed by anybody does not get between a child and its parent."""
+
+    @pytest.mark.parametrize("name", ["statistics", "random", "json", "numpy", "hwnas", "queue"])
+    def test_modules_in_the_working_folder_come_last(
+        self, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        (tmp_path / f"{name}.py").write_text("print('mine'); raise SystemExit('mine')\n")
+        monkeypatch.chdir(tmp_path)
+        results = supervise(plan, "fake", stop=QUICK)
+        assert sum(r["type"] == "sample" for r in read_journal(results)[1]) == 4 * QUICK.min_visits
+
+    @pytest.mark.parametrize("module", ["hwnas.runtime", "hwnas"])
+    def test_also_of_a_command_that_is_started_there(self, tmp_path: Path, module: str) -> None:
+        for name in ("statistics", "random"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')\n")
+        said = subprocess.run(
+            [sys.executable, "-m", module, "--help"], cwd=tmp_path, env=environment(), capture_output=True, check=False
+        )
+        assert said.returncode == 0, said.stderr
+
+    def test_what_is_beside_the_package_comes_after_python(self, tmp_path: Path, plan: Path) -> None:
+        """As an old backport in site-packages would."""
+        beside = tmp_path / "site"
+        beside.mkdir()
+        (beside / "hwnas").symlink_to(ROOT / "hwnas")
+        (beside / "typing.py").write_text("raise SystemExit('an old backport')\n")
+        code = (
+            "import sys, typing; sys.path.insert(0, sys.argv[1])\n"
+            "from hwnas.runtime.measuring.measure import StopRule\n"
+            "from hwnas.runtime.measuring.supervise import supervise; from pathlib import Path\n"
+            "supervise(Path(sys.argv[2]), 'fake', stop=StopRule(min_visits=2, max_visits=2, min_s=0))"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", code, beside, plan], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert said.returncode == 0, said.stderr
+
+    def test_an_engine_of_the_working_folder_is_found(
+        self, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And what it prints, at its import and later, is in nobody's way."""
+        (tmp_path / "loud.py").write_text(
+            "import os, sys\nfrom hwnas.runtime.engines.fake import Fake\n"
+            "print('{loud'); os.write(1, b'loud\\n'); sys.stdout.flush()\n"
+            "class Loud(Fake):\n def load(self, entry, folder):\n  print('loud', flush=True); os.write(1, b'[')\n"
+            "  return super().load(entry, folder)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        results = supervise(plan, "loud:Loud", stop=QUICK)
+        assert sum(r["type"] == "sample" for r in read_journal(results)[1]) == 4 * QUICK.min_visits
