@@ -8,10 +8,11 @@ import io
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ import pytest
 from hwnas import errors, files
 from hwnas.ending import UNREAD, ended
 from hwnas.files import write_atomic
+from hwnas.ops.fused import native
+from hwnas.progress import Silent
 from hwnas.runtime import __main__ as runtime_main
 from hwnas.runtime.measuring.journal import read_journal
 from hwnas.runtime.measuring.measure import StopRule
@@ -303,3 +306,150 @@ class TestTheChildIsNotAlone:
         monkeypatch.chdir(tmp_path)
         results = supervise(plan, "loud:Loud", stop=QUICK)
         assert sum(r["type"] == "sample" for r in read_journal(results)[1]) == 4 * QUICK.min_visits
+
+
+class Told(Silent):
+    """A reporter that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str, warning: bool = False) -> None:
+        """Keep it."""
+        self.notes.append(text)
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+class TestTheKernelCache:
+    """Folders of the user's home: there may be none, or one that cannot be written or executed from."""
+
+    @pytest.fixture(autouse=True)
+    def _own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """A home and a temporary folder of this test's own, and a library that takes no time to compile."""
+        source = tmp_path / "kernels" / "cpu"
+        source.mkdir(parents=True)
+        (source / "supernet.cpp").write_text('extern "C" int hwnas_answer() { return 42; }\n')
+        monkeypatch.setattr(native, "kernels_dir", lambda: tmp_path / "kernels")
+        (tmp_path / "tmp").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        native._kept.cache_clear()
+        yield
+        native._kept.cache_clear()
+
+    def kept(self, tmp_path: Path) -> list[str]:
+        return sorted(str(p.relative_to(tmp_path).parent) for p in tmp_path.rglob("*.so"))
+
+    def prepared(self) -> tuple[bool, str]:
+        """Return whether the library is loaded and works, and what was said of it."""
+        native._kept.cache_clear()
+        told = Told()
+        native.prepare(told)
+        loaded = native.library()
+        assert loaded is None or loaded.hwnas_answer() == 42
+        return loaded is not None, " ".join(told.notes)
+
+    def test_is_in_the_home(self, tmp_path: Path) -> None:
+        assert self.prepared() == (True, "compiling the supernet's kernels for this CPU, once")
+        assert self.kept(tmp_path) == ["home/.cache/hwnas"]
+        assert self.prepared() == (True, "")
+        assert not list((tmp_path / "tmp").iterdir())
+
+    @pytest.mark.parametrize("case", ["/dev/null", "a file", "read-only", "nobody", "relative"])
+    def test_a_home_that_cannot_be_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+        if case == "a file":
+            (tmp_path / "home").touch()
+        elif case == "read-only":
+            real, home = os.mkdir, str(tmp_path / "home")
+
+            def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+                if str(path).startswith(home):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                real(path, *args, **kwargs)
+
+            monkeypatch.setattr(os, "mkdir", mkdir)
+        elif case == "nobody":
+            monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        elif case == "relative":
+            monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # must be absolute, says the specification
+            monkeypatch.setenv("HOME", "/dev/null")
+        else:
+            monkeypatch.setenv("HOME", case)
+        loaded, said = self.prepared()
+        assert loaded
+        assert self.kept(tmp_path) == [f"tmp/hwnas-{os.getuid()}"]
+        assert ("are kept in" in said) == (case != "nobody")
+        loaded, said = self.prepared()
+        assert loaded
+        assert "compiling" not in said
+
+    def test_a_mount_that_nothing_is_executed_from(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, compiled = native.ctypes.CDLL, []
+
+        def load(path: str) -> Any:
+            if "/home/" in path:
+                raise OSError(f"{path}: failed to map segment from shared object")
+            return real(path)
+
+        monkeypatch.setattr(native.ctypes, "CDLL", load)
+        compile_ = native._compiled
+        monkeypatch.setattr(native, "_compiled", lambda *a: compiled.append(1) or compile_(*a))
+        for said in ("compiling", "are kept in"):
+            loaded, notes = self.prepared()
+            assert loaded
+            assert said in notes
+        assert len(compiled) == 1
+        monkeypatch.setattr(native.ctypes, "CDLL", lambda path: load("/home/"))
+        loaded, notes = self.prepared()
+        assert not loaded
+        assert notes.startswith("the supernet's kernels cannot be loaded, so torch alone computes, more slowly: ")
+
+    @pytest.mark.parametrize("left", [0, 10, 4096, -1])
+    def test_a_library_that_was_cut_short(self, tmp_path: Path, left: int) -> None:
+        self.prepared()
+        (path,) = (tmp_path / "home").rglob("*.so")
+        content = path.read_bytes()
+        path.unlink()  # this process still has it mapped
+        path.write_bytes(content[:left])
+        native._kept.cache_clear()
+        assert not native.built()
+        assert self.prepared()[0]
+        assert native.built()
+
+    def test_the_temporary_folder_of_another_user_is_not_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", "/dev/null")
+        theirs = tmp_path / "tmp" / f"hwnas-{os.getuid()}"
+        theirs.mkdir()
+        theirs.chmod(0o777)
+        loaded, said = self.prepared()
+        assert not loaded
+        assert "torch alone computes" in said
+
+    def test_no_temporary_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/none")
+        loaded, said = self.prepared()
+        assert not loaded
+        assert "torch alone computes" in said
+
+    @pytest.mark.parametrize("case", ["before", "after", "broken quotation", "hangs", "not executable"])
+    def test_a_compiler_of_several_words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+        plain = native.compiler()
+        assert plain is not None
+        wrapper = tmp_path / "my ccache"
+        wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+        wrapper.chmod(0o755)
+        words = {
+            "before": f"{shlex.quote(str(wrapper))} {plain}",
+            "after": f"{plain} -g0",
+            "broken quotation": "'g++",
+            "hangs": f"{shlex.quote(str(wrapper))} sleep 60",
+            "not executable": str(wrapper.with_name("kernels")),
+        }
+        monkeypatch.setenv("CXX", words[case])
+        monkeypatch.setattr(native, "TIMEOUT_S", 30.0 if case != "hangs" else 0.2)
+        loaded, said = self.prepared()
+        assert loaded == (case in ("before", "after"))
+        assert loaded or re.search("torch alone computes", said)

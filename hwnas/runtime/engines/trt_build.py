@@ -399,9 +399,7 @@ def _serve(request: dict[str, Any], tell: Callable[..., None]) -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = most if options.memory_mib is None else options.memory_mib << 20
-    with suppress(
-        OSError, ValueError
-    ):  # forbidden, or more than there is
+    with suppress(OSError, ValueError):  # forbidden, or more than there is
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     try:
         path = Path(request["model"])
