@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
-from hwnas.errors import HwnasError
-from hwnas.ops.fused import native
+from hwnas.errors import HwnasError, broken
 from hwnas.optional import require
 from hwnas.runtime.cuda import nvrtc
 from hwnas.runtime.cuda.driver import open_cuda
@@ -17,7 +18,19 @@ from hwnas.runtime.engines import ENGINES, using_engine
 from hwnas.runtime.measuring.device import device_name, provenance
 from hwnas.show.console import console, table
 
-PACKAGES = ("numpy", "torch", "onnx", "scipy", "highspy", "safetensors", "fvcore", "pillow", "rich", "tyro")
+# Of the command line, by the modules that are imported of them: what is installed need not be usable.
+PACKAGES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "onnx": "onnx",
+    "scipy": "scipy.sparse",
+    "highspy": "highspy",
+    "safetensors": "safetensors.torch",
+    "fvcore": "fvcore.nn",
+    "pillow": "PIL.Image",
+    "rich": "rich",
+    "tyro": "tyro",
+}
 BUSY = 0.5  # load per CPU above which measurements suffer
 NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 
@@ -25,18 +38,15 @@ NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 def show() -> None:
     """Print Python and packages, engines with what each lacks, parts for GPUs, and what would disturb a measurement."""
     rows = [["python", platform.python_version(), ""]]
-    for name in PACKAGES:
-        version = _version(name)
-        rows.append([name, version or "missing", "" if version else "pip install 'hwnas[search]'"])
+    for name, module in PACKAGES.items():
+        version, fault = _package(name, module, "pip install 'hwnas[search]'")
+        rows.append([name, version or "missing", fault])
     table("packages", ("name", "version", ""), rows)
-    found = native.compiler()
-    how = "install g++ or clang++: it compiles the cells of supernets for this CPU, torch alone is slower"
+    found, what = _guarded(_cpp_compiler)
     table(
-        "for searches",
-        ("part", "here", "what, or how to get it"),
-        [["C++ compiler", "yes" if found else "no", found or how]],
+        "for searches", ("part", "here", "what, or how to get it"), [["C++ compiler", "yes" if found else "no", what]]
     )
-    parts = {name: check() for name, check in GPU_PARTS.items()}
+    parts = {name: _guarded(check) for name, check in GPU_PARTS.items()}
     engines = []
     for name in ENGINES:
         ready, what = _engine(name, parts)
@@ -59,9 +69,11 @@ def warnings() -> list[str]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "uninstall both, then install the one you need"
         )
-    cpus = os.cpu_count() or 1
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * cpus:
-        out.append(f"the load is {os.getloadavg()[0]:.1f} on {cpus} CPUs: measurements will take longer and be noisier")
+    cpus, load = os.cpu_count() or 1, 0.0
+    with suppress(OSError, AttributeError):  # not every system tells
+        load = os.getloadavg()[0]
+    if load > BUSY * cpus:
+        out.append(f"the load is {load:.1f} on {cpus} CPUs: measurements will take longer and be noisier")
     return out
 
 
@@ -70,12 +82,53 @@ def _engine(name: str, parts: Mapping[str, tuple[bool, str]]) -> tuple[bool, str
     missing = [part for part in NEEDS.get(name, ()) if not parts[part][0]]
     if missing:
         return False, "; ".join(f"{part}: {parts[part][1]}" for part in missing)
-    try:
+
+    def opened() -> tuple[bool, str]:
         with using_engine(name) as engine:
             where = provenance(engine)
+        return True, f"{device_name(where)}, clock {where['clock']}, {where['engine']['precision']}"
+
+    return _guarded(opened)
+
+
+def _guarded(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    """Return what a check says, or why it cannot: one that fails, however it does, is the news of its own row alone."""
+    try:
+        return check()
     except HwnasError as e:
         return False, str(e)
-    return True, f"{device_name(where)}, clock {where['clock']}, {where['engine']['precision']}"
+    except Exception as e:  # noqa: BLE001 - of packages of others, which may do anything
+        return False, " ".join(f"{type(e).__name__}: {e}".split())
+
+
+def _package(name: str, module: str, how: str) -> tuple[str | None, str]:
+    """Return the version of a package, None without it, and why a module of it cannot be imported, empty if it can.
+
+    Args:
+        name: That pip knows it by; what came otherwise, with the system, is there as well.
+        module: Of it.
+        how: To get it.
+    """
+    version = _version(name)
+    try:
+        found = importlib.import_module(module)
+    except Exception as e:  # noqa: BLE001 - the same
+        missing = version is None and isinstance(e, ModuleNotFoundError)
+        return version, how if missing else str(broken(module, e))
+    return version or str(getattr(found, "__version__", "of the system")), ""
+
+
+def _part(name: str, module: str, how: str) -> tuple[bool, str]:
+    version, fault = _package(name, module, how)
+    return not fault, fault or str(version)
+
+
+def _cpp_compiler() -> tuple[bool, str]:
+    from hwnas.ops.fused import native  # it needs torch, which may be what is broken
+
+    how = "install g++ or clang++: it compiles the cells of supernets for this CPU, torch alone is slower"
+    found = native.compiler()
+    return found is not None, found or how
 
 
 def _driver() -> tuple[bool, str]:
@@ -99,8 +152,12 @@ def _gpu() -> tuple[bool, str]:
 
 
 def _binding() -> tuple[bool, str]:
-    found = [f"{name} {_version(name)}" for name in ("cuda-bindings", "pycuda") if _version(name)]
-    return bool(found), ", ".join(found) or "pip install 'hwnas[cuda]', or 'hwnas[pycuda]' for a driver older than 525"
+    modules = {"cuda-bindings": "cuda.bindings.driver", "pycuda": "pycuda.driver"}
+    parts = {name: _package(name, module, "") for name, module in modules.items()}
+    found = [f"{name} {version}" for name, (version, fault) in parts.items() if version and not fault]
+    faults = [fault for _, fault in parts.values() if fault]
+    how = "pip install 'hwnas[cuda]', or 'hwnas[pycuda]' for a driver older than 525"
+    return bool(found), ", ".join(found or faults) or how
 
 
 def _compiler() -> tuple[bool, str]:
@@ -111,18 +168,15 @@ def _compiler() -> tuple[bool, str]:
 
 
 def _clock() -> tuple[bool, str]:
-    version = _version("nvidia-ml-py")
-    return bool(version), version or "pip install 'hwnas[cuda]'; without, throttled samples cannot be told"
+    return _part("nvidia-ml-py", "pynvml", "pip install 'hwnas[cuda]'; without, throttled samples cannot be told")
 
 
 def _tensorrt() -> tuple[bool, str]:
-    version = _version("tensorrt")
-    return bool(version), version or f"pip install 'hwnas[tensorrt]' {NVIDIA_INDEX}"
+    return _part("tensorrt", "tensorrt", f"pip install 'hwnas[tensorrt]' {NVIDIA_INDEX}")
 
 
 def _tensorrt_rtx() -> tuple[bool, str]:
-    version = _version("tensorrt-rtx")
-    return bool(version), version or "pip install 'hwnas[tensorrt-rtx]'"
+    return _part("tensorrt-rtx", "tensorrt_rtx", "pip install 'hwnas[tensorrt-rtx]'")
 
 
 def _onnxruntime_cuda() -> tuple[bool, str]:
@@ -170,5 +224,5 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, KeyError, OSError, ValueError):  # also where that is damaged
         return None

@@ -38,7 +38,7 @@ def ended(work: Callable[[], int], prefix: str) -> int:
         code = _say("interrupted; the same command goes on where it stopped", INTERRUPTED)
     except OSError as e:
         gone = isinstance(e, BrokenPipeError) and _is_unread()
-        code = UNREAD if gone else _say(f"{prefix}: {refusal(e, _output(e))}", REFUSED)
+        code = UNREAD if gone else _say(f"{prefix}: {unimportable(e) or refusal(e, _output(e))}", REFUSED)
     except Exception as e:
         broken = unimportable(e)
         if broken is None:

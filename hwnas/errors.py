@@ -18,7 +18,7 @@ class MissingExtra(HwnasError):
     """A package of an optional extra is not installed."""
 
 
-class BrokenPackage(MissingExtra):
+class BrokenPackage(HwnasError):
     """A package is installed and cannot be imported."""
 
 
@@ -157,7 +157,8 @@ def unimportable(e: BaseException) -> BrokenPackage | None:
 
 def broken(package: str, e: BaseException) -> BrokenPackage:
     """Return the error for a package that is installed and cannot be imported."""
-    reason = " ".join(str(e).split()) or type(e).__name__
+    said = " ".join(str(e).split())
+    reason = said if isinstance(e, ImportError) and said else f"{type(e).__name__}: {said}".removesuffix(": ")
     return BrokenPackage(f"{package} is installed and cannot be imported: {reason}; install it anew, or what it needs")
 
 

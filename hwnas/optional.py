@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from hwnas.errors import MissingExtra
+from hwnas.errors import MissingExtra, broken
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -16,12 +16,14 @@ def require(module: str, extra: str) -> ModuleType:
         extra: The extra of this package that installs it, e.g. ``"cpu"``.
 
     Raises:
-        MissingExtra: If the module is not installed. A module that is installed but fails to import raises
-            its own ImportError: that is not something an extra would mend.
+        MissingExtra: If the module is not installed.
+        BrokenPackage: If it is and its import fails, in whichever way: that is not something an extra would mend.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.partition(".")[0] != module.partition(".")[0]:
-            raise
+            raise broken(module, e) from e
         raise MissingExtra(f"{module} is not installed; run: pip install 'hwnas[{extra}]'") from e
+    except Exception as e:  # a library that is not there, symbols of another release, a stack that must be executable
+        raise broken(module, e) from e

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +22,15 @@ import pytest
 
 from hwnas import errors, files
 from hwnas.ending import UNREAD, ended
+from hwnas.errors import BrokenPackage
 from hwnas.files import write_atomic
+from hwnas.lock import Lock
 from hwnas.ops.fused import native
+from hwnas.optional import require
 from hwnas.progress import Silent
 from hwnas.runtime import __main__ as runtime_main
-from hwnas.runtime.measuring.journal import read_journal
+from hwnas.runtime.measuring.device import UNPINNED
+from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import write_plan
 from hwnas.runtime.measuring.supervise import supervise
@@ -453,3 +459,132 @@ class TestTheKernelCache:
         loaded, said = self.prepared()
         assert loaded == (case in ("before", "after"))
         assert loaded or re.search("torch alone computes", said)
+
+
+class TestWhatIsNotEssential:
+    """Best effort: what the system does not let a process do is done without, and recorded where it matters."""
+
+    def test_permissions_that_cannot_be_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "chmod", fails(errno.EPERM))
+        write_atomic(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "new"
+        assert not half_files(tmp_path)
+
+    @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077, 0o027])
+    @pytest.mark.parametrize("proc", [True, False])
+    def test_permissions_are_those_of_the_user(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int, proc: bool
+    ) -> None:
+        if not proc:
+            monkeypatch.setattr(Path, "read_text", fails(errno.ENOENT))
+        before = os.umask(mask)
+        try:
+            write_atomic(tmp_path / "file", "new")
+            with Lock(tmp_path / "lock", "held"), Journal(tmp_path / "results", {"plan": "p", "where": {}}):
+                pass
+        finally:
+            assert os.umask(before) == mask
+        assert {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == dict.fromkeys(
+            ("file", "lock", "results"), 0o666 & ~mask
+        )
+
+    @pytest.mark.parametrize("call", ["sched_setaffinity", "sched_getaffinity"])
+    def test_a_process_that_may_not_choose_its_cpus(
+        self, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import os\ndef no(*_): raise PermissionError(1, 'Operation not permitted')\nos.{call} = no\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert runtime_main.main(["measure", str(plan), "--engine", "fake", "--spread", "0"]) == 0
+        where = read_journal(plan / "results.jsonl")[0]["where"]
+        assert where[UNPINNED] == "Operation not permitted"
+        assert out.getvalue().count("not kept on one CPU for each thread: Operation not permitted") == 1
+
+    def test_a_folder_that_cannot_be_synced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = os.open
+
+        def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if Path(path) == tmp_path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, flags, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", opened)
+        write_atomic(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "new"
+
+
+BROKEN = {
+    "an executable stack": "raise ImportError('libonnx.so: cannot enable executable stack as shared object requires')",
+    "another release": "import numpy; numpy.no_such_name",
+    "a library": "import ctypes; ctypes.CDLL('libnowhere.so')",
+    "what it needs": "import no_such_package",
+    "its own way": "raise RuntimeError('module was compiled for another one')",
+}
+
+
+class TestOneBadThing:
+    """What is broken says so in its own place, and everything else goes on."""
+
+    @pytest.mark.parametrize("fault", BROKEN)
+    def test_a_broken_package_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+        (tmp_path / "bad_package").mkdir()
+        (tmp_path / "bad_package" / "__init__.py").write_text(BROKEN[fault] + "\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(
+            BrokenPackage, match="^bad_package is installed and cannot be imported: .*; install it anew"
+        ):
+            require("bad_package", "cpu")
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert ended(lambda: int(importlib.import_module("bad_package")), "hwnas") == 2
+        assert re.fullmatch(
+            r"hwnas: \w+ is (installed and cannot be imported: .*|not installed; run: .*)\n", err.getvalue()
+        )
+
+    @pytest.mark.parametrize("package", ["onnxruntime", "tyro", "torch"])
+    def test_a_command_with_a_broken_package(self, tmp_path: Path, package: str) -> None:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('cannot enable executable stack')\n")
+        command = [sys.executable, "-c", "import sys; from hwnas.__main__ import main; sys.exit(main())", "doctor"]
+        env = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+        said = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert "Traceback" not in said.stderr + said.stdout
+        if package in ("tyro",):  # nothing can be asked without
+            assert said.returncode == 2
+            assert said.stderr.startswith("hwnas: tyro is installed and cannot be imported: cannot enable")
+            return
+        assert (said.returncode, said.stderr) == (0, "")
+        assert "cannot enable executable stack" in said.stdout
+        for name in ("numpy", "safetensors", "fake"):
+            assert re.search(rf"^{name} +(\d|yes)", said.stdout, re.MULTILINE), said.stdout
+
+    def test_a_folder_that_is_no_run_and_one_that_is_damaged(
+        self, finished: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(finished, finished.with_name("darts-tiny (copy)"))
+        for name, file in (("bad-table", "table.json"), ("bad-run", "run.json"), ("worse-run", "run.json")):
+            shutil.copytree(finished, finished.with_name(name))
+            (finished.parent / name / file).write_text("{" if name != "worse-run" else '{"schema": 2, "recipe": 3}')
+        (finished.parent / "not-a-run").mkdir()
+        (finished.parent / "a file").touch()
+        theirs = finished.with_name("theirs")
+        theirs.mkdir()
+        real = os.stat
+
+        def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            if str(path).startswith("runs/theirs/"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "stat", stat)
+        out = done("ls").out
+        for name in ("darts-tiny", "darts-tiny (copy)", "bad-table", "bad-run", "worse-run", "theirs"):
+            assert re.search(rf"^{re.escape(name)} ", out, re.MULTILINE), out
+        assert "warning: the run theirs: runs/theirs/run.json: Permission denied" in out
+        assert "warning: the run darts-tiny (copy): a run's name is made of" in out
+        assert re.search("warning: the run bad-table: runs/bad-table/table.json is not a latency table", out)
+        assert "not-a-run" not in out
+        assert "a file" not in out

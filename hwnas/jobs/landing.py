@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hwnas import derived
-from hwnas.errors import BudgetError, MissingExtra, ProvenanceError
+from hwnas.errors import BrokenPackage, BudgetError, MissingExtra, ProvenanceError
 from hwnas.files import sha256, write_atomic
 from hwnas.latency.table import LatencyTable
 from hwnas.ops.onnx_graph import OpExporter
@@ -45,8 +45,8 @@ def check_measurable(latency: LatencyTable) -> dict[str, Any]:
     try:
         with using_engine(str(engine["name"]), int(engine["threads"]), str(engine["precision"])) as opened:
             return dict(provenance(opened))
-    except MissingExtra as e:
-        raise MissingExtra(f"{e}; or {instead}") from e
+    except (MissingExtra, BrokenPackage) as e:
+        raise type(e)(f"{e}; or {instead}") from e
 
 
 def repeatability(latency: LatencyTable) -> float:

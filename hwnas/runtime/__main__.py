@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,7 @@ from hwnas.progress import Eta
 from hwnas.runtime.deploy.picture import run_on_picture
 from hwnas.runtime.engines import ENGINES, capabilities
 from hwnas.runtime.measuring.child import die_with_parent, own_channel
-from hwnas.runtime.measuring.device import device_name
+from hwnas.runtime.measuring.device import UNPINNED, device_name
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan
 from hwnas.runtime.measuring.results import collect, conditions
@@ -114,8 +115,10 @@ def _work(args: argparse.Namespace) -> int:
     die_with_parent()  # so that the next one can go on
     with own_channel(None if args.json_progress == STDOUT else args.json_progress) as out:
         try:
+            about: dict[str, str] = {}
             if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
-                pin_to_cpus(args.threads)
+                if refused := pin_to_cpus(args.threads):
+                    about[UNPINNED] = refused
                 _limit_memory()
             measure_plan(
                 args.folder,
@@ -126,6 +129,7 @@ def _work(args: argparse.Namespace) -> int:
                 args.results,
                 lambda progress: print(json.dumps(asdict(progress)), file=out),
                 args.minutes,
+                about,
             )
             print(json.dumps({"finished": True}), file=out)
         except DeviceLost as e:
@@ -158,7 +162,8 @@ def _limit_memory() -> None:
     free = int(0.9 * free_memory_bytes())
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if soft == resource.RLIM_INFINITY or free < soft:
-        resource.setrlimit(resource.RLIMIT_DATA, (free, hard))
+        with suppress(OSError, ValueError):  # not every system lets a process do that
+            resource.setrlimit(resource.RLIMIT_DATA, (free, hard))
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -190,6 +195,8 @@ def _measure(args: argparse.Namespace) -> int:
     if machine.visits:
         drift = f"its quiet level drifted by {machine.drift:+.1%}"
         print(f"the machine was slow {machine.slow_share:.0%} of the time; {drift}")
+    if UNPINNED in where:
+        print(f"the measuring process was not kept on one CPU for each thread: {where[UNPINNED]}")
     for row in bad:
         print(f"  {row.key}: {row.status}: {row.reason}")
     if len(rows) < len(plan.entries):

@@ -7,6 +7,7 @@ from typing import Any
 
 from hwnas.jobs.profiling import ProfileResult, error_percent
 from hwnas.latency.table import LatencyTable
+from hwnas.runtime.measuring.device import UNPINNED
 from hwnas.runtime.measuring.plan import Plan
 from hwnas.show.console import console, summary, table
 
@@ -51,10 +52,11 @@ def profiled(result: ProfileResult, following: str) -> None:
 
 def machine(measured: LatencyTable) -> dict[str, object]:
     """Return what a summary says of the machine while it measured."""
-    seen = measured.report.get("conditions")
-    if not seen or not seen["visits"]:
-        return {}
-    return {"machine": f"slow {seen['slow_share']:.0%} of the time, drift {seen['drift']:+.1%}"}
+    seen, refused = measured.report.get("conditions"), measured.where.get(UNPINNED)
+    facts: dict[str, object] = {} if refused is None else {"not pinned to CPUs": refused}
+    if seen and seen["visits"]:
+        facts["machine"] = f"slow {seen['slow_share']:.0%} of the time, drift {seen['drift']:+.1%}"
+    return facts
 
 
 def within(measured: LatencyTable, percent: float) -> bool:

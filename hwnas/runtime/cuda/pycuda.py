@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from hwnas.errors import DeviceLost, HwnasError
+from hwnas.errors import BrokenPackage, DeviceLost, HwnasError
 from hwnas.optional import require
 from hwnas.runtime.cuda.driver import Array, Facts, checked, typed
 from hwnas.runtime.cuda.kernels import Grid, Kernel
@@ -53,7 +53,7 @@ class _Gpu:
     def __init__(self, ordinal: int) -> None:
         try:
             self._drv = drv = require("pycuda.driver", extra="pycuda")
-        except ImportError as e:  # it is linked to the driver's library
+        except BrokenPackage as e:  # it is linked to the driver's library
             raise HwnasError(f"CUDA cannot start: no NVIDIA driver here ({e})") from e
         self._functions: dict[str, _Function] = {}
         with self._errors("start"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-from hwnas.errors import HwnasError, MissingExtra, unknown
+from hwnas.errors import BrokenPackage, HwnasError, MissingExtra, unimportable, unknown
 from hwnas.runtime.engines.base import Capabilities, Engine
 from hwnas.runtime.measuring.device import provenance
 
@@ -80,6 +80,11 @@ def _kind(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
         raise MissingExtra(f"engine {name!r} needs the module {e.name}, which is not installed; install it") from e
+    except Exception as e:  # of a package that it imports, or of the module itself
+        reason = unimportable(e)
+        if reason is None:
+            raise
+        raise BrokenPackage(f"engine {name!r} cannot be used: {reason}") from e
     if not hasattr(module, attribute):
         raise unknown("engine", name, ENGINES)
     return getattr(module, attribute)

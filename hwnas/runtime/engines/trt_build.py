@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from hwnas import errors
-from hwnas.errors import BuildError, HwnasError, MissingExtra, refusal
+from hwnas.errors import BrokenPackage, BuildError, HwnasError, MissingExtra, refusal
 from hwnas.files import write_atomic
 from hwnas.optional import require
 from hwnas.runtime.engines.reduce import ops_in, smallest_failing
@@ -168,7 +168,7 @@ class Builder:
                 raise  # it died or hung: trying parts could take for ever
             try:
                 part, names = self._reduced(model, out, options, str(e))
-            except MissingExtra as missing:
+            except (MissingExtra, BrokenPackage) as missing:
                 raise BuildError(f"{e}; for the smallest part that fails: {missing}") from e
             file = out.with_suffix(".failing.onnx")
             write_atomic(file, part)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _ISA = re.compile(r"(sse4_2|avx|fma|f16c|amx|asimd|neon|sve|sme(?!p)|i8mm|bf16)")
 _ISA_LEVELS = (("avx512", "avx512f"), ("avx2",) * 2, ("avx",) * 2, ("sse4_2",) * 2, ("sve",) * 2, ("neon", "asimd"))
 _VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0x4e": "nvidia"}
+UNPINNED = "not_pinned"  # in a provenance: why the measuring process was not kept on one CPU for each thread
 _SHARED = ("vendor_id", "CPU implementer")
 HUGE_PAGES = ":".join(
     f"glibc.malloc.{name}"

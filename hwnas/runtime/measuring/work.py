@@ -48,13 +48,24 @@ class Progress:
     note: str = ""
 
 
-def pin_to_cpus(threads: int, root: Path = Path("/")) -> None:
+def pin_to_cpus(threads: int, root: Path = Path("/")) -> str:
     """Keep this process on as many CPUs as it has threads, of different cores while there are such.
 
     For a process that does nothing but measure.
+
+    Returns:
+        Why the system does not let it; empty if it does, or cannot do that at all.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return
+        return ""
+    try:
+        _pin(threads, root)
+    except OSError as e:  # some containers forbid it
+        return e.strerror or str(e)
+    return ""
+
+
+def _pin(threads: int, root: Path) -> None:
     allowed = sorted(os.sched_getaffinity(0), reverse=True)  # the first ones serve most interrupts
     cores: dict[str, int] = {}
     for cpu in allowed:
@@ -76,6 +87,7 @@ def measure_plan(
     results: Path | None = None,
     on_record: Callable[[Progress], None] | None = None,
     minutes: float | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Measure what the results file lacks, in this process. A crash of the engine ends it: see `supervise`.
 
@@ -91,6 +103,7 @@ def measure_plan(
         on_record: Called after each visit.
         minutes: Start no visit after this time. Entries come in the order of the plan then, and what is not reached
             in the first part of the time is left out.
+        about: Conditions of this process that are recorded beside those of machine and engine.
 
     Returns:
         The results file.
@@ -104,7 +117,7 @@ def measure_plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         using_engine(engine_name, threads, plan.precision) as engine,
-        Journal(path, {"plan": plan.id, "where": provenance(engine)}) as journal,
+        Journal(path, {"plan": plan.id, "where": {**provenance(engine), **(about or {})}}) as journal,
         ExitStack() as stack,
     ):
         _Work(plan, folder, engine, journal, stack, stop, on_record, minutes).run(seed)
