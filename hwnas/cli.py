@@ -116,6 +116,8 @@ class Profile:
         """Run the verb."""
         if self.minutes is not None and not self.minutes > 0:
             raise HwnasError(f"--minutes must be positive, got {self.minutes:g}")
+        if self.require_mape is not None and not self.require_mape >= 0:
+            raise HwnasError(f"--require-mape must be a percentage of 0 or more, got {self.require_mape:g}")
         if self.plan_only is not None:
             from hwnas.recipes.from_file import load
             from hwnas.recipes.override import assignments, override

@@ -66,6 +66,15 @@ def positive(settings: object, names: Iterable[str]) -> list[tuple[str, object, 
     return [(f"{name} of more than 0", v, 0 < v < math.inf) for name, v in values.items()]
 
 
+MOST_SEED = 2**32 - 1  # what every generator of random numbers takes, also with a stage or a step added
+
+
+def seeds(settings: object, names: Iterable[str]) -> list[tuple[str, object, bool]]:
+    """Return that numbers of these names are seeds, or None, for `check_ranges`."""
+    values = {name: getattr(settings, name) for name in names}
+    return [(f"a {n} of 0 or more, up to {MOST_SEED}", v, v is None or 0 <= v <= MOST_SEED) for n, v in values.items()]
+
+
 def check_ranges(what: str, *expected: tuple[str, object, bool]) -> None:
     """Refuse the first setting that is out of range.
 

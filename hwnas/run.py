@@ -16,7 +16,7 @@ from hwnas import recipes, records
 from hwnas.data import SegmentationData, open_dataset, task_of
 from hwnas.data.identity import LEAST, Identity, identity_of, is_drawn
 from hwnas.derived import Demands, Derived
-from hwnas.errors import DataError, HwnasError, RecipeFileError, check_ranges
+from hwnas.errors import DataError, HwnasError, RecipeFileError, check_ranges, seeds
 from hwnas.files import canonical_json, is_there
 from hwnas.lock import Lock
 from hwnas.recipes import Recipe
@@ -74,8 +74,7 @@ class Settings:
             "a run",
             ("a budget_ms of more than 0", self.budget_ms, self.budget_ms is None or self.budget_ms > 0),
             ("threads of 1 or more", self.threads, self.threads is None or self.threads >= 1),
-            ("a seed of 0 or more", self.seed, self.seed is None or self.seed >= 0),
-            ("a search_seed of 0 or more", self.search_seed, self.search_seed is None or self.search_seed >= 0),
+            *seeds(self, ("seed", "search_seed")),
         )
 
 
@@ -136,8 +135,12 @@ FILE = File("the settings of a run", "use another run name", _first_version, _im
 class Run:
     """A run folder; the settings in ``run.json`` are fixed by the first verb that needs them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, flag: str = "--run") -> None:
         """Name the run; nothing is read or written.
+
+        Args:
+            name: Of its folder.
+            flag: Which of the command line another name is given with, for messages.
 
         Raises:
             HwnasError: If the name is not fit for a folder.
@@ -145,10 +148,11 @@ class Run:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise HwnasError(f"a run's name is made of letters, digits, '.', '_' and '-'; got {name!r}")
         self.name = name
-        self.folder = RUNS / name
+        self.folder, self.flag = RUNS / name, flag
         self._asked: dict[str, Any] = {}
         self._of_data: set[str] = set()  # settings of the recipe that follow from the data
         self.unproven = False  # whether data were named anew, and nothing tells that they are those of the run
+        self._released: set[str] = set()
 
     @property
     def settings(self) -> Settings:
@@ -168,6 +172,11 @@ class Run:
     def _stored(self) -> Settings | None:
         path = self.folder / "run.json"
         return FILE.load(path, Settings) if is_there(path) else None
+
+    @property
+    def stored(self) -> Settings | None:
+        """What ``run.json`` says; None without one."""
+        return self._stored()
 
     def ask(
         self,
@@ -253,12 +262,12 @@ class Run:
             made = "a recipe of hwnas" if own.source is None else f"{own.source.path}:{own.source.function}"
             raise HwnasError(
                 f"the run {self.name!r} was made with {made}, not {source.path}:{source.function}; give the new one "
-                "another name with --run"
+                f"another name with {self.flag}"
             )
         elif isinstance(recipe, Recipe) and (changed := changed_settings(own.recipe_settings, recipe)):
             raise HwnasError(
                 f"the run {self.name!r} was made with other settings of {recipe.name}: {'; '.join(map(str, changed))}; "
-                "give the new one another name with --run"
+                f"give the new one another name with {self.flag}"
             )
 
     def _override(self, own: Settings | None, overrides: Mapping[str, str], late: Collection[str] = ()) -> None:
@@ -275,17 +284,19 @@ class Run:
                     f"{d.name} {canonical_json(d.old)}, not {canonical_json(d.new)}" for d in fixed
                 ]
                 raise HwnasError(
-                    f"the run {self.name!r} was made with {'; '.join(said)}; give the new one another name with --run"
+                    f"the run {self.name!r} was made with {'; '.join(said)}; give the new one another name with "
+                    f"{self.flag}"
                 )
         if own is None or changed_settings(before, changed):
             self._asked |= {"recipe_settings": changed, "overrides": there | dict(overrides)}
 
     def _refuse_other(self, own: Settings | None, key: str, value: object) -> None:
         there = None if own is None else getattr(own, key)
-        if there not in (None, value):
+        if there not in (None, value) and key not in self._released:
             a, b = (x.asked() if isinstance(x, Demands) else x for x in (there, value))
             raise HwnasError(
-                f"the run {self.name!r} was made with {key} {a!r}, not {b!r}; give the new one another name with --run"
+                f"the run {self.name!r} was made with {key} {a!r}, not {b!r}; give the new one another name with "
+                f"{self.flag}"
             )
 
     def identify(self) -> None:
@@ -314,6 +325,10 @@ class Run:
         """Return what a split goes by in checkpoints: the same wherever the data lie now."""
         identity = self.settings.identity
         return data.name if identity is None else f"{identity.name}/{data.name.rpartition('/')[2]}"
+
+    def release(self, *names: str) -> None:
+        """Let settings be asked for anew: nothing has come of those that the run was made with."""
+        self._released |= set(names)
 
     def commit(self) -> None:
         """Fix the settings: write ``run.json``."""

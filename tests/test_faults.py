@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import io
+import json
 import os
 import re
 import resource
@@ -21,22 +22,26 @@ from typing import Any, NoReturn
 import pytest
 
 from hwnas import errors, files
+from hwnas.cli import _parsed as parsed
 from hwnas.ending import UNREAD, ended
-from hwnas.errors import BrokenPackage
+from hwnas.errors import BrokenPackage, HwnasError
 from hwnas.files import write_atomic
 from hwnas.lock import Lock
 from hwnas.ops.fused import native
 from hwnas.optional import require
+from hwnas.profile import plan as plan_module
 from hwnas.progress import Silent
+from hwnas.run import Run
 from hwnas.runtime import __main__ as runtime_main
 from hwnas.runtime.measuring.device import UNPINNED
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
-from hwnas.runtime.measuring.plan import write_plan
+from hwnas.runtime.measuring.plan import load_plan, write_plan
 from hwnas.runtime.measuring.supervise import supervise
+from hwnas.show.profiling import planned
 from tests.conftest import ROOT
 from tests.runtime_cases import conv_entry
-from tests.verbs import RECIPE, done, hwnas
+from tests.verbs import RECIPE, done, hwnas, tree
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 QUICK = StopRule(min_visits=2, max_visits=2, min_s=0)
@@ -588,3 +593,129 @@ class TestOneBadThing:
         assert re.search("warning: the run bad-table: runs/bad-table/table.json is not a latency table", out)
         assert "not-a-run" not in out
         assert "a file" not in out
+
+
+class TestSettingsAreCheckedFirst:
+    """Nothing that will not do is written, and what nothing has come of can be given anew."""
+
+    @pytest.mark.parametrize("seed", ["-1", str(2**32), "99999999999999999999999"])
+    def test_a_seed_that_is_none(self, profiled: Path, seed: str) -> None:
+        before = tree(Path())
+        said = hwnas("search", RECIPE, "--seed", seed)
+        assert (said.code, said.out) == (2, "")
+        assert re.fullmatch(rf"hwnas: a run needs a seed of 0 or more, up to 4294967295, got {seed}\n", said.err)
+        for name in ("search.seed", "train.seed"):
+            said = hwnas("search", RECIPE, "--set", f"{name}={seed}", "--run", "other")
+            assert said.code == 2
+            assert f"seed of 0 or more, up to 4294967295, got {seed}" in said.err
+        assert tree(Path()) == before
+
+    @pytest.mark.parametrize("percent", ["nan", "-1"])
+    def test_a_requirement_that_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, percent: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        said = hwnas("profile", RECIPE, "--engine", "fake", "--require-mape", percent)
+        assert said.err == f"hwnas: --require-mape must be a percentage of 0 or more, got {percent}\n"
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--seed", "-1"),
+            ("--visits", "0"),
+            ("--max-visits", "1"),
+            ("--spread", "nan"),
+            ("--threads", "-1"),
+            ("--timeout", "nan"),
+            ("--minutes", "nan"),
+            ("--stop", '{"a": 1}'),
+            ("--stop", "3"),
+        ],
+    )
+    def test_the_runtimes_own(self, plan: Path, words: tuple[str, str]) -> None:
+        code, err = runtime("measure", plan, "--engine", "fake", *words)
+        assert code == 2
+        assert re.fullmatch(rf"error: [^\n]*{words[0]}[^\n]*\n", err), err
+        assert not (plan / "results.jsonl").exists()
+
+    def test_an_engine_that_measured_nothing_can_be_given_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        def dies(*_: Any, **__: Any) -> NoReturn:
+            raise HwnasError("the measuring process died before it measured anything")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("hwnas.jobs.profiling.supervise", dies)
+            for engine, precision in (("fake", "fp16"), ("torch", "fp32"), ("onnxruntime", "fp32")):
+                said = hwnas("profile", RECIPE, "--engine", engine, "--precision", precision)
+                assert "died before it measured anything" in said.err
+                stored = Run(RECIPE).settings
+                assert (stored.engine, stored.precision) == (engine, precision)
+                assert load_plan(Run(RECIPE).folder / "plan").precision == precision
+        monkeypatch.setattr("hwnas.jobs.profiling._measure", lambda *_: (_ for _ in ()).throw(HwnasError("measured")))
+        assert "measured" in hwnas("profile", RECIPE, "--engine", "fake").err
+        with Journal(Run(RECIPE).folder / "results.jsonl", {"plan": "p", "where": {}}) as journal:
+            journal.append({"type": "sample", "key": "a", "visit": 0, "status": "failed"})
+        said = hwnas("profile", RECIPE, "--engine", "fake")
+        assert "was made with engine 'onnxruntime', not 'fake'; give the new one another name with --run" in said.err
+
+    def test_two_budgets_are_two_runs_and_messages_have_the_flags_of_their_verb(self, finished: Path) -> None:
+        names = [done("derive", RECIPE, "--fps", fps).following.split()[-1] for fps in ("3000", "2999.7", "2999.7")]
+        assert names == [f"{RECIPE}-3000fps", f"{RECIPE}-2999.7fps", f"{RECIPE}-2999.7fps"]
+        said = hwnas("derive", RECIPE, "--fps", "2999", "--to", names[0])
+        assert said.code == 2
+        assert re.search("was made with budget_ms .*; give the new one another name with --to\n", said.err)
+        said = hwnas("search", RECIPE, "--fps", "2999")
+        assert re.search("another name with --run\n", said.err)
+
+
+class TestPrintedCommands:
+    """What is printed to be run can be: a shell reads the words that were meant."""
+
+    @pytest.mark.parametrize("folder", ["plan", "my plan", "plan's", "a$b"])
+    def test_a_plan_is_measured_and_its_results_taken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            planned(write_plan(tmp_path / folder, [conv_entry("op", macs=10**6)]), Path(folder))
+        (line,) = re.findall("^next: on the device: (.*)$", said.getvalue(), re.MULTILINE)
+        words = shlex.split(line)
+        assert words == ["python", "-m", "hwnas.runtime", "measure", folder]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert runtime_main.main([*words[3:], "--engine", "fake", "--spread", "0"]) == 0
+        (line,) = re.findall("^next: (.*)$", out.getvalue(), re.MULTILINE)
+        assert shlex.split(line) == ["hwnas", "profile", "RECIPE", "--results", f"{folder}/results.jsonl"]
+
+    def test_those_of_a_front(self, finished: Path) -> None:
+        table = finished.parent / "my table.json"
+        shutil.copy(finished / "table.json", table)
+        front = done("derive", RECIPE, "--pareto", "3", "--table", table)
+        commands = [p["command"] for p in json.loads((finished / "pareto.json").read_text())["points"]]
+        assert commands
+        assert "Traceback" not in front.out
+        for command in commands:
+            verb = parsed(shlex.split(command)[1:])
+            assert verb.table == (table,)
+
+    def test_an_interrupted_plan_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write, left = plan_module.write_atomic, [3]
+
+        def interrupted(path: Path, content: bytes) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                (path.parent / ".half.onnx.x.tmp").touch()  # of a kill
+                raise KeyboardInterrupt
+            write(path, content)
+
+        args = ("profile", RECIPE, "--plan-only", "plan")
+        monkeypatch.setattr(plan_module, "write_atomic", interrupted)
+        said = hwnas(*args)
+        assert (said.code, said.err) == (130, "interrupted; the same command goes on where it stopped\n")
+        monkeypatch.setattr(plan_module, "write_atomic", write)
+        done(*args)
+        assert hwnas(*args).err == "hwnas: plan is not empty; name a new folder\n"

@@ -12,7 +12,7 @@ import torch
 from hwnas.complexity import complexity
 from hwnas.derived import ConstraintValue, Contender, Demands, Derived
 from hwnas.errors import BudgetError, HwnasError
-from hwnas.files import write_atomic
+from hwnas.files import is_there, write_atomic
 from hwnas.jobs.findings import Found, read_findings
 from hwnas.jobs.inputs import (
     budgets_ms_of,
@@ -182,9 +182,9 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
     budgets = budgets_ms_of(settings.fps, len(tables)) or [own.budget_ms] * max(1, len(tables))
     table = open_table(run, tables[0] if tables else None, settings.foreign_table)
     demands = replace(settings.demands, others=other_budgets(tables, budgets))
-    target = Run(settings.to or f"{run.name}-{1000 / budgets[0]:.0f}fps")
+    target = _target(run, settings, budgets[0])
     arch = target.folder / "arch.json"
-    if arch.exists() and (there := target.settings.how or _NOTHING) != demands:
+    if is_there(arch) and (there := target.settings.how or _NOTHING) != demands:
         raise HwnasError(f"{arch} was derived with {there.asked() or 'no other demands'}; give --to NAME")
     inherited = ("data", "seed", "search_seed", "engine", "threads", "precision", "source")
     target.ask(
@@ -205,6 +205,16 @@ def derive(run: Run, settings: DeriveSettings = DeriveSettings(), report: Report
             check_measurable(table)  # before anything is derived or written
         judge = Judge(run, device=device, workers=settings.workers)
         return derive_into(target, table, budgets[0], demands, open_contest(run, table, demands), judge, report)
+
+
+def _target(run: Run, settings: DeriveSettings, budget_ms: float) -> Run:
+    """Return the run that gets a network: of a whole rate, unless another budget that rounds to it has that name."""
+    if settings.to is not None:
+        return Run(settings.to, "--to")
+    rate = 1000 / budget_ms
+    short = Run(f"{run.name}-{rate:.0f}fps", "--to")
+    taken = is_there(short.folder / "run.json") and short.settings.budget_ms != budget_ms
+    return Run(f"{run.name}-{rate:.12g}fps", "--to") if taken else short
 
 
 def derive_into(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def front(run: Run, settings: FrontSettings, report: Reporter = SILENT) -> Front
         contest = open_contest(run, table, settings.demands)
         with report.bar("front", settings.points) as update:
             points = pareto_front(contest, settings.points, update)
-        flags = ("" if settings.table is None else f" --table {settings.table}") + (
+        flags = ("" if settings.table is None else f" --table {shlex.quote(str(settings.table))}") + (
             " --foreign-table" if settings.foreign_table else ""
         )
         commands = _commands(run.name, points, flags + settings.demands.flags())

@@ -39,7 +39,7 @@ def refuse_second_table(run: Run, table: LatencyTable) -> None:
     """
     own = run.folder / "table.json"
     if own.exists() and LatencyTable.load(own) != replace(table, path=own):
-        raise HwnasError(f"the run {run.name!r} has another latency table; give another name with --run or --to")
+        raise HwnasError(f"the run {run.name!r} has another latency table; give another name with {run.flag}")
 
 
 def keep_table(run: Run, table: LatencyTable) -> None:

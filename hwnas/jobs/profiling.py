@@ -12,6 +12,7 @@ from statistics import fmean
 import torch
 
 from hwnas.errors import DataError, HwnasError
+from hwnas.files import is_there
 from hwnas.jobs.inputs import settle_data
 from hwnas.latency.table import UNMEASURED, LatencyTable
 from hwnas.profile import add_derived, build_table, make_plan
@@ -83,7 +84,7 @@ def plan(recipe: Recipe, folder: Path, settings: PlanSettings = PlanSettings(), 
     Raises:
         HwnasError: If the folder has something in it already.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if is_there(folder) and not _is_begun(folder):
         raise HwnasError(f"{folder} is not empty; name a new folder")
     precision = settings.precision or "fp32"
     merges = True
@@ -93,9 +94,21 @@ def plan(recipe: Recipe, folder: Path, settings: PlanSettings = PlanSettings(), 
     return _write_plan(recipe, folder, merges, precision, report)
 
 
+def _is_begun(folder: Path) -> bool:
+    """Return whether a folder has nothing but what an interrupted plan leaves, whose files are named by what they hold.
+
+    The plan itself comes last: a folder that has one is somebody's.
+    """
+    made = {"assembly.json", *("ops", "nets")}
+    files = [p for p in folder.rglob("*") if not p.is_dir()]
+    return all(p.name in made or p.suffix in (".onnx", ".tmp") for p in files) and all(
+        p.name in made or p.suffix == ".tmp" for p in folder.iterdir()
+    )
+
+
 def _write_plan(recipe: Recipe, folder: Path, merges: bool, precision: str, report: Reporter) -> Plan:
     """Write a plan unless a whole one is there already; return it."""
-    if not (folder / "plan.json").exists():
+    if not is_there(folder / "plan.json"):
         torch.set_num_threads(1)  # many small tensors: threads would only wait for each other
         make_plan(recipe.space, recipe.scales(), folder, recipe.calibration, merges, report, precision)
     return load_plan(folder)
@@ -107,6 +120,8 @@ def profile(run: Run, settings: ProfileSettings = ProfileSettings(), report: Rep
     A table that is there is complete, unless some of it is doubtful or was left out: that is measured again, until the
     run has been searched with it.
     """
+    if not _has_measured(run):
+        run.release(*SETTINGS)
     run.ask(engine=settings.engine, threads=settings.threads, precision=settings.precision)
     with run.locked():
         settle_data(run, report, read=False)
@@ -141,9 +156,13 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
     precision = settings.precision or "fp32"
     with using_engine(engine, threads, precision) as opened:
         can, clock = opened.capabilities, opened.clock
+    folder, results, was = run.folder / "plan", run.folder / "results.jsonl", run.stored
     run.ask(engine=engine, threads=threads, precision=precision)
     run.commit()
-    folder, results = run.folder / "plan", run.folder / "results.jsonl"
+    if not _has_measured(run):  # what was begun with other settings is begun anew
+        results.unlink(missing_ok=True)
+        if was is not None and (was.engine, was.precision) not in ((None, None), (engine, precision)):
+            (folder / "plan.json").unlink(missing_ok=True)
     plan = _write_plan(recipe, folder, can.merges, precision, report)
     derived = [n for n in (recipe.calibration.refit, recipe.calibration.derived) if n]
     takes = span(*forecast_s(plan, stop, derived, can.load_s)) if clock != "model" else "a moment"
@@ -183,6 +202,17 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
             lambda: left(shares[0]) != 0,
         )
     return table
+
+
+def _has_measured(run: Run) -> bool:
+    """Return whether anything has come of a run's settings of an engine: a table, or a first measurement."""
+    table, results = run.folder / "table.json", run.folder / "results.jsonl"
+    if is_there(table) or not is_there(results):
+        return is_there(table)
+    try:
+        return any(r.get("type") == "sample" for r in read_journal(results)[1])
+    except HwnasError:  # damaged, which measuring says, or without a line
+        return results.stat().st_size > 0
 
 
 def _make_table(folder: Path, results: Path, report: Reporter) -> LatencyTable:

@@ -10,7 +10,9 @@ if __name__ == "__main__" and sys.path[0] and sys.path[0] == os.getcwd():
 
 import argparse
 import json
+import math
 import resource
+import shlex
 import shutil
 import signal
 import time
@@ -22,7 +24,7 @@ from statistics import median
 from typing import NoReturn
 
 from hwnas.ending import ended
-from hwnas.errors import REMEDIES, DeviceLost, HwnasError, refusal
+from hwnas.errors import REMEDIES, DeviceLost, HwnasError, check_ranges, refusal
 from hwnas.progress import Eta
 from hwnas.runtime.deploy.picture import run_on_picture
 from hwnas.runtime.engines import ENGINES, capabilities
@@ -69,7 +71,8 @@ def _add_measure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb.add_argument("--threads", type=int, default=1, help="threads of the engine (%(default)s)")
     rule = StopRule()
     verb.add_argument("--visits", type=int, default=rule.min_visits, help="least visits to an entry (%(default)s)")
-    verb.add_argument("--max-visits", type=int, default=rule.max_visits, help="most visits to an entry (%(default)s)")
+    most = f"most visits to an entry ({rule.max_visits}, and no fewer than --visits)"
+    verb.add_argument("--max-visits", type=int, help=most)
     verb.add_argument(
         "--spread", type=float, default=rule.min_s, metavar="S", help="seconds the visits are spread over (%(default)g)"
     )
@@ -153,8 +156,31 @@ def _for_people(e: Exception) -> HwnasError | None:
 
 def _rule(args: argparse.Namespace) -> StopRule:
     if args.stop is not None:
-        return StopRule(**args.stop)
-    return StopRule(args.visits, max(args.visits, args.max_visits), args.spread)
+        return _rule_of(args.stop)
+    most = max(args.visits, StopRule.max_visits) if args.max_visits is None else args.max_visits
+    check_ranges(
+        "a measurement",
+        ("--visits of 1 or more", args.visits, args.visits >= 1),
+        ("--max-visits of --visits or more", most, most >= args.visits),
+        ("a --spread of 0 or more seconds", args.spread, 0 <= args.spread < math.inf),
+        ("a --seed of 0 or more", args.seed, args.seed >= 0),
+        ("--threads of 1 or more", args.threads, args.threads >= 1),
+        ("a --timeout of more than 0 seconds", args.timeout, args.timeout > 0),
+        ("--minutes of 0 or more", args.minutes, args.minutes is None or args.minutes >= 0),
+    )
+    return StopRule(args.visits, most, args.spread)
+
+
+def _rule_of(fields: object) -> StopRule:
+    """Return the rule that a program gave as a JSON object.
+
+    Raises:
+        HwnasError: If it is none.
+    """
+    try:
+        return StopRule(**fields)  # type: ignore[arg-type]
+    except TypeError as e:
+        raise HwnasError(f"--stop takes a JSON object of {', '.join(StopRule.__dataclass_fields__)}: {e}") from e
 
 
 def _limit_memory() -> None:
@@ -202,7 +228,7 @@ def _measure(args: argparse.Namespace) -> int:
     if len(rows) < len(plan.entries):
         print(f"{len(plan.entries) - len(rows)} entries are left; next: the same command again")
     else:
-        print(f"next: hwnas profile RECIPE --results {path}")
+        print(f"next: hwnas profile RECIPE --results {shlex.quote(str(path))}")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from hwnas.errors import HwnasError, check_ranges, not_below, positive
+from hwnas.errors import HwnasError, check_ranges, not_below, positive, seeds
 from hwnas.latency.resources import RESOURCES
 from hwnas.ops.fused import native
 from hwnas.progress import Reporter
@@ -91,12 +91,13 @@ class SearchConfig(Strategy):
             raise HwnasError(f"second-exact differentiates twice, which {self.evaluation!r} cannot: use 'plain'")
         counts = ("steps", "batch", "accumulate", "checkpoint_every")
         rates = ("w_lr", "w_clip", "alpha_lr")
-        least = ("w_lr_end", "w_decay", "alpha_decay", "cutout", "seed")
+        least = ("w_lr_end", "w_decay", "alpha_decay", "cutout")
         check_ranges(
             "a search",
             *not_below(self, counts, 1),
             *positive(self, rates),
             *not_below(self, least, 0),
+            *seeds(self, ("seed",)),
             ("a warmup from 0 to its steps", self.warmup, 0 <= self.warmup <= self.steps),
             ("a w_momentum from 0 to less than 1", self.w_momentum, 0 <= self.w_momentum < 1),
             ("a crop (height, width) of 1 or more", self.crop, len(self.crop) == 2 and min(self.crop) >= 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ NAMES = {
 
 def planned(plan: Plan, folder: Path) -> None:
     """Show what was written for another box."""
-    facts: dict[str, object] = {"plan": folder, "entries": len(plan.entries)}
-    summary(facts, f"on the device: python -m hwnas.runtime measure {folder.name}  (numpy and the engine suffice)")
+    facts: dict[str, object] = {"plan": folder, "entries": len(plan.entries), "needs": "numpy and the engine, no torch"}
+    summary(facts, f"on the device: python -m hwnas.runtime measure {shlex.quote(folder.resolve().name)}")
 
 
 def profiled(result: ProfileResult, following: str) -> None:

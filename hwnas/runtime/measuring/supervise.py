@@ -82,6 +82,8 @@ def supervise(
         raise HwnasError(f"the time after which an entry hangs must be positive, got {timeout_s}")
     if minutes is not None and not minutes >= 0:
         raise HwnasError(f"minutes must not be negative, got {minutes}")
+    if seed < 0:
+        raise HwnasError(f"the seed of the orders must not be negative, got {seed}")
     path = folder / RESULTS_FILE if results is None else results
     deadline_s = None if minutes is None else time.monotonic() + 60 * minutes
     command = child_command("hwnas.runtime", "measure", f"--engine={engine_name}", "--threads", str(threads))
