@@ -15,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 from hwnas import errors, files
@@ -26,26 +27,33 @@ from hwnas.cli import _parsed as parsed
 from hwnas.ending import UNREAD, ended
 from hwnas.errors import BrokenPackage, HwnasError
 from hwnas.files import write_atomic
+from hwnas.jobs import deriving
+from hwnas.jobs.deriving import DeriveSettings
+from hwnas.latency.diff import changes
 from hwnas.lock import Lock
 from hwnas.ops.fused import native
 from hwnas.optional import require
 from hwnas.profile import plan as plan_module
+from hwnas.profile.plan import PlanWriter
 from hwnas.progress import Silent
 from hwnas.run import Run
 from hwnas.runtime import __main__ as runtime_main
-from hwnas.runtime.measuring.device import UNPINNED
+from hwnas.runtime.engines import using_engine
+from hwnas.runtime.measuring.device import DENORMALS, UNPINNED, provenance
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan, write_plan
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.show.profiling import planned
+from hwnas.spaces import Scale, Space
 from tests.conftest import ROOT
 from tests.runtime_cases import conv_entry
-from tests.verbs import RECIPE, done, hwnas, tree
+from tests.verbs import RECIPE, done, edit, hwnas, tree
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 QUICK = StopRule(min_visits=2, max_visits=2, min_s=0)
 LONG = "n" * 300
+NOTHING = contextlib.nullcontext()
 ONE_LINE = r"(hwnas|error): [^\n]+; [^\n]+\n"
 
 
@@ -595,6 +603,14 @@ class TestOneBadThing:
         assert "a file" not in out
 
 
+def small_plan(space: Space, scales: Sequence[Scale], folder: Path, *more: Any) -> None:
+    """Write a plan of one network, as a real plan writes its hundreds of entries."""
+    writer = PlanWriter(folder, precision=more[-1], scales=scales)
+    writer.plan_network("fit", space, space.problem.draw(np.random.default_rng(0)), merge=True)
+    writer.plan_network("test", space, space.problem.draw(np.random.default_rng(1)), merge=True)
+    writer.write()
+
+
 class TestSettingsAreCheckedFirst:
     """Nothing that will not do is written, and what nothing has come of can be given anew."""
 
@@ -641,13 +657,14 @@ class TestSettingsAreCheckedFirst:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("hwnas.jobs.profiling.make_plan", small_plan)
 
         def dies(*_: Any, **__: Any) -> NoReturn:
             raise HwnasError("the measuring process died before it measured anything")
 
         with monkeypatch.context() as patch:
             patch.setattr("hwnas.jobs.profiling.supervise", dies)
-            for engine, precision in (("fake", "fp16"), ("torch", "fp32"), ("onnxruntime", "fp32")):
+            for engine, precision in (("fake", "fp16"), ("onnxruntime", "fp32")):
                 said = hwnas("profile", RECIPE, "--engine", engine, "--precision", precision)
                 assert "died before it measured anything" in said.err
                 stored = Run(RECIPE).settings
@@ -661,9 +678,14 @@ class TestSettingsAreCheckedFirst:
         assert "was made with engine 'onnxruntime', not 'fake'; give the new one another name with --run" in said.err
 
     def test_two_budgets_are_two_runs_and_messages_have_the_flags_of_their_verb(self, finished: Path) -> None:
-        names = [done("derive", RECIPE, "--fps", fps).following.split()[-1] for fps in ("3000", "2999.7", "2999.7")]
-        assert names == [f"{RECIPE}-3000fps", f"{RECIPE}-2999.7fps", f"{RECIPE}-2999.7fps"]
-        said = hwnas("derive", RECIPE, "--fps", "2999", "--to", names[0])
+        def target(fps: float) -> str:
+            return deriving._target(Run(RECIPE), DeriveSettings(fps=(fps,)), 1000 / fps).name
+
+        assert target(3000) == target(2999.7) == f"{RECIPE}-3000fps"
+        shutil.copytree(finished, finished.with_name(target(3000)))
+        edit(finished.with_name(target(3000)) / "run.json", budget_ms=1000 / 3000)
+        assert (target(3000), target(2999.7)) == (f"{RECIPE}-3000fps", f"{RECIPE}-2999.7fps")
+        said = hwnas("derive", RECIPE, "--fps", "2999", "--to", target(3000))
         assert said.code == 2
         assert re.search("was made with budget_ms .*; give the new one another name with --to\n", said.err)
         said = hwnas("search", RECIPE, "--fps", "2999")
@@ -703,7 +725,7 @@ class TestPrintedCommands:
 
     def test_an_interrupted_plan_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        write, left = plan_module.write_atomic, [3]
+        write, left = plan_module.write_atomic, [1]
 
         def interrupted(path: Path, content: bytes) -> None:
             left[0] -= 1
@@ -713,9 +735,71 @@ class TestPrintedCommands:
             write(path, content)
 
         args = ("profile", RECIPE, "--plan-only", "plan")
+        monkeypatch.setattr("hwnas.jobs.profiling.make_plan", small_plan)
         monkeypatch.setattr(plan_module, "write_atomic", interrupted)
         said = hwnas(*args)
         assert (said.code, said.err) == (130, "interrupted; the same command goes on where it stopped\n")
         monkeypatch.setattr(plan_module, "write_atomic", write)
         done(*args)
         assert hwnas(*args).err == "hwnas: plan is not empty; name a new folder\n"
+
+
+def denormal_model(folder: Path) -> Path:
+    """A 1x1 convolution whose weights have no full mantissa, so that its outputs have none either."""
+    onnx = pytest.importorskip("onnx")
+    weights = onnx.numpy_helper.from_array(np.full((8, 8, 1, 1), 1e-40, np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, 8, 16, 16)) for n in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    path = folder / "denormal.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+class TestWeightsDoNotDecide:
+    """Weights that decayed to denormal numbers are computed with no more slowly than others."""
+
+    @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+    def test_numbers_without_a_full_mantissa_count_as_zero(self, tmp_path: Path, name: str) -> None:
+        model = denormal_model(tmp_path)
+        with using_engine(name) as engine, engine.open_model(model) as runner:
+            assert engine.provenance()["options"][DENORMALS] is True
+            out = runner.run({"x": np.ones((1, 8, 16, 16), np.float32)})["y"]
+            runner.time(3, 0)
+        assert float(np.abs(out).max()) == 0
+        self.assert_kept()
+
+    def test_torch_too(self, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[float] = []
+
+        def forward(x: Any) -> tuple[Any]:
+            seen.append(float((x * 0 + 1e-40).max()))
+            return (x,)
+
+        monkeypatch.setattr("hwnas.runtime.engines.torch.entry_module", lambda _: forward)
+        with using_engine("torch") as engine, engine.load(load_plan(plan).entries[0], plan) as runner:
+            assert engine.provenance()["options"][DENORMALS] is True
+            runner.time(3, 0)
+        assert set(seen) == {0.0}
+        self.assert_kept()
+
+    def assert_kept(self) -> None:
+        """What else this process computes is as it was."""
+        assert float((np.full(64, 1e-40, np.float32) * np.float32(0.5)).max()) > 0
+
+    def test_what_was_measured_before_stays_usable(self, tmp_path: Path) -> None:
+        with using_engine("onnxruntime") as engine:
+            where = json.loads(json.dumps(provenance(engine)))
+        older = json.loads(json.dumps(where))
+        assert older["engine"]["options"].pop(DENORMALS) is True
+        with Journal(tmp_path / "results", {"plan": "p", "where": older}):
+            pass
+        with Journal(tmp_path / "results", {"plan": "p", "where": where}):
+            pass
+        assert not [c for c in changes(older, where) if c.counts]
+        for value in (False, True):
+            with (
+                pytest.raises(HwnasError, match="denormals_as_zero = false, now it is true") if value else NOTHING,
+                Journal(tmp_path / "other", {"plan": "p", "where": {"engine": {"options": {DENORMALS: value}}}}),
+            ):
+                pass

@@ -9,10 +9,16 @@ from statistics import median
 from typing import Any, Literal
 
 from hwnas.latency.table import UNMEASURED, LatencyTable, NetRow, OpRow
-from hwnas.runtime.measuring.device import UNPINNED
+from hwnas.runtime.measuring.device import DENORMALS
 
 CLOSE = 0.01  # entries are measured to intervals of about 1 % on either side: smaller differences are not resolved
-IRRELEVANT = ("device.logical_cpus", "os", "python", "hwnas", UNPINNED)  # may change without making a table out of date
+IRRELEVANT = (
+    "device.logical_cpus",
+    "os",
+    "python",
+    "hwnas",
+    f"engine.options.{DENORMALS}",
+)  # may change without making a table out of date
 NETWORK = "(network)"
 
 Verdict = Literal["better", "worse", "ambiguous"]

@@ -24,13 +24,17 @@ from hwnas.runtime.engines.base import (
     model_bytes,
     random_inputs,
 )
+from hwnas.runtime.engines.denormals import can_flush, flushed
 from hwnas.runtime.engines.scopes import scoped
+from hwnas.runtime.measuring.device import DENORMALS
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry, Shape, checked_bytes
 
 
 class OnnxRuntime:
     """ONNX Runtime with the CPU provider, sequential, all graph optimisations, no spinning threads.
+
+    Denormal numbers are taken for zero, so that weights do not decide about the latency.
 
     With one thread the clock is the CPU time of that thread: work of others on the machine does not count. With
     more threads no CPU clock reads the latency, so it is the wall.
@@ -64,6 +68,7 @@ class OnnxRuntime:
                 "inter_op_threads": 1,
                 "allow_spinning": False,
                 "io_binding": True,
+                DENORMALS: can_flush(),
             },
         }
 
@@ -97,8 +102,10 @@ class _Session:
     def __init__(self, owner: OnnxRuntime, model: bytes, name: str, wanted: Mapping[str, Shape] | None) -> None:
         """Load a model; `wanted` is the shape of each input, None if any will do."""
         self._ort, self._name, self._clock_ns = owner.ort, name, HOST_CLOCKS[owner.clock]
-        with errors(self._ort, name):
+        with errors(self._ort, name), flushed():
             options, providers = session_options(self._ort, owner.threads), ["CPUExecutionProvider"]
+            # Of its own threads; the first session of a process would set the calling one for good.
+            options.add_session_config_entry("session.set_denormal_as_zero", "1")
             self._session: Any = self._ort.InferenceSession(model, options, providers=providers)
             self.inputs: Mapping[str, Shape] = {i.name: input_shape(i, name) for i in self._session.get_inputs()}
             if wanted is not None and self.inputs != wanted:
@@ -106,13 +113,13 @@ class _Session:
             self._binding, self._bound = self._bind()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with errors(self._ort, self._name):
+        with errors(self._ort, self._name), flushed():
             outputs = self._session.run(None, dict(inputs))
         return {o.name: value for o, value in zip(self._session.get_outputs(), outputs, strict=True)}
 
     def time(self, repeats: int, visit: int) -> Samples:
         session, binding = self._session, self._binding
-        with errors(self._ort, self._name):
+        with errors(self._ort, self._name), flushed():
             return timed(lambda: session.run_with_iobinding(binding), repeats, self._clock_ns)
 
     def _bind(self) -> tuple[Any, list[Any]]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from hwnas.runtime.engines.base import HOST_CLOCKS, Capabilities, OnceRunner, Runner, host_clock, random_inputs
+from hwnas.runtime.engines.denormals import can_flush, flushed
 from hwnas.runtime.engines.scopes import scoped
+from hwnas.runtime.measuring.device import DENORMALS
 from hwnas.runtime.measuring.measure import Samples, timed
 from hwnas.runtime.measuring.plan import Entry
 
@@ -68,7 +70,7 @@ class TorchEager:
             "precision": "fp32",
             "threads": self._threads,
             "clock": self.clock,
-            "options": {"mode": "eager", "memory_format": "contiguous"},
+            "options": {"mode": "eager", "memory_format": "contiguous", DENORMALS: can_flush()},
         }
 
     def load(self, entry: Entry, folder: Path) -> Runner:
@@ -91,7 +93,8 @@ class _Network:
         return {name: value.numpy() for name, value in zip(self._outputs, made, strict=True)}
 
     def time(self, repeats: int, visit: int) -> Samples:
-        return timed(lambda: self._forward(self._timed), repeats, self._clock_ns)
+        with flushed():
+            return timed(lambda: self._forward(self._timed), repeats, self._clock_ns)
 
     def _forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.inference_mode():

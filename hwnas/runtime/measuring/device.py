@@ -19,6 +19,11 @@ _ISA = re.compile(r"(sse4_2|avx|fma|f16c|amx|asimd|neon|sve|sme(?!p)|i8mm|bf16)"
 _ISA_LEVELS = (("avx512", "avx512f"), ("avx2",) * 2, ("avx",) * 2, ("sse4_2",) * 2, ("sve",) * 2, ("neon", "asimd"))
 _VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd", "0x41": "arm", "0x61": "apple", "0x4e": "nvidia"}
 UNPINNED = "not_pinned"  # in a provenance: why the measuring process was not kept on one CPU for each thread
+# An option of engines: numbers too small for a full mantissa count as zero. A CPU may compute with them many times more
+# slowly, and trained weights may be such, while those that are made up to be measured are not. So what was measured
+# before there was the option holds with it.
+DENORMALS = "denormals_as_zero"
+SINCE = (f"where.engine.options.{DENORMALS}",)  # what older results lack and are gone on with all the same
 _SHARED = ("vendor_id", "CPU implementer")
 HUGE_PAGES = ":".join(
     f"glibc.malloc.{name}"

@@ -20,6 +20,7 @@ from typing import Any
 from hwnas.errors import HwnasError, ProvenanceError, SystemRefusal, refusal
 from hwnas.files import canonical_json, naming, sync, sync_dir
 from hwnas.lock import Lock
+from hwnas.runtime.measuring.device import SINCE
 
 SCHEMA = 2
 SYNC_S = 1.0  # a kill loses nothing that was written; a power cut loses what is younger than this
@@ -192,6 +193,8 @@ def _check_header(old: Record, new: Record, path: Path) -> None:
     if old.get("plan") != new.get("plan"):
         raise ProvenanceError(f"{path} holds results of another plan; use another results file")
     for name, was, now in _differences(old, new):
+        if name in SINCE and was == "null":
+            continue
         raise ProvenanceError(f"{path} was measured with {name} = {was}, now it is {now}; use another results file")
 
 
