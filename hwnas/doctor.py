@@ -15,6 +15,7 @@ from hwnas.optional import require
 from hwnas.runtime.cuda import nvrtc
 from hwnas.runtime.cuda.driver import open_cuda
 from hwnas.runtime.engines import ENGINES, using_engine
+from hwnas.runtime.measuring import limits
 from hwnas.runtime.measuring.device import device_name, provenance
 from hwnas.show.console import console, table
 
@@ -69,11 +70,15 @@ def warnings() -> list[str]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "uninstall both, then install the one you need"
         )
-    cpus, load = os.cpu_count() or 1, 0.0
+    cpus, load = len(limits.allowed_cpus()), 0.0
+    if cpus < (os.cpu_count() or 1):
+        out.append(f"this process may use {cpus} of {os.cpu_count()} CPUs: --threads takes no more")
+    if (quota := limits.cpu_quota()) is not None:
+        out.append(f"this process may have the time of {quota:g} CPUs: what is measured in moments does not last")
     with suppress(OSError, AttributeError):  # not every system tells
         load = os.getloadavg()[0]
-    if load > BUSY * cpus:
-        out.append(f"the load is {load:.1f} on {cpus} CPUs: measurements will take longer and be noisier")
+    if load > BUSY * (os.cpu_count() or 1):
+        out.append(f"the load is {load:.1f} on {os.cpu_count()} CPUs: measurements will take longer and be noisier")
     return out
 
 

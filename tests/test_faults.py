@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from hwnas import errors, files
+from hwnas import doctor, errors, files
 from hwnas.cli import _parsed as parsed
 from hwnas.ending import UNREAD, ended
 from hwnas.errors import BrokenPackage, HwnasError
@@ -30,21 +30,26 @@ from hwnas.files import write_atomic
 from hwnas.jobs import deriving
 from hwnas.jobs.deriving import DeriveSettings
 from hwnas.latency.diff import changes
+from hwnas.latency.table import LatencyTable
 from hwnas.lock import Lock
 from hwnas.ops.fused import native
 from hwnas.optional import require
+from hwnas.profile import build
 from hwnas.profile import plan as plan_module
 from hwnas.profile.plan import PlanWriter
 from hwnas.progress import Silent
 from hwnas.run import Run
 from hwnas.runtime import __main__ as runtime_main
 from hwnas.runtime.engines import using_engine
-from hwnas.runtime.measuring.device import DENORMALS, UNPINNED, provenance
+from hwnas.runtime.measuring import limits
+from hwnas.runtime.measuring.device import DENORMALS, UNPINNED, cpu_identity, provenance, same_device
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan, write_plan
+from hwnas.runtime.measuring.results import Conditions
 from hwnas.runtime.measuring.supervise import supervise
-from hwnas.show.profiling import planned
+from hwnas.runtime.measuring.work import free_memory_bytes, pin_to_cpus
+from hwnas.show.profiling import machine, planned
 from hwnas.spaces import Scale, Space
 from tests.conftest import ROOT
 from tests.runtime_cases import conv_entry
@@ -53,6 +58,7 @@ from tests.verbs import RECIPE, done, edit, hwnas, tree
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE)
 QUICK = StopRule(min_visits=2, max_visits=2, min_s=0)
 LONG = "n" * 300
+SUPERVISE = importlib.import_module("hwnas.runtime.measuring.supervise")
 NOTHING = contextlib.nullcontext()
 ONE_LINE = r"(hwnas|error): [^\n]+; [^\n]+\n"
 
@@ -803,3 +809,168 @@ class TestWeightsDoNotDecide:
                 Journal(tmp_path / "other", {"plan": "p", "where": {"engine": {"options": {DENORMALS: value}}}}),
             ):
                 pass
+
+
+def write(root: Path, **files: str) -> Path:
+    """Write files below a folder; ``__`` in a name is a slash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+class TestWhatTheMachineReallyGives:
+    """Groups of the system in both versions, affinity, kinds of CPUs; unknown is not equal, drift not precise."""
+
+    V2 = "0::/user.slice/job\n"
+    V1 = "5:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n0::/\n"
+
+    @pytest.mark.parametrize(
+        ("files", "quota"),
+        [
+            ({}, None),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__user.slice__job__cpu.max": "50000 100000\n"}, 0.5),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__user.slice__cpu.max": "150000 100000\n"}, 1.5),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__user.slice__job__cpu.max": "max 100000\n"}, None),
+            (
+                {
+                    "proc__self__cgroup": V2,
+                    "sys__fs__cgroup__user.slice__cpu.max": "50000 100000",
+                    "sys__fs__cgroup__user.slice__job__cpu.max": "200000 100000",
+                },
+                0.5,
+            ),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__cpu.max": "25000 50000\n"}, 0.5),  # a container's own root
+            (
+                {
+                    "proc__self__cgroup": V1,
+                    "sys__fs__cgroup__cpu,cpuacct__docker__a__cpu.cfs_quota_us": "50000\n",
+                    "sys__fs__cgroup__cpu,cpuacct__docker__a__cpu.cfs_period_us": "100000\n",
+                },
+                0.5,
+            ),
+            (
+                {
+                    "proc__self__cgroup": V1,
+                    "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1",
+                    "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000",
+                },
+                None,
+            ),
+        ],
+    )
+    def test_the_quota_is_the_least_of_all_groups(
+        self, tmp_path: Path, files: dict[str, str], quota: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path, **files)
+        assert limits.cpu_quota(tmp_path) == quota
+        assert limits.conditions(tmp_path)["quota"] == ("none" if quota is None else quota)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+        assert limits.usable_cpus(tmp_path) == {None: 8, 0.5: 1, 1.5: 2}[quota]
+
+    @pytest.mark.parametrize(
+        ("files", "mib"),
+        [
+            ({}, 20_000),
+            (
+                {
+                    "proc__self__cgroup": V2,
+                    "sys__fs__cgroup__user.slice__job__memory.max": str(300 << 20),
+                    "sys__fs__cgroup__user.slice__job__memory.current": str(100 << 20),
+                    "sys__fs__cgroup__user.slice__job__memory.stat": f"anon 1\ninactive_file {40 << 20}\n",
+                },
+                240,
+            ),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__user.slice__memory.max": str(300 << 20)}, 300),
+            ({"proc__self__cgroup": V2, "sys__fs__cgroup__user.slice__job__memory.max": "max\n"}, 20_000),
+            (
+                {
+                    "proc__self__cgroup": V1,
+                    "sys__fs__cgroup__memory__docker__a__memory.limit_in_bytes": str(300 << 20),
+                    "sys__fs__cgroup__memory__docker__a__memory.usage_in_bytes": str(50 << 20),
+                },
+                250,
+            ),
+            ({"proc__self__cgroup": V1, "sys__fs__cgroup__memory__memory.limit_in_bytes": str(2**63 - 4096)}, 20_000),
+        ],
+    )
+    def test_memory_is_what_the_group_has_left(self, tmp_path: Path, files: dict[str, str], mib: int) -> None:
+        write(tmp_path, proc__meminfo=f"MemAvailable: {20_000 << 10} kB\n", **files)
+        assert free_memory_bytes(tmp_path) == mib << 20
+
+    def test_more_threads_than_cpus_are_refused(
+        self, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+        code, err = runtime("measure", plan, "--engine", "onnxruntime", "--threads", "2")
+        assert code == 2
+        assert err.startswith("error: 2 threads, 1 CPU allowed: they would take turns; ask for at most --threads 1")
+        said = hwnas("profile", RECIPE, "--threads", "2")
+        assert (said.code, said.err.startswith("hwnas: 2 threads, 1 CPU allowed")) == (2, True)
+        assert not list((tmp_path / "runs").rglob("*.json"))
+
+    def test_a_quota_is_stated(self, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "cpu_quota", lambda *_: 0.5)
+        assert any("the time of 0.5 CPUs" in line for line in doctor.warnings())
+        with using_engine("onnxruntime") as engine:
+            where = provenance(engine)
+        assert where["cpus"]["quota"] == 0.5
+        assert limits.quota_of(where) == 0.5
+        assert limits.quota_of({}) is None
+        assert machine(LatencyTable({**where}, {}))["CPU quota"].startswith("0.5 CPUs")
+        assert not [c for c in changes({}, {"cpus": where["cpus"]}) if c.counts]  # an older table
+        assert [c for c in changes({"cpus": {"quota": "none"}}, {"cpus": {"quota": 0.5}}) if c.counts]
+
+    def test_hybrid_cpus_are_measured_on_the_fast_ones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pinned: list[list[int]] = []
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: pinned.append(list(cpus)))
+        intel = write(tmp_path / "a", sys__devices__cpu_core__cpus="0-3\n", sys__devices__cpu_atom__cpus="4-11\n")
+        for cpu in range(12):
+            write(
+                tmp_path / "b", **{f"sys__devices__system__cpu__cpu{cpu}__cpu_capacity": "1024" if cpu < 2 else "446"}
+            )
+        governor = {"sys__devices__system__cpu__cpu3__cpufreq__scaling_governor": "powersave\n"}
+        assert pin_to_cpus(1, write(intel, **governor)) == pin_to_cpus(3, tmp_path / "b") == ""
+        assert pinned[0] == [3]
+        assert set(pinned[1]) == {0, 1, 11}
+        about = {"allowed": 12, "quota": "none", "kind": "cpu_core", "governor": "powersave"}
+        assert limits.conditions(intel) == about
+        assert limits.conditions(tmp_path / "b")["kind"] == "capacity 1024"
+
+    def test_two_that_do_not_say_what_they_are_are_not_the_same(self, tmp_path: Path) -> None:
+        text = "processor : 0\nCPU implementer : 0x61\nCPU architecture: 8\nCPU part : 0x000\nCPU revision : 0\n"
+        nameless = cpu_identity(write(tmp_path / "a", proc__cpuinfo=text))
+        assert not same_device({"device": nameless}, {"device": dict(nameless)})
+        older = {k: v for k, v in nameless.items() if k != "machine"}
+        assert not same_device({"device": older}, {"device": dict(older)})
+        one, other = (
+            {"device": cpu_identity(write(tmp_path / n, proc__cpuinfo=text, sys__class__dmi__id__product_name=n))}
+            for n in ("Mac14,7", "Mac15,3")
+        )
+        assert same_device(one, one)
+        assert not same_device(one, other)
+        known = cpu_identity(write(tmp_path / "b", proc__cpuinfo=text.replace("0x000", "0xd0c")))
+        assert "machine" not in known
+        assert same_device({"device": known}, {"device": dict(known)})
+
+    @pytest.mark.parametrize(
+        ("drift", "visits", "status"), [(0.4, 8, "doubtful"), (-0.1, 8, "doubtful"), (0.04, 8, "ok"), (0.4, 7, "ok")]
+    )
+    def test_drift_makes_rows_doubtful(
+        self, profiled: Path, monkeypatch: pytest.MonkeyPatch, drift: float, visits: int, status: str
+    ) -> None:
+        monkeypatch.setattr(build, "conditions", lambda _: Conditions("op", visits, 0.0, drift))
+        monkeypatch.setattr(build, "calibrate", lambda _: None)
+        table = build.build_table(profiled / "plan", profiled / "results.jsonl")
+        assert {row.status for row in (*table.rows.values(), *table.nets)} == {status}
+        assert all(("drifted by" in row.reason) == (status != "ok") for row in table.rows.values())
+
+    def test_a_restart_is_said(self, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        deaths = iter([SUPERVISE.Death("killed by SIGKILL", outside=True), None])
+        monkeypatch.setattr(SUPERVISE, "_run_child", lambda *_: next(deaths))
+        said: list[str] = []
+        supervise(plan, "fake", on_restart=said.append)
+        assert said == ["killed by SIGKILL"]

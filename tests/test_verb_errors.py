@@ -321,7 +321,6 @@ def test_a_damaged_file_with_a_checksum(
         ("deploy/engine.json", ("validate", RECIPE)),
         ("run.json", ("search", RECIPE)),
         ("run.json", ("train", RECIPE)),
-        ("run.json", ("ls",)),
     ],
 )
 def test_a_damaged_text_file(

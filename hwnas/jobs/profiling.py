@@ -22,6 +22,7 @@ from hwnas.recipes import Recipe
 from hwnas.run import Run
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Capabilities
+from hwnas.runtime.measuring import limits
 from hwnas.runtime.measuring.forecast import run_s
 from hwnas.runtime.measuring.journal import read_journal
 from hwnas.runtime.measuring.measure import WARMUP_S, StopRule, visit_s
@@ -156,6 +157,8 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
     precision = settings.precision or "fp32"
     with using_engine(engine, threads, precision) as opened:
         can, clock = opened.capabilities, opened.clock
+    if can.on_host and clock != "model":
+        limits.check_threads(threads)
     folder, results, was = run.folder / "plan", run.folder / "results.jsonl", run.stored
     run.ask(engine=engine, threads=threads, precision=precision)
     run.commit()
@@ -182,6 +185,7 @@ def _measure(run: Run, recipe: Recipe, stop: StopRule, minutes: float | None, re
                 into,
                 lambda p: update(p.done, p.note, p.total, p.left_s),
                 minutes=left(share),
+                on_restart=lambda reason: report.note(f"the measuring process is started again: {reason}"),
             )
 
     measure(folder, results, "measure", stop, 1 - DERIVED_SHARE * bool(derived))

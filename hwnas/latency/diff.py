@@ -14,6 +14,7 @@ from hwnas.runtime.measuring.device import DENORMALS
 CLOSE = 0.01  # entries are measured to intervals of about 1 % on either side: smaller differences are not resolved
 IRRELEVANT = (
     "device.logical_cpus",
+    "cpus.allowed",
     "os",
     "python",
     "hwnas",
@@ -89,7 +90,8 @@ class Change:
     @property
     def counts(self) -> bool:
         """Whether latencies measured under one are out of date under the other."""
-        return self.name not in IRRELEVANT
+        later = self.name.startswith("cpus.") and self.old is None  # older tables do not say
+        return self.name not in IRRELEVANT and not later
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
+from hwnas.runtime.measuring.limits import usable_cpus
 
 AUTO = "auto"
 CPU = torch.device("cpu")
@@ -38,6 +39,8 @@ def open_device(name: str = AUTO) -> torch.device:
     if kind not in ("cpu", "cuda") or (":" in name and (kind == "cpu" or not index.isdecimal())):
         raise HwnasError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if kind == "cpu":
+        if torch.get_num_threads() > (most := usable_cpus()):  # by default it starts one for each CPU of the machine
+            torch.set_num_threads(most)
         return CPU
     if not torch.cuda.is_available():
         why = "this PyTorch was built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"

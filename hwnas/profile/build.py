@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from hwnas.runtime.measuring.plan import Entry, Plan, load_plan
 from hwnas.runtime.measuring.results import Row, collect, conditions
 
 SKIPPED = "time was up"
+DRIFT = 0.05  # between the halves of a measurement; more than a machine's slow spells leave of its quiet level
+DRIFT_VISITS = 8  # of the op that tells it, at least
 STEPS = 4  # of making a table
 
 
@@ -52,11 +54,23 @@ def build_table(folder: Path, results: Path, update: Update = ignore) -> Latency
         raise HwnasError(f"{results} has no op that could be measured; of {first.key} it says: {first.reason}")
     table = LatencyTable(where, ops, [n for n in nets if n is not None])
     update(3, "fit")
-    table.report = {"conditions": asdict(conditions(results))}
+    seen = conditions(results)
+    table.report = {"conditions": asdict(seen)}
     note_left_out(table, plan, rows)
     calibrate(table)
+    if seen.visits >= DRIFT_VISITS and abs(seen.drift) > DRIFT:
+        _doubt(table, f"the machine's quiet level drifted by {seen.drift:+.1%} while it measured: heat, or other load")
     update(STEPS)
     return table
+
+
+def _doubt(table: LatencyTable, reason: str) -> None:
+    """Let no row count as precise: visits of the first half and of the second are of two machines."""
+    table.rows = {
+        key: replace(row, status="doubtful", reason=reason) if row.status == "ok" else row
+        for key, row in table.rows.items()
+    }
+    table.nets = [replace(net, status="doubtful") if net.status == "ok" else net for net in table.nets]
 
 
 def note_left_out(table: LatencyTable, plan: Plan, rows: Mapping[str, Row]) -> None:

@@ -21,13 +21,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hwnas.ending import ended
 from hwnas.errors import REMEDIES, DeviceLost, HwnasError, check_ranges, refusal
 from hwnas.progress import Eta
 from hwnas.runtime.deploy.picture import run_on_picture
-from hwnas.runtime.engines import ENGINES, capabilities
+from hwnas.runtime.engines import ENGINES, capabilities, using_engine
+from hwnas.runtime.measuring import limits
 from hwnas.runtime.measuring.child import die_with_parent, own_channel
 from hwnas.runtime.measuring.device import UNPINNED, device_name
 from hwnas.runtime.measuring.measure import StopRule
@@ -118,8 +119,9 @@ def _work(args: argparse.Namespace) -> int:
     die_with_parent()  # so that the next one can go on
     with own_channel(None if args.json_progress == STDOUT else args.json_progress) as out:
         try:
-            about: dict[str, str] = {}
+            about: dict[str, Any] = {}
             if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
+                about["cpus"] = limits.conditions()  # before it keeps to some of them
                 if refused := pin_to_cpus(args.threads):
                     about[UNPINNED] = refused
                 _limit_memory()
@@ -196,6 +198,9 @@ def _measure(args: argparse.Namespace) -> int:
     """Measure in a child process and tell a person."""
     start_s = time.monotonic()
     plan, reporter = load_plan(args.folder), _Reporter()
+    with using_engine(args.engine, args.threads, plan.precision) as engine:
+        if engine.capabilities.on_host and engine.clock != "model":
+            limits.check_threads(args.threads)
     try:
         path = supervise(
             args.folder,
@@ -207,6 +212,7 @@ def _measure(args: argparse.Namespace) -> int:
             seed=args.seed,
             minutes=args.minutes,
             timeout_s=args.timeout,
+            on_restart=reporter.restarted,
         )
     finally:
         reporter.close()
@@ -221,6 +227,8 @@ def _measure(args: argparse.Namespace) -> int:
     if machine.visits:
         drift = f"its quiet level drifted by {machine.drift:+.1%}"
         print(f"the machine was slow {machine.slow_share:.0%} of the time; {drift}")
+    if (quota := limits.quota_of(where)) is not None:
+        print(f"this process may have the time of {quota:g} CPUs: it computes no faster than that for long")
     if UNPINNED in where:
         print(f"the measuring process was not kept on one CPU for each thread: {where[UNPINNED]}")
     for row in bad:
@@ -259,6 +267,12 @@ class _Reporter:
         elif progress.done == progress.total or now_s - self._last_s >= LINE_S:
             self._last_s = now_s
             print(line, flush=True)
+
+    def restarted(self, reason: str) -> None:
+        """Say that a child had to be started again."""
+        self.close()
+        self._open = False
+        print(f"the measuring process is started again: {reason}", flush=True)
 
     def close(self) -> None:
         """Go to the next line if the cursor is not at the start of one."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from hwnas.jobs.profiling import ProfileResult, error_percent
 from hwnas.latency.table import LatencyTable
+from hwnas.runtime.measuring import limits
 from hwnas.runtime.measuring.device import UNPINNED
 from hwnas.runtime.measuring.plan import Plan
 from hwnas.show.console import console, summary, table
@@ -55,6 +56,8 @@ def machine(measured: LatencyTable) -> dict[str, object]:
     """Return what a summary says of the machine while it measured."""
     seen, refused = measured.report.get("conditions"), measured.where.get(UNPINNED)
     facts: dict[str, object] = {} if refused is None else {"not pinned to CPUs": refused}
+    if (quota := limits.quota_of(measured.where)) is not None:
+        facts["CPU quota"] = f"{quota:g} CPUs: what is measured in moments does not last"
     if seen and seen["visits"]:
         facts["machine"] = f"slow {seen['slow_share']:.0%} of the time, drift {seen['drift']:+.1%}"
     return facts

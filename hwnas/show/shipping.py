@@ -8,6 +8,7 @@ from hwnas.data import SEGMENTATION
 from hwnas.jobs.exporting import ExportResult
 from hwnas.jobs.training import TrainResult
 from hwnas.jobs.validation import Evaluated, Report, ValidateResult
+from hwnas.runtime.measuring import limits
 from hwnas.show.console import console, summary, table
 
 COMPLETE = "complete, nothing to do"
@@ -72,6 +73,9 @@ def validated(result: ValidateResult) -> None:
         "pictures": result.folder / "predictions.png",
         "report": result.folder / "report.json",
     }
+    if (quota := limits.quota_of(report.where)) is not None:
+        most = 1000 * quota / (report.measured_ms * report.threads)
+        facts["CPU quota"] = f"{quota:g} CPUs: no more than {min(report.fps, most):.1f} of {report.fps:.1f} fps last"
     quantiles = ("quiet_ms", "p50_ms", "p90_ms", "p99_ms")
     rows = [
         [scope.replace("_", " "), *(f"{getattr(times, q):.4g}" for q in quantiles)]

@@ -6,10 +6,13 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hwnas
+from hwnas.files import sha256
+from hwnas.runtime.measuring import limits
 
 if TYPE_CHECKING:
     from hwnas.runtime.engines.base import Engine
@@ -23,7 +26,8 @@ UNPINNED = "not_pinned"  # in a provenance: why the measuring process was not ke
 # slowly, and trained weights may be such, while those that are made up to be measured are not. So what was measured
 # before there was the option holds with it.
 DENORMALS = "denormals_as_zero"
-SINCE = (f"where.engine.options.{DENORMALS}",)  # what older results lack and are gone on with all the same
+SINCE = (f"where.engine.options.{DENORMALS}", "where.cpus")  # what older results lack and are gone on with all the same
+ARCHITECTURES = ("", "arm", "i386", "x86_64", "aarch64", "arm64", "AMD64")  # no names of models
 _SHARED = ("vendor_id", "CPU implementer")
 HUGE_PAGES = ":".join(
     f"glibc.malloc.{name}"
@@ -45,11 +49,13 @@ def cpu_identity(root: Path = Path("/")) -> dict[str, Any]:
     try:
         blocks = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").strip().split("\n\n")
     except OSError:
-        return {**base, "vendor": "", "model_name": platform.processor()}
+        name = platform.processor()
+        known = {} if name not in ARCHITECTURES else {"machine": _machine(root) or platform.node()}
+        return {**base, "vendor": "", "model_name": name, **known}
     cpus = [dict(_pair(line) for line in block.splitlines() if ":" in line) for block in blocks]
     first = next((cpu for cpu in cpus if any(name in cpu for name in _SHARED)), cpus[0])
     flags = first.get("flags", first.get("Features", "")).split()
-    return {
+    found: dict[str, Any] = {
         **base,
         "vendor": first.get("vendor_id", first.get("CPU implementer", "")),
         "model_name": first.get("model name", ""),
@@ -59,6 +65,33 @@ def cpu_identity(root: Path = Path("/")) -> dict[str, Any]:
         "instruction_sets": sorted(flag for flag in flags if _ISA.match(flag)),
         "caches": _caches(root / "sys/devices/system/cpu/cpu0/cache"),
     }
+    return found if is_known(found) else {**found, "machine": _machine(root)}
+
+
+def is_known(device: Mapping[str, Any]) -> bool:
+    """Return whether the identity of a CPU names a model of it: virtual machines of Arm may say part 0x000."""
+    parts = str(device.get("model", "")).split("+")
+    return (
+        device.get("kind") != "cpu"
+        or any(_number(part) for part in parts)
+        or (device.get("model_name", "") not in ARCHITECTURES)
+    )
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return 0
+
+
+def _machine(root: Path) -> str:
+    """Return what tells a machine from others where its CPU does not say what it is; empty if nothing does."""
+    for name in ("sys/firmware/devicetree/base/model", "sys/class/dmi/id/product_name", "etc/machine-id"):
+        with suppress(OSError):
+            if text := (root / name).read_text(encoding="utf-8", errors="replace").strip(" \0\n"):
+                return text if name != "etc/machine-id" else sha256(text)[:16]
+    return ""
 
 
 def provenance(engine: Engine) -> dict[str, Any]:
@@ -71,6 +104,7 @@ def provenance(engine: Engine) -> dict[str, Any]:
     memory = {} if device is not None else {"malloc": malloc_tunables() or os.environ.get("GLIBC_TUNABLES", "default")}
     return {
         "device": cpu_identity() if device is None else device,
+        **({"cpus": limits.conditions()} if device is None else {}),
         **memory,
         "engine": about,
         "clock": engine.clock,
@@ -108,8 +142,11 @@ def malloc_tunables(root: Path = Path("/"), libc: tuple[str, str] | None = None)
 def same_device(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return whether two provenances name the same model of device.
 
-    The number of logical CPUs may differ: it is what a virtual machine was given, not what a core is.
+    The number of logical CPUs may differ: it is what a virtual machine was given, not what a core is. Two that do not
+    say what they are need not be alike.
     """
+    if not all(is_known(where["device"]) or where["device"].get("machine") for where in (a, b)):
+        return False
     left, right = ({k: v for k, v in where["device"].items() if k != "logical_cpus"} for where in (a, b))
     return left == right
 

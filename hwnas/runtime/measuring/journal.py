@@ -193,7 +193,7 @@ def _check_header(old: Record, new: Record, path: Path) -> None:
     if old.get("plan") != new.get("plan"):
         raise ProvenanceError(f"{path} holds results of another plan; use another results file")
     for name, was, now in _differences(old, new):
-        if name in SINCE and was == "null":
+        if (name in SINCE and was == "null") or name == "where.cpus.allowed":  # threads keep to CPUs of their own
             continue
         raise ProvenanceError(f"{path} was measured with {name} = {was}, now it is {now}; use another results file")
 

@@ -55,6 +55,7 @@ def supervise(
     seed: int = 0,
     minutes: float | None = None,
     timeout_s: float = 120.0,
+    on_restart: Callable[[str], None] | None = None,
 ) -> Path:
     """Measure in a child process, and start it again if it dies or hangs.
 
@@ -71,6 +72,7 @@ def supervise(
         minutes: As in `measure_plan`.
         timeout_s: A child that finishes no measurement for so long, waiting as the rule asks for and building aside,
             is killed.
+        on_restart: Told why, when a child that died is started again.
 
     Returns:
         The results file.
@@ -104,6 +106,8 @@ def supervise(
         early = 0 if _close_start(path, seen, {"type": "death", **death._asdict()}) else early + 1
         if early >= (OUTSIDE_DEATHS if death.outside else 1):
             raise HwnasError(f"the measuring process died before it measured anything: {death.reason}")
+        if on_restart is not None:
+            on_restart(death.reason)
 
 
 def _run_child(

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ import numpy as np
 from hwnas.errors import DeviceLost, HwnasError, SystemRefusal
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, OnDevice, Runner
+from hwnas.runtime.measuring import limits
 from hwnas.runtime.measuring.device import provenance
 from hwnas.runtime.measuring.forecast import Forecast, Left, Moment, at_most
 from hwnas.runtime.measuring.journal import Journal
@@ -66,7 +67,8 @@ def pin_to_cpus(threads: int, root: Path = Path("/")) -> str:
 
 
 def _pin(threads: int, root: Path) -> None:
-    allowed = sorted(os.sched_getaffinity(0), reverse=True)  # the first ones serve most interrupts
+    # The first ones serve most interrupts; those of a hybrid that are for little work come last.
+    allowed = limits.fastest(sorted(os.sched_getaffinity(0), reverse=True), root)
     cores: dict[str, int] = {}
     for cpu in allowed:
         siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
@@ -286,14 +288,13 @@ class _Runners:
 
 
 def free_memory_bytes(root: Path = Path("/")) -> float:
-    """Return how much memory can still be had; 4 GiB where the system does not tell."""
-    try:
+    """Return how much memory this process can still have, in its container too; 4 GiB where nobody tells."""
+    group, machine = limits.free_group_bytes(root), None
+    with suppress(OSError, ValueError, IndexError):
         for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return 4.0 * 2**30
+                machine = 1024.0 * int(line.split()[1])
+    return min((free for free in (group, machine) if free is not None), default=4.0 * 2**30)
 
 
 def _bad(status: str, reason: str) -> dict[str, Any]:
