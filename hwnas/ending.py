@@ -70,7 +70,7 @@ def _output(e: OSError) -> str | None:
     """Return the name of standard output if an error was raised where nothing else is written."""
     trace, module = e.__traceback__, ""
     while trace is not None:
-        trace, module = trace.tb_next, str(trace.tb_frame.f_globals.get("__name__"))
+        module, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
     return "standard output" if e.filename is None and module in PRINTING else None
 
 

@@ -42,7 +42,7 @@ from hwnas.run import Run
 from hwnas.runtime import __main__ as runtime_main
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.measuring import limits
-from hwnas.runtime.measuring.device import DENORMALS, UNPINNED, cpu_identity, provenance, same_device
+from hwnas.runtime.measuring.device import DENORMALS, UNPINNED, cpu_identity, provenance, same_device, with_cpus
 from hwnas.runtime.measuring.journal import Journal, read_journal
 from hwnas.runtime.measuring.measure import StopRule
 from hwnas.runtime.measuring.plan import load_plan, write_plan
@@ -915,7 +915,7 @@ class TestWhatTheMachineReallyGives:
         monkeypatch.setattr(limits, "cpu_quota", lambda *_: 0.5)
         assert any("the time of 0.5 CPUs" in line for line in doctor.warnings())
         with using_engine("onnxruntime") as engine:
-            where = provenance(engine)
+            where = with_cpus(provenance(engine))
         assert where["cpus"]["quota"] == 0.5
         assert limits.quota_of(where) == 0.5
         assert limits.quota_of({}) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,7 +86,7 @@ def _run(folder: Path) -> RunListing | None:
 
     if not read(lambda: is_there(folder / "run.json"), instead=True):
         return None
-    done = tuple(s for s, file in STAGES.items() if read(lambda f=file: is_there(folder / f), instead=False))
+    done = tuple(s for s, file in STAGES.items() if read(partial(is_there, folder / file), instead=False))
     table = read(device, "")
     settings = read(lambda: Run(folder.name).settings, None)
     overrides = () if settings is None else tuple(sorted(map("=".join, (settings.overrides or {}).items())))

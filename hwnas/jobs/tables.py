@@ -22,7 +22,7 @@ from hwnas.recipes import Recipe
 from hwnas.resources import profiles_dir
 from hwnas.run import FILE, RUNS, Run, Settings
 from hwnas.runtime.engines import provenance_here
-from hwnas.runtime.measuring.device import device_name, same_device
+from hwnas.runtime.measuring.device import device_name, same_device, with_cpus
 from hwnas.runtime.measuring.supervise import supervise
 from hwnas.spaces import trace_space
 
@@ -62,7 +62,7 @@ def conditions_here(table: LatencyTable) -> Mapping[str, Any]:
     Raises:
         HwnasError: If the engine cannot be opened here.
     """
-    here: Mapping[str, Any] = json.loads(canonical_json(provenance_here(table.where)))
+    here: Mapping[str, Any] = json.loads(canonical_json(with_cpus(provenance_here(table.where))))
     return here
 
 

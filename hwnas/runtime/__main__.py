@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hwnas.ending import ended
 from hwnas.errors import REMEDIES, DeviceLost, HwnasError, check_ranges, refusal
@@ -119,9 +119,8 @@ def _work(args: argparse.Namespace) -> int:
     die_with_parent()  # so that the next one can go on
     with own_channel(None if args.json_progress == STDOUT else args.json_progress) as out:
         try:
-            about: dict[str, Any] = {}
+            about, cpus = dict[str, str](), limits.conditions()  # before it keeps to some of them
             if capabilities(args.engine).on_host:  # a driver of GPUs has threads and mappings of its own
-                about["cpus"] = limits.conditions()  # before it keeps to some of them
                 if refused := pin_to_cpus(args.threads):
                     about[UNPINNED] = refused
                 _limit_memory()
@@ -135,6 +134,7 @@ def _work(args: argparse.Namespace) -> int:
                 lambda progress: print(json.dumps(asdict(progress)), file=out),
                 args.minutes,
                 about,
+                cpus,
             )
             print(json.dumps({"finished": True}), file=out)
         except DeviceLost as e:

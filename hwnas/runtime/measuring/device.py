@@ -104,7 +104,6 @@ def provenance(engine: Engine) -> dict[str, Any]:
     memory = {} if device is not None else {"malloc": malloc_tunables() or os.environ.get("GLIBC_TUNABLES", "default")}
     return {
         "device": cpu_identity() if device is None else device,
-        **({"cpus": limits.conditions()} if device is None else {}),
         **memory,
         "engine": about,
         "clock": engine.clock,
@@ -114,6 +113,17 @@ def provenance(engine: Engine) -> dict[str, Any]:
         "python": platform.python_version(),
         "hwnas": hwnas.__version__,
     }
+
+
+def with_cpus(where: Mapping[str, Any], cpus: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a provenance with what limits this process's CPUs, where these compute.
+
+    Args:
+        where: As of `provenance`.
+        cpus: What `limits.conditions` said before this process kept to some of them.
+    """
+    on_host = where["device"].get("kind") == "cpu"
+    return {**where, **({"cpus": dict(cpus or limits.conditions())} if on_host else {})}
 
 
 def malloc_tunables(root: Path = Path("/"), libc: tuple[str, str] | None = None) -> str | None:

@@ -57,8 +57,8 @@ def free_group_bytes(root: Path = ROOT) -> float | None:
 
 def usable_cpus(root: Path = ROOT) -> int:
     """Return how many threads can compute at once: no more than there are CPUs, nor than the quota gives time to."""
-    quota = cpu_quota(root)
-    return max(1, min(len(allowed_cpus()), math.inf if quota is None else math.ceil(quota)))
+    quota, allowed = cpu_quota(root), len(allowed_cpus())
+    return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
 
 
 def check_threads(threads: int) -> None:

@@ -17,7 +17,7 @@ from hwnas.errors import DeviceLost, HwnasError, SystemRefusal
 from hwnas.runtime.engines import using_engine
 from hwnas.runtime.engines.base import Engine, OnDevice, Runner
 from hwnas.runtime.measuring import limits
-from hwnas.runtime.measuring.device import provenance
+from hwnas.runtime.measuring.device import provenance, with_cpus
 from hwnas.runtime.measuring.forecast import Forecast, Left, Moment, at_most
 from hwnas.runtime.measuring.journal import Journal
 from hwnas.runtime.measuring.measure import DEFAULT_STOP, TIMES, Samples, StopRule, visit
@@ -90,6 +90,7 @@ def measure_plan(
     on_record: Callable[[Progress], None] | None = None,
     minutes: float | None = None,
     about: Mapping[str, Any] | None = None,
+    cpus: Mapping[str, Any] | None = None,
 ) -> Path:
     """Measure what the results file lacks, in this process. A crash of the engine ends it: see `supervise`.
 
@@ -106,6 +107,7 @@ def measure_plan(
         minutes: Start no visit after this time. Entries come in the order of the plan then, and what is not reached
             in the first part of the time is left out.
         about: Conditions of this process that are recorded beside those of machine and engine.
+        cpus: What limits its CPUs; None to look now.
 
     Returns:
         The results file.
@@ -117,9 +119,13 @@ def measure_plan(
     plan = load_plan(folder)
     path = folder / RESULTS_FILE if results is None else results
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def where(engine: Engine) -> dict[str, Any]:
+        return {**with_cpus(provenance(engine), cpus), **(about or {})}
+
     with (
         using_engine(engine_name, threads, plan.precision) as engine,
-        Journal(path, {"plan": plan.id, "where": {**provenance(engine), **(about or {})}}) as journal,
+        Journal(path, {"plan": plan.id, "where": where(engine)}) as journal,
         ExitStack() as stack,
     ):
         _Work(plan, folder, engine, journal, stack, stop, on_record, minutes).run(seed)
