@@ -656,7 +656,7 @@ class TestSettingsAreCheckedFirst:
     def test_the_runtimes_own(self, plan: Path, words: tuple[str, str]) -> None:
         code, err = runtime("measure", plan, "--engine", "fake", *words)
         assert code == 2
-        assert re.fullmatch(rf"error: [^\n]*{words[0]}[^\n]*\n", err), err
+        assert re.fullmatch(rf"error: [^\n]*{words[0].removeprefix('--').replace('max-', '')}[^\n]*\n", err), err
         assert not (plan / "results.jsonl").exists()
 
     def test_an_engine_that_measured_nothing_can_be_given_up(

@@ -162,8 +162,6 @@ def _rule(args: argparse.Namespace) -> StopRule:
     most = max(args.visits, StopRule.max_visits) if args.max_visits is None else args.max_visits
     check_ranges(
         "a measurement",
-        ("--visits of 1 or more", args.visits, args.visits >= 1),
-        ("--max-visits of --visits or more", most, most >= args.visits),
         ("a --spread of 0 or more seconds", args.spread, 0 <= args.spread < math.inf),
         ("a --seed of 0 or more", args.seed, args.seed >= 0),
         ("--threads of 1 or more", args.threads, args.threads >= 1),
