@@ -489,4 +489,5 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], int]:
         args=argv,
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
-    return at_home(verb)
+    whole: Callable[[], int] = at_home(verb)
+    return whole

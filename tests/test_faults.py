@@ -140,6 +140,7 @@ class TestWhatTheSystemRefuses:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, args: tuple[str, ...]
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("hwnas.jobs.profiling.make_plan", small_plan)
         monkeypatch.setattr(os, "mkdir", fails(code, "the folder"))
         said = hwnas(*args)
         assert said.code == 2

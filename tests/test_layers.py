@@ -25,7 +25,8 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"ops", "data", "metrics", "draw", "sheet", "checkpoint", "seeding", "steplog"},
     {"problem"},
     {"runtime"},
-    {"resources", "files", "images", "decode", "lock", "records", "optional", "progress", "ending", "errors", "__init__"},
+    {"resources", "files", "images", "decode", "lock", "records", "optional", "progress"}
+    | {"ending", "errors", "__init__"},
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}
 # The optional packages that may be imported at the top of a module, and where; all others go through `require`.

@@ -190,7 +190,7 @@ def test_derive_leaves_the_table_of_another_run_alone(finished: Path) -> None:
     shutil.copytree(finished, "runs/other")
     (finished.parent / "other" / "arch.json").unlink()
     another_device(finished.parent / "other" / "table.json")
-    refused("derive", RECIPE, "--to", "other", match="'other' has another latency table; give another name with --run")
+    refused("derive", RECIPE, "--to", "other", match="'other' has another latency table; give another name with --to$")
 
 
 def test_a_search_by_another_table_than_the_runs_own_needs_another_run(profiled: Path) -> None:

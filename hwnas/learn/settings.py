@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from hwnas.data.augment import Augmentation
-from hwnas.errors import HwnasError, check_ranges, not_below, positive
+from hwnas.errors import HwnasError, check_ranges, not_below, positive, seeds
 from hwnas.learn.device import Precision
 
 Optimizer = Literal["adamw", "sgd"]
@@ -133,6 +133,7 @@ class TrainConfig:
             "a training",
             *positive(self, ("lr", "power", "temperature")),
             *not_below(self, _NOT_NEGATIVE, 0),
+            *seeds(self, ("seed",)),
             ("a crop (height, width) of 1 or more", self.crop, len(self.crop) == 2 and min(self.crop) >= 1),
         )
         _ = self.augmentation  # refuses what it cannot be
@@ -166,7 +167,6 @@ _CHOICES = {
 _NOT_NEGATIVE = (
     "decay",
     "cutout",
-    "seed",
     "clip",
     "encoder_lr",
     "focal_gamma",
