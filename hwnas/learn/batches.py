@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -95,10 +96,16 @@ class _Ahead:
 
     def __init__(self, source: Source, number: int, workers: int, pinned: bool) -> None:
         self.number = number
-        loader = DataLoader(
+        with warnings.catch_warnings():
+            # Of more workers than there are CPUs: so many were asked for.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            self._batches: Any = iter(self._loader(source, workers, pinned))
+
+    def _loader(self, source: Source, workers: int, pinned: bool) -> DataLoader[Any]:
+        return DataLoader(
             _Numbered(source),
             batch_size=None,
-            sampler=_From(number),
+            sampler=_From(self.number),
             num_workers=workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one item
             pin_memory=pinned,
@@ -109,7 +116,6 @@ class _Ahead:
             # The default would take a number from torch's generator, and so change what is drawn from it.
             generator=torch.Generator().manual_seed(0),
         )
-        self._batches: Any = iter(loader)
 
     def take(self) -> Batch:
         batch = next(self._batches)
