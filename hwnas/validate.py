@@ -231,7 +231,7 @@ def _predicted(
         return application.labels(image)
     # The network's own scores have the size of the image; what the file leaves out of that is done here first.
     scores = resized(torch.from_numpy(np.array(output, np.float32)), image.shape[:2])
-    labels: NDArray[np.uint8] = resized(scores, (size[0], size[1])).argmax(1)[0].numpy().astype(np.uint8)
+    labels: NDArray[np.uint8] = resized(scores, (size[0], size[1])).argmax(1)[0].cpu().numpy().astype(np.uint8)
     return labels
 
 
