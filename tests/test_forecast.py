@@ -218,7 +218,7 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """Name of the folder and bound in minutes of all that is measured."""
     seen, supervise = list[tuple[str, float]](), profiling.supervise
 
-    def noted(folder: Path, *args: object, minutes: float) -> Path:
+    def noted(folder: Path, *args: object, minutes: float, **_: object) -> Path:
         seen.append((folder.parent.name, minutes))
         return supervise(folder, *args)  # type: ignore[arg-type]
 

@@ -66,7 +66,7 @@ def test_a_search_opens_its_data_once_and_prints_nothing(
 ) -> None:
     told, run = Told(), Run(RECIPE)
     result = search(run, SearchSettings(fps=(3000.0,)), told)
-    assert opened == ["train"]
+    assert opened == ["train", "val", "test"]
     assert told.bars[-3:] == ["search", "what changing a decision costs", "discretisation gap"]
     assert told.notes[0].startswith("budget 0.3333 ms (3000.0 fps); random networks take ")
     assert capsys.readouterr() == ("", "")
