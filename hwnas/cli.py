@@ -18,6 +18,7 @@ from hwnas.ending import ended
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.verbs.data import Data
+from hwnas.verbs.processes import named, prints, together
 from hwnas.verbs.tables import Table
 
 TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
@@ -470,13 +471,18 @@ def at_home(value: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line; under torchrun, that of one of several processes.
 
     Returns:
         0; 1 if a required budget was missed or a table does not hold; 2 for what can be mended, a mistake or what the
         system refuses; 130 if interrupted; 141 if nobody reads what is printed.
     """
-    return ended(lambda: int(_parsed(argv)()), "hwnas")
+    return ended(lambda: _run(_parsed(argv)), named("hwnas"))
+
+
+def _run(verb: Callable[[], int]) -> int:
+    with together(isinstance(verb, Train | Search)):
+        return int(verb())
 
 
 def _parsed(argv: Sequence[str] | None) -> Callable[[], int]:
@@ -488,6 +494,7 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], int]:
         "files under runs/NAME/ and goes on where it stopped. In order: profile, search, train, export, validate.",
         args=argv,
         config=(OmitArgPrefixes, FlagCreatePairsOff),
+        console_outputs=prints(),
     )
     whole: Callable[[], int] = at_home(verb)
     return whole

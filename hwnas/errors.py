@@ -46,6 +46,10 @@ class DeviceLost(HwnasError):
     """A GPU's context is of no more use to this process: every call would fail, whatever it is for."""
 
 
+class ProcessLost(HwnasError):
+    """Another of several processes that compute together has ended, so that this one cannot go on."""
+
+
 class DataError(HwnasError):
     """A dataset folder, image or label that cannot be used."""
 

@@ -16,8 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hwnas.data import ClassList, FolderData, Sample, SegmentationData, Synthetic, open_dataset, split_halves
-from hwnas.data.augment import BatchSource, random_crop_flip
+from hwnas.data import (
+    ClassList,
+    FolderData,
+    Sample,
+    SegmentationData,
+    Shapes,
+    Synthetic,
+    open_dataset,
+    split_halves,
+)
+from hwnas.data.augment import BatchSource, batch_source, random_crop_flip
 from hwnas.data.layouts.camvid import camvid as describe
 from hwnas.errors import DataError
 from hwnas.images import normalise
@@ -507,6 +516,16 @@ def test_batch_is_a_pure_function_of_seed_and_step(scenes: Synthetic) -> None:
     assert labels.dtype == np.int64
     other = BatchSource(scenes, range(10), 3, (16, 20), seed=5)
     assert not np.array_equal(other(0)[0], straight[0][0])
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_parts_of_a_batch_are_its_samples(scenes: Synthetic, augment: bool) -> None:
+    """Whoever has a part of it draws what the samples before would have drawn."""
+    for data, size in ((scenes, (48, 64)), (Shapes("train", (16, 16), length=9), (16, 16))):
+        source = batch_source(data, range(5), 6, size, seed=3, augment=augment)
+        for whole, parts in zip(source(2), zip(*(source.part(2, k, 3) for k in range(3)), strict=True), strict=True):
+            assert all(len(p) == 2 for p in parts)
+            assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_same_samples_are_augmented_anew(scenes: Synthetic) -> None:

@@ -25,7 +25,7 @@ LAYERS = (  # top to bottom; a module imports from its own layer and those below
     {"ops", "data", "metrics", "draw", "sheet", "checkpoint", "seeding", "steplog"},
     {"problem"},
     {"runtime"},
-    {"resources", "files", "images", "decode", "lock", "records", "optional", "progress"}
+    {"resources", "files", "images", "decode", "lock", "records", "optional", "progress", "ranks"}
     | {"ending", "errors", "__init__"},
 )
 HEIGHT = {module: len(LAYERS) - i for i, layer in enumerate(LAYERS) for module in layer}

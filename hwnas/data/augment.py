@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ else:
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 # From a sample and a generator to a normalised image float32 (3, height, width) and its label.
 Prepare = Callable[[Sample, np.random.Generator], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+# Draws from a generator what the preparation of a sample draws, without preparing it.
+Skip = Callable[[Sample, np.random.Generator], object]
 
 PAD = 4  # pixels on each side of an image that is classified, before it is cropped (DARTS, appendix A.2)
 
@@ -78,6 +80,7 @@ class BatchSource:
         seed: Of order and augmentation.
         augment: Rescale, crop, flip and jitter as `STANDARD`; without it, samples of another size are resized.
         prepare: What is done to each sample instead, its generator shared by those of a batch.
+        skip: What is done to samples before those that are asked for by `part`; without it they are prepared.
 
     Raises:
         DataError: If there are no indices, one is outside the dataset or occurs twice, or a number is out of range.
@@ -92,6 +95,7 @@ class BatchSource:
         seed: int,
         augment: bool = True,
         prepare: Prepare | None = None,
+        skip: Skip | None = None,
     ) -> None:
         if batch < 1:
             raise DataError(f"expected a batch of at least 1, got {batch}; choose a larger one")
@@ -105,7 +109,9 @@ class BatchSource:
         self.batch = batch
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, STANDARD if augment else None)
+        how = STANDARD if augment else None
+        self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, how)
+        self.skip: Skip = skip or (self.prepare if prepare else partial(_skip_map, self.size, how))
 
     def order(self, epoch: int) -> list[int]:
         """Return the indices in the order of epoch number `epoch`, from 0."""
@@ -128,8 +134,26 @@ class BatchSource:
         Raises:
             DataError: If a sample cannot be read.
         """
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, number: int, parts: int) -> Batch:
+        """Return one of several parts of equal size of batch number `step`: those samples alone are prepared.
+
+        Args:
+            step: Of the batch.
+            number: Of the part, from 0.
+            parts: How many there are; they divide the batch.
+
+        Raises:
+            DataError: If a sample cannot be read.
+        """
+        assert self.batch % parts == 0, f"{parts} parts of a batch of {self.batch}"
         rng = np.random.default_rng([self.seed, _AUGMENT, step])
-        images, labels = zip(*(self.prepare(self.data[i], rng) for i in self.chosen(step)), strict=True)
+        n = self.batch // parts
+        chosen = self.chosen(step)[: (number + 1) * n]
+        for i in chosen[: number * n]:
+            self.skip(self.data[i], rng)
+        images, labels = zip(*(self.prepare(self.data[i], rng) for i in chosen[number * n :]), strict=True)
         return np.stack(images), np.stack(labels).astype(np.int64)
 
 
@@ -164,7 +188,15 @@ def batch_source(
         return BatchSource(data, indices, batch, size, seed, prepare=partial(_prepare_image, data, size, how))
     if how is not None and how.cutout:
         raise DataError(f"expected a cutout of 0 for {data.name}, where every pixel has a label, got {how.cutout}")
-    return BatchSource(data, indices, batch, size, seed, prepare=partial(_prepare_map, data, size, how))
+    prepare, skip = partial(_prepare_map, data, size, how), partial(_skip_map, size, how)
+    return BatchSource(data, indices, batch, size, seed, prepare=prepare, skip=skip)
+
+
+def _skip_map(size: tuple[int, int], how: Augmentation | None, sample: Sample, rng: np.random.Generator) -> None:
+    """Draw what `_prepare_map` draws."""
+    if how is not None:
+        height, width = sample.label.shape
+        _draw((height, width), size, rng, how.scale_range, how.jitter)
 
 
 def _prepare_map(
@@ -233,21 +265,51 @@ def random_crop_flip(
             f"expected image and label of one size, 0 < low <= high scale and 0 <= jitter < 1, got {image.shape}, "
             f"{label.shape}, scale {low}..{high} and jitter {jitter}; correct these"
         )
-    scale = low * (high / low) ** rng.random()
-    mirror = rng.random() < 0.5 and flip
-    rows, source_rows = _window(label.shape[0], size[0], scale, rng)
-    columns, source_columns = _window(label.shape[1], size[1], scale, rng)
+    drawn = _draw((label.shape[0], label.shape[1]), size, rng, scale_range, jitter)
+    (rows, source_rows), (columns, source_columns) = drawn.rows, drawn.columns
     visible = (rows.stop - rows.start, columns.stop - columns.start)
     box = (source_rows[0], source_columns[0], source_rows[1], source_columns[1])
     part, part_label = _scaled(image, label, visible, box)
-    if mirror:
+    if drawn.mirror and flip:
         part, part_label = part[:, ::-1], part_label[:, ::-1]
     out = np.empty((*size, 3), np.uint8)
     out[:] = fill
     out_label = np.full(size, IGNORE_LABEL, np.uint8)
-    out[rows, columns] = _jittered(part, jitter, rng)
+    out[rows, columns] = part if jitter == 0 else _recoloured(part, drawn.factors)
     out_label[rows, columns] = part_label
     return out, out_label
+
+
+class _Drawn(NamedTuple):
+    """What is random about one sample.
+
+    Attributes:
+        mirror: Whether it is mirrored.
+        rows: As `_window` gives them.
+        columns: Likewise.
+        factors: Of brightness, contrast and saturation, (3,).
+    """
+
+    mirror: bool
+    rows: tuple[slice, tuple[float, float]]
+    columns: tuple[slice, tuple[float, float]]
+    factors: NDArray[np.float32]
+
+
+def _draw(
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    scale_range: tuple[float, float],
+    jitter: float,
+) -> _Drawn:
+    """Draw for a sample of `shape` and a result of `size`; the order of the draws is that of all trainings so far."""
+    low, high = scale_range
+    scale = low * (high / low) ** rng.random()
+    mirror = rng.random() < 0.5
+    rows = _window(shape[0], size[0], scale, rng)
+    columns = _window(shape[1], size[1], scale, rng)
+    return _Drawn(mirror, rows, columns, rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32))
 
 
 def pad_crop_flip(
@@ -327,10 +389,9 @@ def _scaled(
     return np.asarray(part), np.asarray(part_label)
 
 
-def _jittered(image: NDArray[np.uint8], jitter: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
-    if jitter == 0:
-        return image
+def _recoloured(image: NDArray[np.uint8], factors: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image with other brightness, contrast and saturation, by these factors, (3,)."""
+    brightness, contrast, saturation = factors
     pixels = image.astype(np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
     # one affine map of (pixel, grey, mean) instead of three passes over the image

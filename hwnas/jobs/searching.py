@@ -31,7 +31,9 @@ from hwnas.jobs.looking import look_at
 from hwnas.jobs.reranking import Judge
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
-from hwnas.learn.device import AUTO, open_device, title
+from hwnas.learn import loop
+from hwnas.learn.device import AUTO, title
+from hwnas.learn.distributed import ALONE, World, current
 from hwnas.problem import Architecture, NoTwins
 from hwnas.progress import SILENT, Reporter
 from hwnas.recipes import Recipe
@@ -119,9 +121,19 @@ class SearchResult:
 def search(run: Run, settings: SearchSettings = SearchSettings(), report: Reporter = SILENT) -> SearchResult:
     """Search under a budget and derive a network.
 
+    Where processes were `joined`, all of them call this; supernets are trained together, the rest is done by rank 0.
+
     Raises:
         BudgetError: If no network meets the budgets.
     """
+    world = current()
+    if world.rank:
+        return _take_part(run, settings, world)
+    with world.leading():
+        return _begin(run, settings, report, world)
+
+
+def _begin(run: Run, settings: SearchSettings, report: Reporter, world: World) -> SearchResult:
     tables = settings.tables
     budgets = budgets_ms_of(settings.fps, len(tables))
     if len(tables) > 1 and not budgets:
@@ -142,11 +154,24 @@ def search(run: Run, settings: SearchSettings = SearchSettings(), report: Report
             settle_data(run, report, read=False)
             return SearchResult(DeriveResult(run, derived, complete=True))
         demands = replace(demands, measure=settings.measure)
-        return _search(run, settings, demands, report)
+        return _search(run, settings, demands, report, world)
 
 
-def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter) -> SearchResult:
-    recipe, tables, device = run.seeded_recipe, settings.tables, open_device(settings.device)
+def _take_part(run: Run, settings: SearchSettings, world: World) -> SearchResult:
+    """Do the steps of the searches that the process of rank 0 runs; of the run folder files are read only."""
+    device = world.device(settings.device)
+    for name, found in world.orders():
+        stage = next(stage for stage in run.seeded_recipe.searched if stage.name == name)
+        data = run.data("train", stage.strategy.size)
+        inputs = Inputs(
+            run.recipe.space, data, open_groups=stage.groups, device=device, workers=settings.workers, world=world
+        )
+        loop.follow(stage.strategy.begin(replace(inputs, **found)), world)
+    return SearchResult(DeriveResult(run, run.derived(), complete=True))
+
+
+def _search(run: Run, settings: SearchSettings, demands: Demands, report: Reporter, world: World) -> SearchResult:
+    recipe, tables, device = run.seeded_recipe, settings.tables, world.device(settings.device)
     space, scales = recipe.space, recipe.scales()
     # Read after the budget; where nothing is searched, for what is to be trained.
     data = {s.strategy.size: run.data("train", s.strategy.size) for s in recipe.searched} or {None: run.data("train")}
@@ -195,7 +220,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers)
+    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers, world)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.searched):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.searched) - 1, report)
@@ -245,6 +270,7 @@ class _Context:
     made_with: dict[str, Any]
     device: torch.device
     workers: int | None
+    world: World
 
 
 def _weights(context: _Context, stage: Stage, fixed: Architecture, report: Reporter) -> dict[str, Tensor] | None:
@@ -281,6 +307,7 @@ def _search_stage(
         fixed if fixed.answers else None,
         device=context.device,
         workers=context.workers,
+        world=context.world if strategy.shareable else ALONE,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     file, stopped = run.folder / stage.file("alphas.json"), None
@@ -292,6 +319,9 @@ def _search_stage(
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})
         with report.bar(stage.name, strategy.steps) as update:
             search = strategy.begin(inputs)
+            if inputs.world.shared:
+                found = {name: getattr(inputs, name) for name in ("bounds", "fixed", "weights")}
+                inputs.world.order((stage.name, found))
             findings = run_search(search, path, made_with, log, update, {"device": title(context.device)})
         stopped = search.stopped
         decided = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from hwnas.jobs.inputs import read_all, settle_data
 from hwnas.jobs.looking import look_at
 from hwnas.jobs.teaching import open_teacher
 from hwnas.learn.board import BoardLog
-from hwnas.learn.device import AUTO, open_device, title
-from hwnas.learn.training import Training
+from hwnas.learn.device import AUTO, title
+from hwnas.learn.distributed import World, current
+from hwnas.learn.training import Training, follow
 from hwnas.learn.training import train as train_network
 from hwnas.learn.weights import check_weights, digest, read_weights
 from hwnas.progress import SILENT, Reporter
@@ -78,7 +79,18 @@ class TrainResult:
 
 
 def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter = SILENT) -> TrainResult:
-    """Train the derived network of a run, or train it further where `steps` asks for more."""
+    """Train the derived network of a run, or train it further where `steps` asks for more.
+
+    Where processes were `joined`, all of them call this, and train it together.
+    """
+    world = current()
+    if world.rank:
+        return _take_part(run, settings, world)
+    with world.leading():
+        return _train(run, settings, report, world)
+
+
+def _train(run: Run, settings: TrainSettings, report: Reporter, world: World) -> TrainResult:
     run.require("arch.json", "search")
     with run.locked():
         folder, derived = run.folder / "train", run.derived()
@@ -95,10 +107,11 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         look_at(run, {"train": data, "val": val}, report, also=("test",))
         settle_data(run, report)
-        device = open_device(settings.device)
+        device = world.device(settings.device)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": run.name_of(data)}
         with ExitStack() as stack:
-            teacher, taught_by = stack.enter_context(open_teacher(run, recipe.train, data, device))
+            own = replace(recipe.train, batch=world.share(recipe.train.batch, "a training"))
+            teacher, taught_by = stack.enter_context(open_teacher(run, own, data, device))
             training = Training(
                 run.space(derived),
                 derived.architecture,
@@ -108,15 +121,40 @@ def train(run: Run, settings: TrainSettings = TrainSettings(), report: Reporter 
                 settings.workers,
                 teacher,
                 steps=settings.steps,
+                world=world,
             )
             made_with |= {} if taught_by is None else {"teacher": taught_by}
             made_with |= _begin_with(training, run, settings, report)
             log = stack.enter_context(_open_log(run, settings))
             if settings.overrides:
                 run.commit()
+            world.order("train")
             with report.bar("train", training.steps) as update:
                 best = train_network(training, val, folder, made_with, log, update)
         return TrainResult(weights, training.task.title, best, title(device), training.best_step, training.steps)
+
+
+def _take_part(run: Run, settings: TrainSettings, world: World) -> TrainResult:
+    """Train what the process of rank 0 trains; of the run folder files are read only."""
+    for _ in world.orders():
+        set_training(run, settings.overrides)
+        recipe, derived = run.seeded_recipe, run.derived()
+        data, val, device = run.data("train"), run.data("val"), world.device(settings.device)
+        own = replace(recipe.train, batch=world.share(recipe.train.batch, "a training"))
+        with open_teacher(run, own, data, device) as (teacher, _):
+            training = Training(
+                run.space(derived),
+                derived.architecture,
+                recipe.train,
+                data,
+                device,
+                settings.workers,
+                teacher,
+                steps=settings.steps,
+                world=world,
+            )
+            follow(training, val)
+    return TrainResult(run.folder / "train" / "model.safetensors")
 
 
 def _begin_with(training: Training, run: Run, settings: TrainSettings, report: Reporter) -> dict[str, Any]:

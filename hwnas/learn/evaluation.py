@@ -182,6 +182,7 @@ def evaluate(
     device: torch.device = CPU,
     inference: Inference = PLAIN,
     measures: Sequence[Measure] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> ConfusionMatrix:
     """Run a network over a whole split: one image at a time at its own size, or `EVALUATED` where they are classified.
 
@@ -195,6 +196,7 @@ def evaluate(
         device: Where the network computes; labels are read once for each batch.
         inference: How scores of label maps are computed.
         measures: Told all predictions with their labels, beside the confusion that is returned.
+        part: Which part of the split, of how many: the sum of their confusions is that of the split.
 
     Raises:
         HwnasError: If `inference` asks for scores that the network or the task does not have.
@@ -203,7 +205,7 @@ def evaluate(
     inference.check(task)
     n = EVALUATED if task is CLASSIFICATION else 1
     with torch.no_grad():
-        for first in range(0, len(data), n):
+        for first in range(n * part[0], len(data), n * part[1]):
             samples = [data[i] for i in range(first, min(first + n, len(data)))]
             images = context.tensor(
                 torch.from_numpy(np.stack([normalise(s.image, data.mean, data.std) for s in samples]))

@@ -16,6 +16,7 @@ from hwnas import checkpoint
 from hwnas.errors import HwnasError
 from hwnas.learn.batches import worker_errors
 from hwnas.learn.device import read
+from hwnas.learn.distributed import ALONE, World
 from hwnas.progress import Update, ignore
 from hwnas.steplog import StepLog
 
@@ -67,6 +68,7 @@ def run(
     every: int,
     note: Callable[[Metrics], str],
     also: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> None:
     """Run steps to their end, from their checkpoint if there is one.
 
@@ -83,6 +85,7 @@ def run(
         every: Steps between checkpoints at most.
         note: What is shown of the metrics of a step.
         also: What is logged beside the metrics of each step.
+        world: The processes that do the steps together, this one of rank 0; the others `follow`.
 
     Raises:
         HwnasError: If the checkpoint is damaged or of other settings, a batch cannot be made, or a loss is not finite.
@@ -96,9 +99,11 @@ def run(
     saved_step, saved_s, cost_s = steps.step, time.monotonic(), 0.0
     try:
         with worker_errors():
+            world.begin(steps.state)
             while not steps.finished:
                 start_s = time.monotonic()
-                metrics = pending.advance()
+                with world.step():
+                    metrics = pending.advance()
                 now_s = time.monotonic()
                 pending.add(metrics | dict(also or {}) | {"seconds": round(now_s - start_s, 4)})
                 due = steps.finished or steps.step - saved_step >= every
@@ -111,6 +116,24 @@ def run(
                     checkpoint.save(path, steps.state(), settings)
                     saved_step, saved_s = steps.step, time.monotonic()
                     cost_s = saved_s - begin_s
+            world.finish()
+    finally:
+        steps.close()
+
+
+def follow(steps: Steps, world: World) -> None:
+    """Do the steps that the process of rank 0 does in `run`, from its state on; nothing is written.
+
+    Raises:
+        HwnasError: If a batch cannot be made, or another process has ended.
+    """
+    try:
+        with worker_errors():
+            for state in world.steps():
+                if state is not None:
+                    steps.restore(state)
+                else:
+                    steps.advance()
     finally:
         steps.close()
 

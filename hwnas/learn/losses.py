@@ -3,6 +3,9 @@
 Cross-entropy, OHEM and focal loss are means over labels that are not void, each label weighted by its class. So OHEM
 that keeps all and a focal loss of exponent 0 are the cross-entropy. All are 0 where every label is void, and none reads
 anything from the device.
+
+Where several processes have a part of the batch each, a loss is the share of this one: the sum over processes is the
+loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from hwnas.data.base import CLASSIFICATION, IGNORE_LABEL, SegmentationData, Task, task_of
 from hwnas.errors import DataError, HwnasError
+from hwnas.learn.distributed import ALONE, World
 from hwnas.learn.settings import TrainConfig
 
 Batch = tuple[Tensor, Tensor]  # images and labels
@@ -32,7 +36,13 @@ def tensors(batch: tuple[NDArray[Any], NDArray[Any]]) -> Batch:
     return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 
 
-def task_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+def task_loss(
+    scores: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    world: World = ALONE,
+) -> Tensor:
     """Cross-entropy: mean over pixels that are not void, 0 where all are; or mean over images.
 
     Args:
@@ -40,7 +50,11 @@ def task_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = Non
         labels: (N, H, W), void is `IGNORE_LABEL`; or (N,), where every number is a class.
         class_weights: (K,) or None.
         smoothing: Share of each target that is spread over all classes (Szegedy et al. 2016, section 7).
+        world: The processes that share the batch.
     """
+    if world.shared:
+        _, _, each, weights = _each(scores, labels, class_weights, smoothing)
+        return _mean(each, weights, world)
     if scores.dim() == 2:
         return F.cross_entropy(scores, labels, weight=class_weights, label_smoothing=smoothing)
     loss = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
@@ -55,6 +69,7 @@ def ohem_loss(
     kept: float,
     class_weights: Tensor | None = None,
     smoothing: float = 0.0,
+    world: World = ALONE,
 ) -> Tensor:
     """Cross-entropy of the hard pixels: those whose class has a probability below a threshold, or the hardest ones.
 
@@ -68,19 +83,28 @@ def ohem_loss(
         kept: Share of the labels that are not void that counts at least, the hardest ones; one of them in any case.
         class_weights: (K,) or None.
         smoothing: As of `task_loss`; which pixels are hard is decided without it.
+        world: As of `task_loss`; the hardest ones are those of the whole batch.
     """
     known, surprise, each, weights = _each(scores, labels, class_weights, smoothing)
     # Void ones are last: below every true value of -log p. The count of labels is known on the device only, so the
     # hardest ones are taken for the case that there is no void, and the one at the end of its share looked up.
     surprise = torch.where(known, surprise, -1.0)
-    hardest = surprise.topk(max(1, int(kept * surprise.numel()))).values
-    last = ((known.sum().double() * kept).long() - 1).clamp(0, hardest.numel() - 1)
+    most = max(1, int(kept * surprise.numel() * world.size))
+    hardest = surprise.topk(min(most, surprise.numel())).values
+    if world.shared:
+        hardest = world.gathered(hardest).topk(most).values
+    last = ((world.total(known.sum()).double() * kept).long() - 1).clamp(0, hardest.numel() - 1)
     bound = hardest.gather(0, last[None]).clamp_max(-math.log(threshold))
-    return _mean(each, weights * ((surprise >= bound) & known))
+    return _mean(each, weights * ((surprise >= bound) & known), world)
 
 
 def focal_loss(
-    scores: Tensor, labels: Tensor, gamma: float, class_weights: Tensor | None = None, smoothing: float = 0.0
+    scores: Tensor,
+    labels: Tensor,
+    gamma: float,
+    class_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    world: World = ALONE,
 ) -> Tensor:
     """Cross-entropy times ``(1 - p) ** gamma``, with p the probability of the class (Lin et al. 2017, equation 5).
 
@@ -90,27 +114,31 @@ def focal_loss(
         gamma: The exponent.
         class_weights: (K,) or None: the paper's alpha.
         smoothing: As of `task_loss`.
+        world: As of `task_loss`.
     """
     _, surprise, each, weights = _each(scores, labels, class_weights, smoothing)
     # 1 - p of p near 1, where its power has no gradient: 0 is kept out of it
-    return _mean(each * (-torch.expm1(-surprise)).clamp_min(1e-6) ** gamma, weights)
+    return _mean(each * (-torch.expm1(-surprise)).clamp_min(1e-6) ** gamma, weights, world)
 
 
-def dice_loss(scores: Tensor, labels: Tensor) -> Tensor:
+def dice_loss(scores: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
     """1 - Dice coefficient of probabilities and labels, mean over the classes that the batch has (Sudre et al. 2017).
 
     Args:
         scores: (N, K, H, W).
         labels: (N, H, W), void is `IGNORE_LABEL`.
+        world: As of `task_loss`.
     """
     known = (labels != IGNORE_LABEL)[:, None]
     probs = torch.where(known, scores.softmax(1), 0.0)
     target = labels[:, None] == torch.arange(scores.shape[1], device=scores.device)[:, None, None]
     over = (0, 2, 3)
-    size = target.sum(over)
-    dice = 2 * torch.where(target, probs, 0.0).sum(over) / (probs.sum(over) + size).clamp_min(1e-6)
+    size = world.total(target.sum(over))
+    both, mass = world.summed(torch.where(target, probs, 0.0).sum(over)), world.summed(probs.sum(over))
+    dice = 2 * both / (mass + size).clamp_min(1e-6)
     there = size > 0
-    return torch.where(there, 1 - dice, 0.0).sum() / there.sum().clamp_min(1)
+    # Every process has the loss of the whole batch.
+    return torch.where(there, 1 - dice, 0.0).sum() / there.sum().clamp_min(1) / world.size
 
 
 def _each(
@@ -136,38 +164,38 @@ def _each(
     return known.reshape(-1), surprise.reshape(-1), each.reshape(-1), weights.reshape(-1)
 
 
-def _mean(each: Tensor, weights: Tensor) -> Tensor:
+def _mean(each: Tensor, weights: Tensor, world: World) -> Tensor:
     """Return the mean of losses that are weighted already, over those of weight above 0; 0 where there are none."""
-    total = weights.sum()
+    total = world.total(weights.sum())
     return torch.where(weights > 0, each, 0.0).sum() / torch.where(total > 0, total, 1.0)
 
 
-def criterion(config: TrainConfig, task: Task, class_weights: Tensor | None) -> Criterion:
-    """Return the loss that settings ask for.
+def criterion(config: TrainConfig, task: Task, class_weights: Tensor | None, world: World = ALONE) -> Criterion:
+    """Return the loss that settings ask for, or the share of this process.
 
     Raises:
         HwnasError: If images are classified, which have no Dice coefficient.
     """
     if config.dice_weight and task is CLASSIFICATION:
         raise HwnasError(f"a training needs a dice_weight of 0 where images are classified, got {config.dice_weight}")
-    return _Sum(config, class_weights)
+    return _Sum(config, class_weights, world)
 
 
 class _Sum:
     """The loss of the settings, and Dice beside it."""
 
-    def __init__(self, config: TrainConfig, class_weights: Tensor | None) -> None:
-        self.config, self.class_weights = config, class_weights
+    def __init__(self, config: TrainConfig, class_weights: Tensor | None, world: World) -> None:
+        self.config, self.class_weights, self.world = config, class_weights, world
 
     def __call__(self, scores: Tensor, labels: Tensor) -> Tensor:
-        c = self.config
+        c, common = self.config, (self.class_weights, self.config.smoothing, self.world)
         if c.loss == "ohem":
-            own = ohem_loss(scores, labels, c.ohem_threshold, c.ohem_kept, self.class_weights, c.smoothing)
+            own = ohem_loss(scores, labels, c.ohem_threshold, c.ohem_kept, *common)
         elif c.loss == "focal":
-            own = focal_loss(scores, labels, c.focal_gamma, self.class_weights, c.smoothing)
+            own = focal_loss(scores, labels, c.focal_gamma, *common)
         else:
-            own = task_loss(scores, labels, self.class_weights, c.smoothing)
-        return own + c.dice_weight * dice_loss(scores, labels) if c.dice_weight else own
+            own = task_loss(scores, labels, *common)
+        return own + c.dice_weight * dice_loss(scores, labels, self.world) if c.dice_weight else own
 
 
 def weights_of(config: TrainConfig, data: SegmentationData) -> Tensor | None:

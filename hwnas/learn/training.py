@@ -21,6 +21,7 @@ from hwnas.learn.average import averaged, norms, recalibrated
 from hwnas.learn.batches import Batches
 from hwnas.learn.compiled import compiled
 from hwnas.learn.device import CPU, Context, title
+from hwnas.learn.distributed import ALONE, World
 from hwnas.learn.evaluation import evaluate
 from hwnas.learn.losses import criterion, tensors, weights_of
 from hwnas.learn.optim import HEAD, clip, make_optimizer, set_learning_rate
@@ -29,8 +30,9 @@ from hwnas.learn.scaling import LossScaler
 from hwnas.learn.schedule import learning_rate
 from hwnas.learn.settings import TrainConfig
 from hwnas.learn.weights import read_weights, write_weights
-from hwnas.metrics import score_of
+from hwnas.metrics import ConfusionMatrix, score_of
 from hwnas.ops.drop_path import set_drop_path
+from hwnas.ops.synced import synchronise
 from hwnas.problem import Architecture
 from hwnas.progress import Update, ignore
 from hwnas.seeding import seeded
@@ -59,6 +61,7 @@ class Training:
         teacher: Teacher | None = None,
         form: Form = "deploy",
         steps: int | None = None,
+        world: World = ALONE,
     ) -> None:
         """Build the network at the space's scale.
 
@@ -73,13 +76,18 @@ class Training:
             form: Of the network.
             steps: How many there are to be in the end, also where a checkpoint was made with another number; None for
                 as many as its checkpoint says, or the settings.
+            world: The processes that train it together, with a part of each batch in each.
 
         Raises:
-            HwnasError: If the settings ask for what the data, the device or this machine do not allow.
+            HwnasError: If the settings ask for what the data, the device, this machine or several processes do not
+                allow.
         """
         if config.precision == "fp16" and device.type == "cpu":
             raise HwnasError("a training needs a GPU for a precision of fp16; take bf16, or --device cuda")
-        self.config = config
+        if config.compile and world.shared:
+            raise HwnasError("a training with compile runs in one process, got several; leave out train.compile")
+        world.share(config.batch, "a training")
+        self.config, self.world = config, world
         self.steps, self._asked = steps or config.steps, steps
         self.context = Context(device, config.precision, config.channels_last)
         self.task = task_of(data)
@@ -93,6 +101,9 @@ class Training:
             assert isinstance(net, SpaceNet), "a complete architecture computes"
             digest = start_encoder(net, space.encoder, config.encoder_weights, data.mean, data.std)
             self.started_from = {"encoder_weights": digest}
+        for part in (net, auxiliary):
+            if part is not None:
+                synchronise(part, world.size)
         self.averaged = averaged(net, self.context, config.average) if config.average else None
         self.net = self.context.module(net)
         self.auxiliary = None if auxiliary is None else self.context.module(auxiliary)
@@ -101,11 +112,12 @@ class Training:
             p.requires_grad = False
         self._forward = compiled(self.net, self.auxiliary, device) if config.compile else self._computed
         self.teacher = teacher
-        self.batches = batch_source(data, range(len(data)), config.batch, config.crop, config.seed, config.augmentation)
+        batches = batch_source(data, range(len(data)), config.batch, config.crop, config.seed, config.augmentation)
+        self.batches = world.source(batches)
         self._made = Batches(device, workers)
         weights = weights_of(config, data)
         self.weights = None if weights is None else self.context.tensor(weights)
-        self.criterion = criterion(config, self.task, self.weights)
+        self.criterion = criterion(config, self.task, self.weights, world)
         self.optimizer = make_optimizer(config, self.net, self.auxiliary)
         self.scaler = LossScaler(device) if config.precision == "fp16" else None
         self.step = 0
@@ -135,12 +147,13 @@ class Training:
         """Do one step and return its number and its loss, a tensor (); nothing is read from the device."""
         c = self.config
         set_learning_rate(self.optimizer, learning_rate(c, self.step, self.steps))
-        set_drop_path(self.net, c.drop_path * self.step / self.steps)
+        set_drop_path(self.net, c.drop_path * self.step / self.steps, self.world.part)
         self.net.train()
         for layer in self._frozen:
             layer.eval()
         self.optimizer.zero_grad()
         losses = [self._backward(self.step * c.accumulate + k) for k in range(c.accumulate)]
+        self.world.reduce_gradients(self._parameters())
         if self.scaler is not None:
             self.scaler.unscale(self._parameters())
         clip(self._parameters(), c.clip)
@@ -148,7 +161,7 @@ class Training:
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
         self.step += 1
-        return {"step": self.step - 1, "loss": sum(losses[1:], losses[0])}
+        return {"step": self.step - 1, "loss": self.world.total(sum(losses[1:], losses[0]))}
 
     def _computed(self, images: Tensor) -> list[Tensor]:
         """Return the scores of the network, and of the auxiliary head where there is one."""
@@ -158,7 +171,10 @@ class Training:
         return [scores, self.auxiliary(images, tap)]
 
     def _backward(self, number: int) -> Tensor:
-        """Add the gradients of batch `number` to those there are, and return its share of the loss, ()."""
+        """Add the gradients of batch `number` to those there are, and return its share of the loss, ().
+
+        Where there are several processes, both are of the part of the batch that this one has.
+        """
         c = self.config
         images, labels = self.context.batch(self._made(self.batches, number))
         seed = int(np.random.SeedSequence([c.seed, _DROP_PATH, number]).generate_state(1)[0])
@@ -166,7 +182,8 @@ class Training:
             outputs = list(zip((1.0, c.aux_weight), self._forward(images), strict=False))
         losses = [w * self.criterion(scores.float(), labels) for w, scores in outputs]
         if self.teacher is not None:
-            losses.append(self.teacher(images, outputs[0][1].float()))
+            # A mean over images, of which every process has as many.
+            losses.append(self.teacher(images, outputs[0][1].float()) / self.world.size)
         loss = torch.stack(losses).sum() / c.accumulate
         (loss if self.scaler is None else self.scaler.scaled(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach().double()
@@ -177,11 +194,17 @@ class Training:
         set_drop_path(network, 0.0)
         batches = (self.context.batch(tensors(self.batches(k)))[0] for k in range(self.config.recalibrate))
         with recalibrated(network, batches) if self.config.recalibrate else nullcontext():
-            score = score_of(evaluate(network, val, device=self.context.device), self.task)
+            score = score_of(self._evaluated(network, val), self.task)
             if score > self.best_score:
                 self.best_score, self.best_step = score, self.step
                 self.best = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         return score
+
+    def _evaluated(self, network: nn.Module, val: SegmentationData) -> ConfusionMatrix:
+        """Evaluate on val, a part of it in each process."""
+        out = evaluate(network, val, device=self.context.device, part=self.world.part)
+        out.counts[:] = self.world.total(torch.from_numpy(out.counts)).numpy()
+        return out
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from; batches are functions of the step."""
@@ -305,10 +328,23 @@ def train(
         else:  # as was asked for, or the checkpoint says
             update(done, note, training.steps)
 
+    world = training.world
     run_settings = {"config": asdict(training.config), "settings": settings, **training.started_from}
-    also = {"device": title(training.context.device)}
+    also: dict[str, Any] = {"device": title(training.context.device)}
+    if world.shared:
+        also["processes"] = world.size
     # An evaluation takes long: a kill after it does not cost it.
     every = min(training.config.checkpoint_every, training.config.evaluate_every)
-    loop.run(steps, folder / "checkpoint.pt", run_settings, log, told, every=every, note=steps.note, also=also)
+    path, note = folder / "checkpoint.pt", steps.note
+    loop.run(steps, path, run_settings, log, told, every=every, note=note, also=also, world=world)
     write_weights(folder / "model.safetensors", training.best)
     return training.best_score
+
+
+def follow(training: Training, val: SegmentationData) -> None:
+    """Take part in a training that the process of rank 0 runs by `train`, with the same arguments.
+
+    Raises:
+        HwnasError: See `hwnas.learn.loop.follow`.
+    """
+    loop.follow(_Evaluated(training, val), training.world)

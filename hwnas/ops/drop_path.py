@@ -16,12 +16,14 @@ class DropPath(nn.Module):
 
     Attributes:
         rate: Probability that a sample's input is left out, below 1; see `set_drop_path`.
+        part: Which part of a batch it computes, of how many of equal size: masks are drawn for all of it.
     """
 
     def __init__(self) -> None:
         """Start with a rate of 0: nothing is left out."""
         super().__init__()
         self.rate = 0.0
+        self.part = (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same; `x` is not changed."""
@@ -30,13 +32,15 @@ class DropPath(nn.Module):
         if not torch.compiler.is_compiling() and active_tracer.get() is not None:
             return x
         keep = 1 - self.rate
-        mask = torch.rand(len(x), 1, 1, 1, device=x.device) < keep  # (N, 1, 1, 1)
+        n, (part, parts) = len(x), self.part
+        drawn = torch.rand(n * parts, 1, 1, 1, device=x.device)[n * part : n * (part + 1)]
+        mask = drawn < keep  # (N, 1, 1, 1)
         return x / keep * mask
 
 
-def set_drop_path(network: nn.Module, rate: float) -> None:
-    """Set the rate of all `DropPath` in a network."""
+def set_drop_path(network: nn.Module, rate: float, part: tuple[int, int] = (0, 1)) -> None:
+    """Set rate and part of all `DropPath` in a network."""
     assert 0 <= rate < 1
     for module in network.modules():
         if isinstance(module, DropPath):
-            module.rate = rate
+            module.rate, module.part = rate, part

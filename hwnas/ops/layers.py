@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.ops.registry import Op, op
 from hwnas.ops.same import SameConv
+from hwnas.ops.synced import processes_of
 
 
 def _conv(
@@ -208,7 +209,7 @@ class ImagePooling(Op):
         pooled = self.conv(x.mean(dim=(2, 3), keepdim=True))
         # One value per channel has no batch statistics: with a batch of 1 training uses the running ones too.
         bn = self.bn
-        single = bn.training and len(x) == 1
+        single = bn.training and len(x) * processes_of(bn) == 1
         normed = F.batch_norm(pooled, bn.running_mean, bn.running_var, bn.weight, bn.bias) if single else bn(pooled)
         pooled = F.relu(normed)
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])

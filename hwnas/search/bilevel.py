@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hwnas.learn.device import read
+from hwnas.learn.distributed import ALONE, World
 
 Values = Mapping[str, Tensor]
 Loss = Callable[[Values, Values], Tensor]  # of weights and logits; several of them are the parts of one batch
@@ -48,7 +49,13 @@ class Gradient(NamedTuple):
 
 
 def alpha_gradient(
-    order: Order, val: Sequence[Loss], train: Sequence[Loss], weights: Values, logits: Values, step: WeightStep
+    order: Order,
+    val: Sequence[Loss],
+    train: Sequence[Loss],
+    weights: Values,
+    logits: Values,
+    step: WeightStep,
+    world: World = ALONE,
 ) -> Gradient:
     """Return the gradient of the validation loss with respect to the logits.
 
@@ -61,22 +68,23 @@ def alpha_gradient(
         weights: Of the supernet; not changed.
         logits: Of the alphas; not changed.
         step: The weight step to unroll.
+        world: The processes that share each batch: their losses are summed.
     """
     if order == "first":
-        loss, _, direct = _grads(val, weights, logits, of_weights=False, of_logits=True)
+        loss, _, direct = _grads(val, weights, logits, world, of_weights=False, of_logits=True)
         return Gradient(loss, _by_group(direct, logits))
-    _, grads, _ = _grads(train, weights, logits, of_weights=True, of_logits=False)
+    _, grads, _ = _grads(train, weights, logits, world, of_weights=True, of_logits=False)
     ahead = _unrolled(weights, grads, step)
-    loss, v, direct = _grads(val, ahead, logits, of_weights=True, of_logits=True)
+    loss, v, direct = _grads(val, ahead, logits, world, of_weights=True, of_logits=True)
     mixed = _mixed_exact if order == "second-exact" else _mixed_by_differences
-    through = mixed(train, weights, logits, v)
+    through = mixed(train, weights, logits, v, world)
     return Gradient(loss, {k: g - step.lr * through[k] for k, g in _by_group(direct, logits).items()})
 
 
 def _grads(
-    losses: Sequence[Loss], weights: Values, logits: Values, of_weights: bool, of_logits: bool
+    losses: Sequence[Loss], weights: Values, logits: Values, world: World, of_weights: bool, of_logits: bool
 ) -> tuple[Tensor, Grads, Grads]:
-    """Return the mean of the losses and its derivatives by weights and by logits, in their order."""
+    """Return the mean of the losses and its derivatives by weights and by logits, in their order; of all processes."""
     w, a = _leaves(weights, of_weights), _leaves(logits, of_logits)
     inputs = [*(w.values() if of_weights else ()), *(a.values() if of_logits else ())]
     total, sums = list[Tensor](), Grads([None] * len(inputs))
@@ -85,7 +93,14 @@ def _grads(
         total.append(value.detach().double())
         sums = _plus(sums, torch.autograd.grad(value, inputs, allow_unused=True))
     n = len(w) if of_weights else 0
-    return summed(total), sums[:n], sums[n:]
+    sums = _of_all(sums, world)
+    return world.total(summed(total)), sums[:n], sums[n:]
+
+
+def _of_all(sums: Grads, world: World) -> Grads:
+    """Return gradients summed over processes; which there are is the same in each."""
+    whole = iter(world.reduced([s for s in sums if s is not None]))
+    return [None if s is None else next(whole) for s in sums]
 
 
 def summed(losses: Sequence[Tensor]) -> Tensor:
@@ -104,7 +119,9 @@ def _unrolled(weights: Values, grads: Grads, step: WeightStep) -> Values:
     return {**weights, **dict(zip(moved, torch._foreach_add(old, direction, alpha=-step.lr), strict=True))}
 
 
-def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values, v: Grads) -> dict[str, Tensor]:
+def _mixed_by_differences(
+    train: Sequence[Loss], weights: Values, logits: Values, v: Grads, world: World
+) -> dict[str, Tensor]:
     """Return ``(grad_alpha L(w + eps v) - grad_alpha L(w - eps v)) / (2 eps)`` with eps = 0.01 / |v|, at w, not w'.
 
     Kinks of ReLU and max pooling within that distance dominate its error. The norm of v is read from the device: eps is
@@ -119,12 +136,12 @@ def _mixed_by_differences(train: Sequence[Loss], weights: Values, logits: Values
     for way in (eps, -eps):
         moved = torch._foreach_add([weights[k].detach() for k in along], list(along.values()), alpha=way)
         at = {**weights, **dict(zip(along, moved, strict=True))}
-        ends.append(_by_group(_grads(train, at, logits, of_weights=False, of_logits=True)[2], logits))
+        ends.append(_by_group(_grads(train, at, logits, world, of_weights=False, of_logits=True)[2], logits))
     forward, backward = ends
     return {k: (forward[k] - backward[k]) / (2 * eps) for k in logits}
 
 
-def _mixed_exact(train: Sequence[Loss], weights: Values, logits: Values, v: Grads) -> dict[str, Tensor]:
+def _mixed_exact(train: Sequence[Loss], weights: Values, logits: Values, v: Grads, world: World) -> dict[str, Tensor]:
     """Return ``grad_alpha (v . grad_w L(w, alpha))``: no graph has to reach here from the validation loss."""
     w, a = _leaves(weights, True), _leaves(logits, True)
     sums = Grads([None] * len(a))
@@ -134,7 +151,7 @@ def _mixed_exact(train: Sequence[Loss], weights: Values, logits: Values, v: Grad
         if any(p.requires_grad for p in products):
             along = torch.stack(products).sum()
             sums = _plus(sums, torch.autograd.grad(along, list(a.values()), allow_unused=True))
-    return _by_group(sums, logits)
+    return _by_group(_of_all(sums, world), logits)
 
 
 def _leaves(values: Values, requires_grad: bool) -> dict[str, Tensor]:

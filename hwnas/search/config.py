@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hwnas.errors import HwnasError, check_ranges, not_below, positive, seeds
 from hwnas.latency.resources import RESOURCES
@@ -58,6 +58,8 @@ class SearchConfig(Strategy):
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
         seed: Of everything random.
     """
+
+    shareable: ClassVar[bool] = True
 
     scale: Scale
     steps: int
@@ -119,7 +121,7 @@ class SearchConfig(Strategy):
 
         i = inputs
         return BilevelSearch(
-            i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights, device=i.device, workers=i.workers
+            i.space, self, i.data, i.bounds, i.fixed, i.open_groups, i.weights, i.device, i.workers, i.world
         )
 
     def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:

@@ -16,7 +16,9 @@ from hwnas.data.base import SegmentationData, split_halves
 from hwnas.errors import HwnasError
 from hwnas.learn.batches import Batches, Source
 from hwnas.learn.device import CPU, Context, read
+from hwnas.learn.distributed import ALONE, World
 from hwnas.learn.losses import Batch, task_loss
+from hwnas.ops.synced import synchronise
 from hwnas.problem import Architecture, Probabilities
 from hwnas.search.bilevel import Gradient, Loss, Values, WeightStep, alpha_gradient, summed
 from hwnas.search.config import SearchConfig
@@ -64,6 +66,7 @@ class BilevelSearch(Search):
         weights: Mapping[str, Tensor] | None = None,
         device: torch.device = CPU,
         workers: int | None = 0,
+        world: World = ALONE,
     ) -> None:
         """Build the supernet at the proxy scale and split the training set.
 
@@ -77,11 +80,14 @@ class BilevelSearch(Search):
             weights: Of another supernet of the same scale, to start from, by name; what it lacks starts at random.
             device: Where the supernet computes.
             workers: Processes that make batches ahead, for weights and for alphas each; None for as many as help.
+            world: The processes that search together, with a part of each batch in each.
 
         Raises:
-            HwnasError: If no decision is open, the fixed answers break a rule, or the weights are those of another
-                scale.
+            HwnasError: If no decision is open, the fixed answers break a rule, the weights are those of another
+                scale, or the processes cannot share a batch evenly.
         """
+        world.share(config.batch, "a search")
+        self.world = world
         self.config, self.space = config, space
         inputs = Inputs(space, data, bounds, tuple(open_groups), fixed, weights)
         self.problem, searched = inputs.problem, inputs.groups
@@ -90,6 +96,7 @@ class BilevelSearch(Search):
         config.guards.check(self.problem.groups)
         with seeded(config.seed):
             net = space.at(config.scale).build(fixed, form="search")
+        synchronise(net, world.size)
         self.context = Context(device, config.precision)
         self.net = self.context.module(net)
         set_evaluation(self.net, config.evaluation)
@@ -105,8 +112,10 @@ class BilevelSearch(Search):
             for_weights = sorted(for_weights + for_alphas)
         # A seed of its own: the two streams must not pick the same crops.
         settings = (config.batch, config.crop)
-        self.weight_batches = batch_source(data, for_weights, *settings, 2 * config.seed, cutout=config.cutout)
-        self.alpha_batches = batch_source(data, for_alphas, *settings, 2 * config.seed + 1, cutout=config.cutout)
+        self.weight_batches, self.alpha_batches = (
+            world.source(batch_source(data, half, *settings, 2 * config.seed + i, cutout=config.cutout))
+            for i, half in enumerate((for_weights, for_alphas))
+        )
         self._made = Batches(device, workers)
         self.w_optimizer = torch.optim.SGD(
             self._weights.values(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_decay
@@ -195,7 +204,7 @@ class BilevelSearch(Search):
                 scores = self.net(images, mixture, **options)
             else:
                 scores = self._functional(weights, images, mixture, **options)
-        return task_loss(scores.float() if scores.dtype is torch.bfloat16 else scores, labels)
+        return task_loss(scores.float() if scores.dtype is torch.bfloat16 else scores, labels, world=self.world)
 
     def _alpha_gradient(self, batches: Sequence[Batch], lr: float) -> Gradient:
         """Return the gradient of the task loss on a batch of the alphas' half."""
@@ -208,6 +217,7 @@ class BilevelSearch(Search):
             self._weights,
             self.logits(),
             WeightStep(lr, self.config.w_momentum, self.config.w_decay, buffers),
+            self.world,
         )
 
     def _move_alphas(self, task: Gradient) -> None:
@@ -238,10 +248,12 @@ class BilevelSearch(Search):
             loss = self._loss(None, logits, batch, self._moment(FOR_WEIGHTS, part)) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach().double())
+        self.world.reduce_gradients([*self._weights.values(), *logits.values()])
         nn.utils.clip_grad_norm_(self._weights.values(), self.config.w_clip)
         self.w_optimizer.step()
         return Gradient(
-            summed(losses), {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()}
+            self.world.total(summed(losses)),
+            {k: torch.zeros_like(a) if a.grad is None else a.grad for k, a in logits.items()},
         )
 
     @torch.no_grad()

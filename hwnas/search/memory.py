@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hwnas.learn.distributed import ALONE
 from hwnas.progress import Reporter, Update, ignore
 from hwnas.runtime.measuring.work import free_memory_bytes
 from hwnas.search.config import SearchConfig
@@ -27,7 +28,7 @@ class Forecast:
     """What a search will take.
 
     Attributes:
-        peak_bytes: Of the process, all it holds included.
+        peak_bytes: Of the process, all it holds included; of all on this machine, where several search together.
         free_bytes: What the process can have on this machine now, all it holds included.
     """
 
@@ -56,16 +57,16 @@ def forecast(config: SearchConfig, inputs: Inputs, update: Update = ignore) -> F
     """
     if not reset_peak():
         return None
-    crop = _small(config.crop)
+    crop, world, inputs = _small(config.crop), inputs.world, replace(inputs, world=ALONE)
     peaks = []
     for batch in BATCHES:
         peaks.append(_highest_bytes(replace(config, batch=batch, crop=crop), inputs))
         update(len(peaks))
     low, high = peaks
     pixels = [b * crop[0] * crop[1] for b in BATCHES]
-    own = config.batch * config.crop[0] * config.crop[1]
+    own = config.batch // world.size * config.crop[0] * config.crop[1]
     peak = low + (high - low) * (own - pixels[0]) / (pixels[1] - pixels[0])
-    return Forecast(round(max(peak, low)), _free_bytes())
+    return Forecast(round(max(peak, low)) * world.ranks.local_size, _free_bytes())
 
 
 def report_memory(config: SearchConfig, inputs: Inputs, report: Reporter) -> None:

@@ -16,6 +16,7 @@ from hwnas.data.base import SegmentationData
 from hwnas.errors import HwnasError
 from hwnas.learn import loop
 from hwnas.learn.device import CPU
+from hwnas.learn.distributed import ALONE, World
 from hwnas.problem import Architecture, Group, Problem
 from hwnas.progress import Reporter, Update, ignore
 from hwnas.records import encode
@@ -44,6 +45,7 @@ class Inputs:
         weights: Of an earlier stage's supernet, to start from; None to start from random ones.
         device: Where networks compute.
         workers: Processes that make batches ahead; None for as many as help.
+        world: The processes that search together.
     """
 
     space: Space
@@ -54,6 +56,7 @@ class Inputs:
     weights: Mapping[str, Tensor] | None = None
     device: torch.device = CPU
     workers: int | None = 0
+    world: World = ALONE
 
     @property
     def problem(self) -> Problem:
@@ -115,9 +118,11 @@ class Search(Protocol):
         stopped: Why it ended before its last step; None if it did not.
         title: What it is called in messages.
         remedy: What helps where a loss is no longer finite.
+        world: The processes that do its steps.
     """
 
     step: int
+    world: World = ALONE
     stopped: str | None = None
     title: ClassVar[str] = "search"
     remedy: ClassVar[str] = "change the settings of its strategy"
@@ -171,7 +176,10 @@ def search(
     strategy = under_way.strategy
     made_with = {"config": strategy.to_json(), "settings": settings}
     every, note = strategy.checkpoint_every, strategy.note
-    loop.run(under_way, path, made_with, log, update, every=every, note=note, also=also)
+    world = under_way.world
+    if world.shared:
+        also = {**(also or {}), "processes": world.size}
+    loop.run(under_way, path, made_with, log, update, every=every, note=note, also=also, world=world)
     return under_way.findings()
 
 
@@ -184,7 +192,10 @@ class Strategy(Protocol):
         steps: Of the search, at most.
         seed: Of everything random; a field.
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
+        shareable: Whether its searches take the processes of `Inputs.world`; else that of rank 0 searches alone.
     """
+
+    shareable: ClassVar[bool] = False
 
     # Not properties at run time: a dataclass would take them for the defaults of its fields.
     if TYPE_CHECKING:

@@ -40,14 +40,21 @@ from hwnas.ops.fused.branches import (
 from hwnas.ops.fused.native import library
 from hwnas.ops.fused.primitives import Primitives
 from hwnas.ops.fused.primitives_native import Native
+from hwnas.ops.fused.primitives_synced import SyncedNative, SyncedTorch
 from hwnas.ops.fused.primitives_torch import Torch
+from hwnas.ops.synced import processes_of
 
 
-def primitives(x: Tensor) -> Primitives:
-    """Return what computes on tensors like `x`: C++ for float32 on a CPU where there is a compiler, else torch."""
+def primitives(x: Tensor, processes: int = 1) -> Primitives:
+    """Return what computes on tensors like `x`: C++ for float32 on a CPU where there is a compiler, else torch.
+
+    Args:
+        x: Read for its device and type.
+        processes: Over how many of them BatchNorms take their statistics.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None:
-        return Native()
-    return Torch()
+        return Native() if processes == 1 else SyncedNative(processes)
+    return Torch() if processes == 1 else SyncedTorch(processes)
 
 
 @cache
@@ -89,6 +96,8 @@ class Fan:
             for owner in kind
         ]
         self.size = len(self._places)
+        inner = [processes_of(m) for edge in edges for m in edge.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.processes = max(inner, default=1)
         self._running = [[Running(norms) for norms in b.norms] for _, b in self.branches]
         self._shared_running = [Running(norms, shared=True) for norms in self.shared.norms]
 
@@ -134,7 +143,7 @@ class Fan:
         moved += zip(self._shared_running, stats, strict=True)
         for statistics, (mean, var) in () if frozen.get() else moved:
             for _ in range(times):
-                statistics.move(mean, var, out.shape[1])
+                statistics.move(mean, var, out.shape[1] * ops.processes)
         return common, kept
 
     def backward(
@@ -221,6 +230,11 @@ class Layout:
     stride: int
     lean: bool = False
 
+    @property
+    def processes(self) -> int:
+        """Over how many of them its BatchNorms take their statistics."""
+        return max((fan.processes for fan in self.fans), default=1)
+
     def shares(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Return the parameters of each fan, given those of all."""
         ends = list(itertools.accumulate(fan.size for fan in self.fans))
@@ -252,7 +266,7 @@ class _FusedCell(torch.autograd.Function):
     def forward(
         ctx: Any, s0: Tensor | None, s1: Tensor, p: Tensor, groups: int, layout: Layout, *parameters: Tensor
     ) -> Tensor:
-        ops = primitives(s1)
+        ops = primitives(s1, layout.processes)
         inputs = [None if s is None else s.permute(0, 2, 3, 1).contiguous() for s in (s0, s1)]
         n, c, h, w = s1.shape
         h, w = -(-h // layout.stride), -(-w // layout.stride)
@@ -285,7 +299,7 @@ class _FusedCell(torch.autograd.Function):
         s0, s1, nodes, p, *tensors = ctx.saved_tensors
         given, tensors = tensors[: ctx.count], tensors[ctx.count :]
         shares = layout.shares(given)
-        ops = primitives(s1)
+        ops = primitives(s1, layout.processes)
         wanted = ctx.needs_input_grad
         n, h, w, c = nodes.shape[1:]
         dnodes = grad.permute(0, 2, 3, 1).reshape(n, h, w, layout.nodes, c).permute(3, 0, 1, 2, 4)

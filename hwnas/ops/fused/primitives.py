@@ -30,7 +30,13 @@ class Moments(NamedTuple):
 
 
 class Primitives(Protocol):
-    """The computations a fused cell needs."""
+    """The computations a fused cell needs.
+
+    Attributes:
+        processes: Over how many of them statistics are taken.
+    """
+
+    processes: int
 
     def depthwise(self, x: Tensor, weight: Tensor, dilation: int, stride: int) -> Tensor:
         """Convolve the ReLU of maps depthwise, each with several kernels.

@@ -26,6 +26,8 @@ def _at(t: Tensor) -> ctypes.c_void_p:
 class Native:
     """In C++, for contiguous float32 on a CPU; see kernels/cpu/supernet.cpp."""
 
+    processes = 1
+
     def __init__(self) -> None:
         lib = library()
         assert lib is not None, "asked for without a compiler"
