@@ -5,6 +5,7 @@ from hwnas.spaces.heads.boundary import BoundaryHead
 from hwnas.spaces.heads.classifier import ClassifierHead
 from hwnas.spaces.heads.context import ContextHead
 from hwnas.spaces.heads.decoder import DecoderHead
+from hwnas.spaces.heads.dpc import DPCGenotype, DPCHead
 from hwnas.spaces.heads.dual import DualHead
 from hwnas.spaces.heads.fpn import FPNHead
 from hwnas.spaces.heads.fusion import FusionHead
@@ -19,6 +20,8 @@ __all__ = [
     "BoundaryHead",
     "ClassifierHead",
     "ContextHead",
+    "DPCGenotype",
+    "DPCHead",
     "DecoderHead",
     "DualHead",
     "FPNHead",
