@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +15,16 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from hwnas import recipes
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyModel
 from hwnas.ops.rectangular import AtrousSeparable, WindowPool, WindowPooling
-from hwnas.problem import Architecture, NoTwins
+from hwnas.problem import ALWAYS, Architecture, NoTwins
 from hwnas.records import decode, encode
+from hwnas.run import Run
 from hwnas.search.derive import Solver
+from hwnas.search.strategy import Trial
+from hwnas.search.trials import TrialSolver
 from hwnas.spaces import (
     DPC_CELL,
     Chain,
@@ -36,6 +43,7 @@ from hwnas.spaces import (
     trace_space,
 )
 from tests.contracts import CORRECTION, SpaceContract, random_probs, roofline_table
+from tests.verbs import STAGES, do_job, done
 
 SMALL = Space(
     MobileNetV2(Scale(8, 5, (45, 61)), stride=16), DPCHead(4, branches=3, rates=(1, 6), grids=(1, 2)), classes=11
@@ -255,3 +263,36 @@ class TestHead:
                 w * (0.25 * of_feature(feature) + 0.75 * of_branch(first)) for of_feature, of_branch, w in parts
             )
         torch.testing.assert_close(mixed, expected)
+
+
+class TestRecipes:
+    @pytest.mark.slow
+    def test_the_whole_job(self, tmp_path: Path) -> None:
+        do_job(tmp_path, [("profile", "dpc-tiny", "--engine", "fake"), *((verb, "dpc-tiny") for verb in STAGES[1:])])
+        with contextlib.chdir(tmp_path):
+            run = Run("dpc-tiny")
+            derived = run.derived()
+            priced = json.loads(done("price", "dpc-tiny", "--foreign-table", "--json").out.splitlines()[-1])
+            assert (run.folder / "report.json").exists()
+        assert derived.predicted_ms <= derived.budget_ms
+        assert priced["predicted_ms"] == pytest.approx(derived.predicted_ms)
+        assert '"op": ' in (tmp_path / "search.txt").read_text()
+
+    def test_trials_can_decide_as_well(self) -> None:
+        space = recipes.get("dpc-tiny").space
+        rng = np.random.default_rng(0)
+        tried = [Trial(sample(space, rng), score) for score in rng.random(20)]
+        model = LatencyModel(trace_space(space).terms(), roofline_table(space, CORRECTION), space.problem)
+        budget_ms = float(np.median([model.predict_ms(t.architecture) for t in tried]))
+        (best,) = TrialSolver(space.problem, tried, [model]).best({}, [budget_ms])
+        within = [t for t in tried if model.predict_ms(t.architecture) <= budget_ms]
+        assert best.arch == max(within, key=lambda t: t.score).architecture
+
+    @pytest.mark.parametrize("name", ["dpc", "dpc-camvid"])
+    def test_the_large_ones_have_all_cells(self, name: str) -> None:
+        space = recipes.get(name).space
+        assert math.prod(len(d.options) for d in space.problem.decisions) == 418_414_128_120
+        assert space.genotype(published("DPC", space))[1] == DPC_CELL  # type: ignore[index]
+        kinds = Counter(c.spec.kind for c in trace_alternatives(space).calls if c.gate != ALWAYS)
+        # Of each op one call that reads the feature and, of all branches but the first, one that reads a branch.
+        assert kinds["atrous_separable"] == 64 * 9
