@@ -195,6 +195,7 @@ QUICK = {
     ("trellis", "fpn"),
     ("mobilenetv2", "dpc"),
     ("trellis", "dpc"),
+    ("mobilenetv2", "fastnas"),
 }
 
 

@@ -7,6 +7,7 @@ from hwnas.spaces.heads.context import ContextHead
 from hwnas.spaces.heads.decoder import DecoderHead
 from hwnas.spaces.heads.dpc import DPCGenotype, DPCHead
 from hwnas.spaces.heads.dual import DualHead
+from hwnas.spaces.heads.fastnas import FastNASHead
 from hwnas.spaces.heads.fpn import FPNHead
 from hwnas.spaces.heads.fusion import FusionHead
 from hwnas.spaces.heads.guided import GuidedHead
@@ -25,6 +26,7 @@ __all__ = [
     "DecoderHead",
     "DualHead",
     "FPNHead",
+    "FastNASHead",
     "FusionHead",
     "GuidedHead",
     "MultiAttentionHead",

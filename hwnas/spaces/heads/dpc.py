@@ -25,6 +25,7 @@ from hwnas.ops.registry import active_tracer
 from hwnas.problem import Answers, Architecture, Decision, Group, choice
 from hwnas.spaces.heads.auxiliary import AuxiliarySegmentation
 from hwnas.spaces.parts import Feature, Form, Head, HeadNet, Probs, Sampled, Task, size_at
+from hwnas.spaces.picture import draw_graph
 from hwnas.spaces.registry import head
 
 RATES = (1, 3, 6, 9, 12, 15, 18, 21)  # of rows and of columns, at stride 16
@@ -236,22 +237,11 @@ class DPCHead(Head):
 
     def draw(self, figure: Any, arch: Architecture) -> None:
         """Draw the branches in columns by how many ops lie before them, with arrows from what each reads."""
-        branches, axes = self.genotype(arch).branches, figure.subplots()
-        column = {-1: 0}
-        for i, b in enumerate(branches):
-            column[i] = column[b.input] + 1
-        rows = {i: -sum(column[j] == column[i] for j in range(i)) for i in range(len(branches))} | {-1: 0}
-        for i, b in enumerate(branches):
-            place, source = (column[i], rows[i]), (column[b.input], rows[b.input])
-            axes.annotate("", place, source, arrowprops={"arrowstyle": "-|>", "shrinkA": 32, "shrinkB": 32})
-            axes.text(*place, f"{i}: {b.op}", ha="center", va="center", fontsize=8, bbox=_BOX)
-        axes.text(0, 0, FEATURE, ha="center", va="center", fontsize=8, bbox=_BOX)
-        xlim, ylim = (-0.5, max(column.values()) + 0.5), (min(rows.values()) - 0.7, 0.7)
-        axes.set(title="dense prediction cell", xlim=xlim, ylim=ylim)
-        axes.axis("off")
-
-
-_BOX = {"boxstyle": "round", "facecolor": "white"}
+        branches = self.genotype(arch).branches
+        labels = [FEATURE, *(f"{i}: {b.op}" for i, b in enumerate(branches))]
+        draw_graph(
+            figure.subplots(), "dense prediction cell", labels, {i: [b.input + 1] for i, b in enumerate(branches, 1)}
+        )
 
 
 def _ascends(numbers: tuple[int, ...]) -> bool:
