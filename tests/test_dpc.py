@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from hwnas import recipes
 from hwnas.errors import HwnasError
+from hwnas.jobs import find_network, price_network
 from hwnas.latency import LatencyModel
 from hwnas.ops.rectangular import AtrousSeparable, WindowPool, WindowPooling
 from hwnas.problem import ALWAYS, Architecture, NoTwins
@@ -106,6 +107,16 @@ class TestPublished:
             head = space.build(published("DPC", space), "deploy").head
         kept = [n for n, _ in head.named_parameters() if ".bn" not in n and n.startswith("branches")]  # type: ignore[union-attr]
         assert sum(head.get_parameter(n).numel() for n in kept) == 814_080  # type: ignore[union-attr]
+
+    def test_it_is_priced_by_name(self) -> None:
+        network = find_network("DPC", "dpc-camvid")
+        table = roofline_table(network.space, CORRECTION)
+        found = price_network(network, table)
+        built = LatencyModel(trace_space(network.space, network.arch).terms(), table, network.space.problem)
+        assert found.ms == pytest.approx(built.predict_ms(network.arch), rel=1e-12)
+        assert sum(i.count for i in found.items if i.kind == "atrous_separable" and i.searched) == 5
+        with pytest.raises(HwnasError, match="3 branches of 9 ops; got 5 branches with atrous_18x15"):
+            find_network("DPC", "dpc-tiny")
 
     def test_it_does_not_fit_other_spaces(self) -> None:
         chain = Space(Chain(Scale(4, 3, (64, 64))), DPCHead(adapter=8), 11)

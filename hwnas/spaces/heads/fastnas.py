@@ -197,7 +197,7 @@ class _Cell(nn.Module):
         for i, (one, other, _, _) in enumerate(self.steps):
             pair = [self.ops[1 + 2 * i](states[one]), self.ops[2 + 2 * i](states[other])]
             states += [*pair, self.add(*pair)]
-        out = states[self.loose[0]]
+        out: Tensor = states[self.loose[0]]
         for i in self.loose[1:]:
             out = self.add(out, states[i])
         return out
