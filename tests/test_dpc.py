@@ -205,7 +205,7 @@ class TestPrice:
 
     def test_the_whole_space_is_traced_and_solved(self) -> None:
         """All cells of the paper under a budget between the fastest and the best."""
-        space = Space(MobileNetV2(Scale(32, 7, (512, 1024)), stride=16), DPCHead(), 19)
+        space = recipes.get("dpc-camvid").space
         trace = trace_alternatives(space)
         table = roofline_table(space, CORRECTION)
         model = LatencyModel(trace.terms(), table, space.problem)
