@@ -92,9 +92,10 @@ def constrained_ms(solver: Solver, arch: Architecture, model: int = 0) -> float:
 
 def _with_twins(space: Space, arch: Architecture, rng: np.random.Generator) -> Architecture:
     """Return an architecture with two nodes that compute the same."""
-    twins = space.twins()
-    answers = twins[int(rng.integers(len(twins)))]
-    own = {d for r in space.rules() if {d for d, _ in answers} & set(r.decisions) for d in r.decisions}
+    every = space.twins()
+    answers = every[int(rng.integers(len(every)))]
+    twins = {d for d, _ in answers}
+    own = twins.union(*(r.decisions for r in space.rules() if twins & set(r.decisions)))
     others = tuple((d, o) for d, o in arch.answers if d not in own)
     return space.problem.fix(Architecture(space.name, others + answers)).draw(rng)
 
@@ -172,7 +173,7 @@ class SpaceContract:
         rng = np.random.default_rng(0)
         # As paths are.
         drawn_whole = {d for r in space.rules() if not isinstance(r, TopK | FreeEdges) for d in r.decisions}
-        groups = [g for g in space.groups if g.decisions[0].name not in drawn_whole]
+        groups = [g for g in space.groups if len(g.decisions) > 1 and g.decisions[0].name not in drawn_whole]
 
         def largest_share(concentration: float | None) -> float:
             shares = []

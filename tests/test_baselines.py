@@ -44,6 +44,7 @@ from hwnas.spaces.heads import (
     MultiAttentionHead,
     RefinementHead,
 )
+from hwnas.spaces.heads import fastnas as fast_nas
 
 from .contracts import _stir, roofline_table
 from .verbs import done, hwnas
@@ -208,6 +209,44 @@ def count_lmffnet() -> int:
     return encoder + gate + activated(259, 259, groups=259) + 259 * CLASSES
 
 
+def count_mobilenetv2() -> int:
+    """Table 2 of Sandler et al. 2018, without its head; the first block has no convolution to more channels."""
+    rows = (
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 3),
+        (6, 64, 4),
+        (6, 96, 3),
+        (6, 160, 3),
+        (6, 320, 1),
+    )  # expand, channels, times
+    total, c = conv(3, 32), 32
+    for expand, channels, times in rows:
+        for _ in range(times):
+            wide = expand * c
+            total += (expand > 1) * conv(c, wide, 1) + conv(wide, wide, groups=wide) + conv(wide, channels, 1)
+            c = channels
+    return total
+
+
+def count_fast_nas(index: int) -> int:
+    """DrSleep/nas-segm-pytorch, src/nn/micro_decoders.py, ops by index in src/rl/genotypes.py, agg_size 64."""
+    first, steps, blocks = fast_nas.PUBLISHED[index]
+    c, kernels = 64, {0: 1, 1: 3, 4: 1, 5: 3, 6: 3}  # of full convolutions, the one of a mean over the image among them
+
+    def op(i: int) -> int:
+        if i in kernels:
+            return conv(c, c, kernels[i])
+        kernel = {2: 3, 3: 5, 7: 3, 8: 5}[i]
+        return 2 * (conv(c, c, kernel, groups=c, bn=False) + conv(c, c, 1))
+
+    cell = op(first) + sum(op(i) for step in steps for i in step[2:])
+    loose = 3 - len({i - 4 for block in blocks for i in block if i >= 4})
+    adapters = sum(conv(width, c, 1) for width in (24, 32, 96, 320))
+    end = conv(loose * c, c, 1) + conv(c, CLASSES, bias=True, bn=False)
+    return count_mobilenetv2() + adapters + 6 * (cell + conv(c, c, 1)) + end
+
+
 COUNTS: dict[str, tuple[Callable[[], int], int]] = {
     "FAST_SCNN": (count_fast_scnn, 1_138_051),  # which pytorchcv asserts too: models/fastscnn.py of osmr/imgclsmob
     "BISENETV2": (count_bisenetv2, 3_358_627),
@@ -215,6 +254,9 @@ COUNTS: dict[str, tuple[Callable[[], int], int]] = {
     "PIDNET_S": (count_pidnet_s, 7_625_715),
     "DDRNET_23_SLIM": (count_ddrnet_23_slim, 5_695_987),
     "LMFFNET": (count_lmffnet, 1_346_692),
+    "FAST_NAS_0": (lambda: count_fast_nas(0), 2_627_667),
+    "FAST_NAS_1": (lambda: count_fast_nas(1), 2_807_891),
+    "FAST_NAS_2": (lambda: count_fast_nas(2), 2_850_899),
 }
 # Millions as printed in the papers; that of DDRNet-23-slim also in the comparison of Xu et al. The public code of
 # Fast-SCNN has 2.5 % more than its paper says, which does not tell where.

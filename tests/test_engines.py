@@ -84,6 +84,10 @@ CASES = {
     "weighted_add": OpSpec("weighted_add", (("complement", True),), (X, X, X)),
     "pixel_attention": OpSpec("pixel_attention", (), (X, X, (1, 4, 13, 18), (1, 4, 13, 18))),
     "channel_attention": OpSpec("channel_attention", (("c", 8), ("residual", True), ("squeeze", 3)), (X,)),
+    "atrous_separable": OpSpec(
+        "atrous_separable", (("c_in", 8), ("c_out", 6), ("rate_height", 6), ("rate_width", 21)), (X,)
+    ),
+    "window_pool": OpSpec("window_pool", (("height", 7), ("width", 9)), (X,)),
     "partition_attention": OpSpec("partition_attention", (("c", 8), ("reduction", 4)), (X,)),
 }
 

@@ -123,12 +123,24 @@ def encoders() -> dict[str, tuple[str, dict[str, Any]]]:
     return {name: (name, {}) for name in registered_encoders()} | FURTHER
 
 
+# Settings of heads that are narrow, and of one form whatever the encoder decides.
+SMALL = {
+    "channels": 4,
+    "hidden": 4,
+    "nodes": 2,
+    "branches": 2,
+    "rates": (1, 6),
+    "grids": (1, 2),
+    "adapter": 6,
+}
+
+
 def heads() -> dict[str, Head]:
     """Return all heads, narrow ones, and one with decisions."""
     out: dict[str, Head] = {}
     for name, make in registered_heads().items():
         there = {f.name for f in fields(make)}  # type: ignore[arg-type]
-        out[name] = make(**{k: v for k, v in {"channels": 4, "hidden": 4, "nodes": 2}.items() if k in there})
+        out[name] = make(**{k: v for k, v in SMALL.items() if k in there})
     return out | {"cell-head": CellHead()}
 
 
@@ -181,6 +193,9 @@ QUICK = {
     ("mobilenetv2", "context"),
     ("resnet", "multiscale"),
     ("trellis", "fpn"),
+    ("mobilenetv2", "dpc"),
+    ("trellis", "dpc"),
+    ("mobilenetv2", "fastnas"),
 }
 
 

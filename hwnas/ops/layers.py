@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.ops.norm import normed
 from hwnas.ops.registry import Op, op
 from hwnas.ops.same import SameConv
-from hwnas.ops.synced import processes_of
 
 
 def _conv(
@@ -47,7 +47,7 @@ class ConvBN(Op):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
-        x = self.bn(self.conv(x))
+        x = normed(self.bn, self.conv(x))
         return F.relu(x) if self.relu else x
 
 
@@ -207,11 +207,7 @@ class ImagePooling(Op):
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, H, W)."""
         pooled = self.conv(x.mean(dim=(2, 3), keepdim=True))
-        # One value per channel has no batch statistics: with a batch of 1 training uses the running ones too.
-        bn = self.bn
-        single = bn.training and len(x) * processes_of(bn) == 1
-        normed = F.batch_norm(pooled, bn.running_mean, bn.running_var, bn.weight, bn.bias) if single else bn(pooled)
-        pooled = F.relu(normed)
+        pooled = F.relu(normed(self.bn, pooled))
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])
 
 

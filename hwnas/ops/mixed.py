@@ -178,15 +178,33 @@ class MixedOp(nn.Module):
     module: a dropped edge computes nothing.
     """
 
-    def __init__(self, decision: Decision, arch: Architecture, channels: int, stride: int, search: bool) -> None:
-        """Build all candidates of `decision`, or the one that `arch` answers."""
+    def __init__(
+        self,
+        decision: Decision,
+        arch: Architecture,
+        channels: int,
+        stride: int,
+        search: bool,
+        build: Callable[[str], nn.Module] | None = None,
+    ) -> None:
+        """Build all candidates of `decision`, or the one that `arch` answers.
+
+        Args:
+            decision: Its options are the candidates.
+            arch: Answers it or not.
+            channels: In and out.
+            stride: Of each candidate, 1 or 2.
+            search: Whether for a supernet.
+            build: What makes the candidate of a name; None for that which is registered, see `build_candidate`.
+        """
         super().__init__()
         self.decision = decision
         self.stride = stride
         answer = arch.get(decision.name)
         self.answer = answer
         options = decision.options if answer is None else (answer,)
-        built = {o: build_candidate(o, channels, stride, search) for o in options if o != NONE}
+        make = build or (lambda name: build_candidate(name, channels, stride, search))
+        built = {o: make(o) for o in options if o != NONE}
         self.ops = nn.ModuleDict(built)
         # An identity is never left out, as in the public DARTS code: model.py.
         dropped = answer is not None and not isinstance(built.get(answer), nn.Identity)

@@ -19,6 +19,9 @@ TITLES = {
     "PIDNET_S": "PIDNet-S",
     "DDRNET_23_SLIM": "DDRNet-23-slim",
     "LMFFNET": "LMFFNet-3-8",
+    "FAST_NAS_0": "Fast NAS arch0",
+    "FAST_NAS_1": "Fast NAS arch1",
+    "FAST_NAS_2": "Fast NAS arch2",
 }
 
 

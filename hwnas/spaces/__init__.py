@@ -22,6 +22,8 @@ from hwnas.spaces.heads import (
     ClassifierHead,
     ContextHead,
     DecoderHead,
+    DPCGenotype,
+    DPCHead,
     FPNHead,
     MultiScaleHead,
     head,
@@ -30,7 +32,7 @@ from hwnas.spaces.heads import (
 )
 from hwnas.spaces.net import SpaceNet
 from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Form, Head, HeadNet, Map, Maps, Scale
-from hwnas.spaces.published import DARTS_V1, DARTS_V2, alone_names, own_space, published, published_names
+from hwnas.spaces.published import DARTS_V1, DARTS_V2, DPC_CELL, alone_names, own_space, published, published_names
 from hwnas.spaces.sources import Source
 from hwnas.spaces.space import Space, check, decisions, sample, trace_alternatives, trace_space
 
@@ -39,6 +41,7 @@ __all__ = [
     "DARTS_OPS",
     "DARTS_V1",
     "DARTS_V2",
+    "DPC_CELL",
     "TRELLIS_OPS",
     "ASPPHead",
     "Cell",
@@ -46,6 +49,8 @@ __all__ = [
     "Chain",
     "ClassifierHead",
     "ContextHead",
+    "DPCGenotype",
+    "DPCHead",
     "DecoderHead",
     "Encoder",
     "EncoderNet",

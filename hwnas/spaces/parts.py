@@ -15,6 +15,7 @@ from hwnas.ops import layers
 from hwnas.ops.mixed import On
 from hwnas.problem import ALWAYS, Answers, Architecture, Gate, Group, Rule
 from hwnas.spaces.cell import CellSpec
+from hwnas.spaces.picture import draw_cell
 from hwnas.spaces.sources import Source
 
 Form = Literal["search", "deploy"]
@@ -274,6 +275,11 @@ class Head(Part, Protocol):
     task: ClassVar[Task]
     least_features: ClassVar[int] = 1
 
+    @property
+    def needs_one_form(self) -> bool:
+        """Whether the features must have the same channels and strides whatever is decided; a space refuses others."""
+        return False
+
     @abstractmethod
     def build(self, features: Sequence[Feature], classes: int, labels: bool, arch: Architecture, form: Form) -> HeadNet:
         """Build the network.
@@ -298,3 +304,21 @@ class Head(Part, Protocol):
         Raises:
             HwnasError: If the map is too small.
         """
+
+    @property
+    def drawings(self) -> int:
+        """How many drawings it has, one below the other: one of each cell."""
+        return len(self.cells)
+
+    def genotype(self, arch: Architecture) -> object | None:
+        """Return a complete architecture in the notation of its system; by default kept edges of each node by cell."""
+        return {spec.name: spec.blocks(arch) for spec in self.cells} or None
+
+    def dot(self, arch: Architecture) -> list[str]:
+        """Return the lines of a drawing of a complete architecture for Graphviz, without those around it."""
+        return [line for spec in self.cells for line in spec.dot(arch)]
+
+    def draw(self, figure: Any, arch: Architecture) -> None:
+        """Draw a complete architecture, where there are `drawings`."""
+        for axes, spec in zip(figure.subplots(len(self.cells), squeeze=False)[:, 0], self.cells, strict=True):
+            draw_cell(axes, spec, arch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hwnas.ops.mixed import NONE
@@ -55,3 +55,31 @@ def draw_cell(axes: Any, spec: CellSpec, arch: Architecture, bold: Collection[tu
     reach = max((i - j for j, i, _ in edges), default=1)
     axes.set(title=spec.name, xlim=(-0.6, len(states) - 0.4), ylim=(-0.35 * reach - 0.3, 0.35 * reach + 0.3))
     axes.axis("off")
+
+
+def draw_graph(axes: Any, title: str, labels: Sequence[str], reads: Mapping[int, Sequence[int]]) -> None:
+    """Draw a graph in columns by how far a node is from where it begins.
+
+    Args:
+        axes: Of matplotlib, empty.
+        title: Of the drawing.
+        labels: Of the nodes, each after those it reads.
+        reads: By node, which others it reads; none for those that the graph begins with.
+    """
+    column: dict[int, int] = {}
+    place: dict[int, tuple[int, int]] = {}
+    for i in range(len(labels)):
+        column[i] = 1 + max((column[j] for j in reads.get(i, ())), default=-1)
+        place[i] = (column[i], -sum(column[j] == column[i] for j in range(i)))
+    for i, label in enumerate(labels):
+        for j in dict.fromkeys(reads.get(i, ())):
+            bend = "arc3,rad=0.15" if column[i] > column[j] + 1 else "arc3"  # around what lies between
+            style = {"arrowstyle": "-|>", "shrinkA": 32, "shrinkB": 32, "connectionstyle": bend}
+            axes.annotate("", place[i], place[j], arrowprops=style)
+        axes.text(*place[i], label, ha="center", va="center", fontsize=8, bbox=_BOX)
+    rows = [row for _, row in place.values()]
+    axes.set(title=title, xlim=(-0.5, max(column.values()) + 0.5), ylim=(min(rows) - 0.7, 0.7))
+    axes.axis("off")
+
+
+_BOX = {"boxstyle": "round", "facecolor": "white"}

@@ -12,6 +12,7 @@ from hwnas.problem import Architecture
 from hwnas.problem.rules.one_path import Path
 from hwnas.spaces.encoders.trellis import Trellis, trellis_architecture
 from hwnas.spaces.genotype import Genotype
+from hwnas.spaces.heads.dpc import DPCGenotype, DPCHead
 from hwnas.spaces.space import Space
 
 Maker = Callable[[Space], Architecture]
@@ -136,3 +137,26 @@ def _auto_deeplab(space: Space) -> Architecture:
             f"space {space.scale.cells} and {encoder.nodes}"
         )
     return trellis_architecture(space, PUBLISHED_PATH, PUBLISHED_CELL)
+
+
+# The best cell of the paper's search: tensorflow/models,
+# research/deeplab/core/dense_prediction_cell_branch5_top1_cityscapes.json.
+DPC_CELL = DPCGenotype.parse(
+    '[{"kernel": 3, "rate": [1, 6], "op": "conv", "input": -1}, {"kernel": 3, "rate": [18, 15], "op": "conv", '
+    '"input": 0}, {"kernel": 3, "rate": [6, 3], "op": "conv", "input": 1}, {"kernel": 3, "rate": [1, 1], "op": "conv", '
+    '"input": 0}, {"kernel": 3, "rate": [6, 21], "op": "conv", "input": 0}]'
+)
+
+
+@network("DPC")
+def _dpc(space: Space) -> Architecture:
+    """Return figure 5 of the paper; the encoder has no decisions."""
+    head = space.head
+    if not isinstance(head, DPCHead) or space.encoder.groups:
+        raise HwnasError(
+            f"DPC is a dense prediction cell on an encoder without decisions, and networks of the space {space.name!r} "
+            "are not; name another --recipe"
+        )
+    arch = Architecture.of(space.name, head.answers(DPC_CELL))
+    space.problem.check(arch)
+    return arch

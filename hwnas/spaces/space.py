@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,16 @@ from hwnas.problem import Answers, Architecture, Decision, Group, Problem, Rule
 from hwnas.spaces.cell import CellSpec
 from hwnas.spaces.net import OpenNet, SpaceNet
 from hwnas.spaces.parts import Encoder, Form, Head, Scale, Task, size_at
-from hwnas.spaces.picture import draw_cell
+
+
+class GenotypePair(NamedTuple):
+    """Of encoder and head; reads as one after the other."""
+
+    encoder: object
+    head: object
+
+    def __str__(self) -> str:
+        return f"{self.encoder}, {self.head}"
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,18 @@ class Space:
     def __post_init__(self) -> None:
         check_ranges("a space", *not_below(self, ("classes",), 1))
         least = self.head.least_features
-        if least > 1 and (given := len(self.encoder.features(Architecture.of(self.name, {}), "deploy"))) < least:
+        if least < 2 and not self.head.needs_one_form:
+            return
+        given = self.encoder.features(Architecture.of(self.name, {}), "deploy")
+        if len(given) < least:
             raise HwnasError(
-                f"the head {self.head.name!r} reads {least} features, the encoder {self.encoder.name!r} gives {given}; "
-                "take another head, or an encoder that gives more"
+                f"the head {self.head.name!r} reads {least} features, the encoder {self.encoder.name!r} gives "
+                f"{len(given)}; take another head, or an encoder that gives more"
+            )
+        if self.head.needs_one_form and any(len(alternatives) > 1 for alternatives in given):
+            raise HwnasError(
+                f"the head {self.head.name!r} reads features of the encoder {self.encoder.name!r} as they are, and "
+                "their channels or strides follow from decisions; give the head an adapter, or take another encoder"
             )
 
     @property
@@ -131,15 +148,14 @@ class Space:
     def genotype(self, arch: Architecture) -> object:
         """Return a complete architecture in the notation of its system; people read its ``str``.
 
-        Where the head has cells, it is a pair: of the encoder, and the kept edges (op, state) of each node by cell.
+        Where the head decides something, it is a pair: of the encoder, and of the head.
         """
-        own = self.encoder.genotype(arch)
-        return (own, {spec.name: spec.blocks(arch) for spec in self.head.cells}) if self.head.cells else own
+        own, of_head = self.encoder.genotype(arch), self.head.genotype(arch)
+        return own if of_head is None else GenotypePair(own, of_head)
 
     def dot(self, arch: Architecture) -> str:
         """Return a drawing of a complete architecture for Graphviz: an arrow for each kept edge."""
-        lines = [f'digraph "{self.name}" {{', "  rankdir=LR;", *self.encoder.dot(arch)]
-        lines += [line for spec in self.head.cells for line in spec.dot(arch)]
+        lines = [f'digraph "{self.name}" {{', "  rankdir=LR;", *self.encoder.dot(arch), *self.head.dot(arch)]
         return "\n".join([*lines, "}"]) + "\n"
 
     def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
@@ -151,15 +167,14 @@ class Space:
             probs: ``{group: (decisions, options)}`` that it was derived from.
             ms: What each part of its network takes, by the path of the module.
         """
-        own = self.head.cells
-        if not own:
+        rows = self.head.drawings
+        if not rows:
             self.encoder.draw(figure, arch, probs, ms)
             return
-        above, *below = figure.subfigures(1 + len(own), height_ratios=[2, *(1 for _ in own)])
-        figure.set_size_inches(12, 8 + 4 * len(own))
+        above, below = figure.subfigures(2, height_ratios=[2, rows])
+        figure.set_size_inches(12, 8 + 4 * rows)
         self.encoder.draw(above, arch, probs, ms)
-        for part, spec in zip(below, own, strict=True):
-            draw_cell(part.subplots(), spec, arch)
+        self.head.draw(below, arch)
 
 
 def decisions(space: Space) -> tuple[Decision, ...]:

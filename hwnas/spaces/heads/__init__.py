@@ -5,7 +5,9 @@ from hwnas.spaces.heads.boundary import BoundaryHead
 from hwnas.spaces.heads.classifier import ClassifierHead
 from hwnas.spaces.heads.context import ContextHead
 from hwnas.spaces.heads.decoder import DecoderHead
+from hwnas.spaces.heads.dpc import DPCGenotype, DPCHead
 from hwnas.spaces.heads.dual import DualHead
+from hwnas.spaces.heads.fastnas import FastNASHead
 from hwnas.spaces.heads.fpn import FPNHead
 from hwnas.spaces.heads.fusion import FusionHead
 from hwnas.spaces.heads.guided import GuidedHead
@@ -19,9 +21,12 @@ __all__ = [
     "BoundaryHead",
     "ClassifierHead",
     "ContextHead",
+    "DPCGenotype",
+    "DPCHead",
     "DecoderHead",
     "DualHead",
     "FPNHead",
+    "FastNASHead",
     "FusionHead",
     "GuidedHead",
     "MultiAttentionHead",
