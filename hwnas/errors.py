@@ -161,7 +161,7 @@ def unimportable(e: BaseException) -> BrokenPackage | None:
     modules += [e.name] if isinstance(e, ImportError) and e.name else []
     tops = [name.partition(".")[0] for name in modules]
     package = next((t for t in tops if t not in ("__main__", "hwnas")), None)
-    if package is None:
+    if package is None or isinstance(e, MemoryError):  # nothing is wrong with the package then
         return None
     if isinstance(e, ModuleNotFoundError) and e.name and e.name.partition(".")[0] == package:
         return BrokenPackage(f"{package} is not installed; run: pip install {package}")

@@ -25,5 +25,7 @@ def require(module: str, extra: str) -> ModuleType:
         if e.name is None or e.name.partition(".")[0] != module.partition(".")[0]:
             raise broken(module, e) from e
         raise MissingExtra(f"{module} is not installed; run: pip install 'hwnas[{extra}]'") from e
+    except MemoryError:  # nothing is wrong with the package
+        raise
     except Exception as e:  # a library that is not there, symbols of another release, a stack that must be executable
         raise broken(module, e) from e

@@ -347,13 +347,12 @@ class TestPrice:
     """`hwnas price` of networks with a path."""
 
     def test_parts_and_ops_make_up_what_is_predicted(self) -> None:
-        recipe = recipes.get("autodeeplab-tiny")
-        space = recipe.space
+        space = recipes.get("autodeeplab-tiny").space
         table = roofline_table(space)
         mixed = LatencyModel(trace_space(space).terms(), table, space.problem)
         rng = np.random.default_rng(0)
         for arch in (sample(space, rng) for _ in range(5)):
-            priced = price_network(Network("drawn", recipe, space.scale, arch), table)
+            priced = price_network(Network("drawn", space, space.scale, arch), table)
             assert priced.ms == pytest.approx(mixed.predict_ms(arch), rel=1e-9)
             parts = priced.by_part()
             assert {f"cells.{layer}" for layer in range(4)} <= parts.keys()
@@ -364,7 +363,7 @@ class TestPrice:
 
     def test_the_published_network_goes_by_its_name(self) -> None:
         found = find_network("AUTO_DEEPLAB", "autodeeplab")
-        assert found.recipe.space.genotype(found.arch) == PAPER.genotype(published("AUTO_DEEPLAB", PAPER))  # type: ignore[attr-defined]
+        assert found.space.genotype(found.arch) == PAPER.genotype(published("AUTO_DEEPLAB", PAPER))
         with pytest.raises(HwnasError, match="12 layers and 5 blocks in a cell, networks of this space 4 and 2"):
             find_network("AUTO_DEEPLAB", "autodeeplab-tiny")
         with pytest.raises(HwnasError, match="the space 'chain' have none; name another --recipe"):

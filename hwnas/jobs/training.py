@@ -95,8 +95,8 @@ def _train(run: Run, settings: TrainSettings, report: Reporter, world: World) ->
     with run.locked():
         folder, derived = run.folder / "train", run.derived()
         weights = folder / "model.safetensors"
-        set_training(run, settings.overrides)
         settle_data(run, report, read=False)
+        set_training(run, settings.overrides)
         if weights.exists() and settings.steps is None:
             return TrainResult(weights)
         if weights.exists() and not (folder / "checkpoint.pt").exists():
@@ -106,7 +106,7 @@ def _train(run: Run, settings: TrainSettings, report: Reporter, world: World) ->
         recipe = run.seeded_recipe
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         look_at(run, {"train": data, "val": val}, report, also=("test",))
-        settle_data(run, report)
+        run.identify()
         device = world.device(settings.device)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": run.name_of(data)}
         with ExitStack() as stack:
@@ -126,8 +126,7 @@ def _train(run: Run, settings: TrainSettings, report: Reporter, world: World) ->
             made_with |= {} if taught_by is None else {"teacher": taught_by}
             made_with |= _begin_with(training, run, settings, report)
             log = stack.enter_context(_open_log(run, settings))
-            if settings.overrides:
-                run.commit()
+            settle_data(run, report)  # and what was set, now that it has proved good
             world.order("train")
             with report.bar("train", training.steps) as update:
                 best = train_network(training, val, folder, made_with, log, update)

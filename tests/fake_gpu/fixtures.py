@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def gpu(gpu_folder: Path) -> Iterator[FakeGpu]:
 def tensorrt(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let this process and its children find a TensorRT; ``HWNAS_FAKE_TENSORRT`` says which release."""
     monkeypatch.syspath_prepend(str(gpu.folder))
-    monkeypatch.setenv("PYTHONPATH", str(gpu.folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(gpu.folder), str(SOURCES.parents[1])]))  # and of `tests`
     packages = ("tensorrt", "tensorrt_rtx")
     hidden = {name: sys.modules.pop(name) for name in packages if name in sys.modules}
     yield
