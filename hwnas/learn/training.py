@@ -202,6 +202,8 @@ class Training:
 
     def _evaluated(self, network: nn.Module, val: SegmentationData) -> ConfusionMatrix:
         """Evaluate on val, a part of it in each process."""
+        if not self.world.shared:
+            return evaluate(network, val, device=self.context.device)
         out = evaluate(network, val, device=self.context.device, part=self.world.part)
         out.counts[:] = self.world.total(torch.from_numpy(out.counts)).numpy()
         return out
