@@ -46,6 +46,10 @@ class Inputs:
         device: Where networks compute.
         workers: Processes that make batches ahead; None for as many as help.
         world: The processes that search together.
+        folder: Where a strategy may keep files that a resumed search goes on with; None for nowhere.
+        storage: URL of a database that several processes share, for strategies that use one; None for a file in
+            `folder`.
+        processes: Processes that try architectures at once, for strategies that do.
     """
 
     space: Space
@@ -57,6 +61,9 @@ class Inputs:
     device: torch.device = CPU
     workers: int | None = 0
     world: World = ALONE
+    folder: Path | None = None
+    storage: str | None = None
+    processes: int = 1
 
     @property
     def problem(self) -> Problem:
