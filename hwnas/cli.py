@@ -151,6 +151,8 @@ class Search:
     Example: hwnas search darts-quick --run longer --set search.steps=600 --set search.relaxation=single-path
 
     Example: hwnas search my_recipes.py:darts_longer --fps 100
+
+    Example: hwnas search trials-tiny --processes 4 --trials 200
     """
 
     recipe: RecipeName
@@ -171,12 +173,28 @@ class Search:
     measure: Measure = False
     device: Device = "auto"
     workers: Workers = None
+    trials: Annotated[
+        int | None, arg(metavar="N", help="of a search by trials, in all: a finished search goes on (default: recipe's)")
+    ] = None
+    storage: Annotated[
+        str | None,
+        arg(metavar="URL", help="database of the trials, for several machines (default: a file in the run)"),
+    ] = None
+    processes: Annotated[int, arg(metavar="N", help="processes that try architectures at once")] = 1
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.set, self.seed)
         settings = jobs.SearchSettings(
-            self.table, self.fps, self.foreign_table, self.measure, self.device, self.workers
+            self.table,
+            self.fps,
+            self.foreign_table,
+            self.measure,
+            self.device,
+            self.workers,
+            self.trials,
+            self.storage,
+            self.processes,
         )
         with show.landing():
             show.searched(jobs.search(run, settings, show.TERMINAL))

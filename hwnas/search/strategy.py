@@ -50,6 +50,7 @@ class Inputs:
         storage: URL of a database that several processes share, for strategies that use one; None for a file in
             `folder`.
         processes: Processes that try architectures at once, for strategies that do.
+        name: Of the search, where a database holds several: the same in all processes that work on it.
     """
 
     space: Space
@@ -64,6 +65,7 @@ class Inputs:
     folder: Path | None = None
     storage: str | None = None
     processes: int = 1
+    name: str = SEARCH
 
     @property
     def problem(self) -> Problem:
@@ -228,6 +230,19 @@ class Strategy(Protocol):
     def resources(self) -> tuple[str, ...]:
         """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
         return ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes can work on it at once."""
+        return False
+
+    def extended(self, steps: int) -> Self:
+        """Return the same with more steps, so that a finished search goes on.
+
+        Raises:
+            HwnasError: If it cannot, or there would be fewer.
+        """
+        raise HwnasError(f"a search by {type(self).__name__} cannot be continued once it is done; search by trials can")
 
     def with_seed(self, seed: int) -> Self:
         """Return the same with another seed."""

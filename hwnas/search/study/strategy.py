@@ -62,6 +62,11 @@ class Trials(Strategy):
         )
 
     @property
+    def shared(self) -> bool:
+        """Several processes may try architectures at once."""
+        return True
+
+    @property
     def resources(self) -> tuple[str, ...]:
         """The counts that are limited."""
         return tuple(self.limits or ())
@@ -121,7 +126,7 @@ class StudySearch(Search):
         self.url = file_url(self.folder / DATABASE) if own_file else inputs.storage
         if own_file:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.url, inputs.space.name, self._made_with(), self.choices, config.grace_s)
+        self.ledger = Ledger(self.url, inputs.name, self._made_with(), self.choices, config.grace_s)
         if own_file and leads:
             self.ledger.abandon()  # the run is locked, so whoever worked on a trial is gone
         self.asking = config.sampler.asking(self.choices, config.seed)
@@ -202,7 +207,7 @@ class StudySearch(Search):
         if self._crew is None:
             from hwnas.search.study.crew import Crew
 
-            self._crew = Crew(self.config, replace(self.inputs, processes=1, storage=self.url))
+            self._crew = Crew(self.config, replace(self.inputs, storage=self.url))
         self._crew.check()
         time.sleep(WAIT_S)
 
