@@ -17,6 +17,7 @@ from hwnas.search.costs import Bound
 from hwnas.search.strategy import Inputs
 
 Answers = Mapping[str, str]
+TRIES = 20  # of a change that a repair undoes
 NOISE = 1e-3  # against an answer, which counts 1: it breaks ties among answers alone
 
 
@@ -122,7 +123,7 @@ class Choices:
         return self.answers(self.problem.draw(rng))
 
     def neighbour(self, answers: Answers, rng: np.random.Generator, changes: int = 1) -> dict[str, str]:
-        """Return answers of which some were changed at random, repaired.
+        """Return answers of which some were changed at random, repaired; others than before, if there are such near.
 
         Args:
             answers: To start from.
@@ -130,10 +131,14 @@ class Choices:
             changes: How many decisions at most; those without another option do not.
         """
         free = [d.name for d in self.decisions if len(self.options[d.name]) > 1]
-        out = dict(answers)
-        for name in rng.choice(free, size=min(changes, len(free)), replace=False) if free else ():
-            others = [o for o in self.options[name] if o != out[name]]
-            out[str(name)] = others[int(rng.integers(len(others)))]
+        start, out = self.network(answers), dict(answers)
+        for _ in range(TRIES if free else 0):
+            out = dict(answers)
+            for name in rng.choice(free, size=min(changes, len(free)), replace=False):
+                others = [o for o in self.options[name] if o != out[name]]
+                out[str(name)] = others[int(rng.integers(len(others)))]
+            if self.network(out) != start:
+                break
         return self.answers(self.network(out))
 
 

@@ -73,7 +73,7 @@ class Ledger:
             HwnasError: If there is a study of this name that was made with something else, or no database there.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.choices, self.grace_s, self.id = choices, grace_s, uuid.uuid4().hex
+        self.name, self.choices, self.grace_s, self.id = name, choices, grace_s, uuid.uuid4().hex
         self._mark = mark_of_process()
         self._pulses: dict[int, tuple[Any, float]] = {}  # by trial: the last one seen, and when
         self._engine: Any = None
@@ -175,7 +175,8 @@ class Ledger:
         asks: int,
     ) -> Claim:
         admitted = Admitted(sampler(number), self.choices, asks, fixed)
-        self.study.sampler = admitted
+        # Anew: a study keeps the trials that its sampler has read, until its own `ask`, which is not used here.
+        self.study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=admitted)
         try:
             with _quiet():
                 trial = optuna.trial.Trial(self.study, handle)

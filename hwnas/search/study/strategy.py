@@ -132,6 +132,7 @@ class StudySearch(Search):
         self.asking = config.sampler.asking(self.choices, config.seed)
         self._evaluation: Evaluation | None = None
         self._crew: Any = None
+        self._found: Findings | None = None
         self._all_rejected = 0
         self._best: tuple[float, int] | None = None
 
@@ -236,6 +237,8 @@ class StudySearch(Search):
 
     def findings(self) -> Findings:
         """Return all trials up to the step, in the order of their numbers."""
+        if self._found is not None:
+            return self._found
         done = self.ledger.finished()
         trials = []
         for n in range(self.step):
@@ -250,7 +253,11 @@ class StudySearch(Search):
             self._crew.close()
         if self._evaluation is not None:
             self._evaluation.close()
+        if self._found is None:
+            self._found = self.findings()  # read for the last time
         self.ledger.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 _LOGGED = ("architecture", "rejected", "first", "stopped", "diverged", "same_as")

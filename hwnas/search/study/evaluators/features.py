@@ -24,7 +24,7 @@ from hwnas.errors import HwnasError, check_ranges, not_below
 from hwnas.files import canonical_json, sha256
 from hwnas.learn.average import averaged
 from hwnas.learn.device import Context, read
-from hwnas.learn.losses import criterion, weights_of
+from hwnas.learn.losses import criterion, tensors, weights_of
 from hwnas.learn.optim import clip, make_optimizer, set_learning_rate
 from hwnas.learn.pretrained import start_encoder
 from hwnas.learn.schedule import learning_rate
@@ -156,8 +156,7 @@ class Heads(Evaluation):
         # Statistics of nothing would let the maps of random weights vanish or explode.
         encoder = self.context.module(net).encoder
         source = self._source(self.learned, crops=True)
-        few = range(min(RECALIBRATION, max(1, len(self.learned) // own.batch)))
-        batches = [(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in map(source, few)]
+        batches = [tensors(source(i)) for i in range(RECALIBRATION)]
         with torch.no_grad():
             recalibrate(encoder, lambda images: _maps(encoder, images)[-1], batches, self.context)
         return net.eval(), sha256(canonical_json(["random", own.seed]))
