@@ -174,7 +174,8 @@ class Search:
     device: Device = "auto"
     workers: Workers = None
     trials: Annotated[
-        int | None, arg(metavar="N", help="of a search by trials, in all: a finished search goes on (default: recipe's)")
+        int | None,
+        arg(metavar="N", help="of a search by trials, in all: a finished search goes on (default: recipe's)"),
     ] = None
     storage: Annotated[
         str | None,

@@ -64,7 +64,9 @@ def lite0_multiscale_camvid() -> Recipe:
                     ),
                     reward="geometric",
                     then=ShortTraining(
-                        TrainConfig(steps=60, batch=8, crop=(240, 320), lr=1e-3, average=0.99, encoder_weights="imagenet")
+                        TrainConfig(
+                            steps=60, batch=8, crop=(240, 320), lr=1e-3, average=0.99, encoder_weights="imagenet"
+                        )
                     ),
                 ),
                 Evolution(),

@@ -113,6 +113,7 @@ class Admitted(BaseSampler):
             BudgetError: If none of `most` networks is one.
         """
         if self.fixed is not None:
+            self._asked(study, trial)  # a sampler may take down with the trial that it was asked: of which generation
             return dict(self.fixed)
         nearest: tuple[float, str] | None = None
         for self.rejected in range(self.most):
@@ -148,9 +149,7 @@ class Admitted(BaseSampler):
         """Hand it on."""
         self.inner.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Hand it on."""
         self.inner.after_trial(study, trial, state, values)
 

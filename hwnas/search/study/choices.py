@@ -81,9 +81,7 @@ class Choices:
     def options(self) -> dict[str, tuple[str, ...]]:
         """By open decision, what may be asked: all options but closed ones; dropping it, where a rule may drop it."""
         dropped = self.problem.is_dropped
-        return {
-            d.name: tuple(o for o in d.options if o not in d.closed or dropped(d.name, o)) for d in self.decisions
-        }
+        return {d.name: tuple(o for o in d.options if o not in d.closed or dropped(d.name, o)) for d in self.decisions}
 
     def answers(self, arch: Architecture) -> dict[str, str]:
         """Return the answers of a complete architecture to the open decisions, in their order."""

@@ -34,6 +34,7 @@ else:
     TrialState = optuna.trial.TrialState
 
 OWNER, LEDGER, PULSE = "owner", "ledger", "pulse"  # attributes of a trial that is worked on
+REJECTED = "rejected"  # how many networks were refused before its own; written when it was asked
 WAIT_S = 60.0  # for a lock of SQLite
 PULSE_S = 10.0
 _OPEN: set[str] = set()  # ledgers of this process
@@ -46,13 +47,11 @@ class Claim:
     Attributes:
         number: Of the trial, from 0.
         answers: That were asked.
-        rejected: How many networks were refused before it.
         handle: Of the trial in the database.
     """
 
     number: int
     answers: Mapping[str, str]
-    rejected: int
     handle: int
 
 
@@ -153,8 +152,8 @@ class Ledger:
                 return self._ask(handle, *claimed, sampler, asks)
             self._fail(handle)
 
-    def _ours(self, handle: int, trials: int) -> tuple[int, dict[str, str] | None] | None:
-        """Return number and earlier answers of a trial just created; None if others have it, or it is too many."""
+    def _ours(self, handle: int, trials: int) -> tuple[int, FrozenTrial | None] | None:
+        """Return number and first try of a trial just created, if that was asked; None if others have it, or too many."""
         for number, own in self._by_number().items():
             place = next((i for i, t in enumerate(own) if t._trial_id == handle), None)
             if place is None:
@@ -162,19 +161,19 @@ class Ledger:
             if number >= trials or any(map(_lives, own[:place])):
                 return None
             names = self.choices.options.keys()
-            asked = [t.params for t in own[:place] if t.params.keys() == names]
-            return number, (dict(asked[0]) if asked else None)
+            asked = [t for t in own[:place] if t.params.keys() == names and REJECTED in t.user_attrs]
+            return number, (asked[0] if asked else None)
         raise AssertionError("a trial that was created is there")
 
     def _ask(
         self,
         handle: int,
         number: int,
-        fixed: dict[str, str] | None,
+        before: FrozenTrial | None,
         sampler: Callable[[int], BaseSampler],
         asks: int,
     ) -> Claim:
-        admitted = Admitted(sampler(number), self.choices, asks, fixed)
+        admitted = Admitted(sampler(number), self.choices, asks, None if before is None else dict(before.params))
         # Anew: a study keeps the trials that its sampler has read, until its own `ask`, which is not used here.
         self.study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=admitted)
         try:
@@ -184,7 +183,9 @@ class Ledger:
         except HwnasError as e:
             self._fail(handle)
             raise type(e)(f"trial {number + 1}: {e}") from e
-        return Claim(number, answers, admitted.rejected, handle)
+        rejected = admitted.rejected if before is None else int(before.user_attrs[REJECTED])
+        self.storage.set_trial_user_attr(handle, REJECTED, rejected)
+        return Claim(number, answers, handle)
 
     @contextmanager
     def pulse(self, claim: Claim) -> Iterator[None]:
@@ -223,7 +224,7 @@ class Ledger:
             Whether it was kept: not where this process was taken for dead, and another one does the trial.
         """
         try:
-            for key, value in plain({"rejected": claim.rejected, **facts}).items():
+            for key, value in plain(facts).items():
                 self.storage.set_trial_user_attr(claim.handle, key, value)
             with _quiet():
                 trial = self.storage.get_trial(claim.handle)
