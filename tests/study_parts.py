@@ -89,8 +89,8 @@ def inputs(folder: Path | None = None, bounds: Sequence[Bound] = (POOLS,), **mor
     return Inputs(SPACE, DATA, bounds, folder=folder, **more)
 
 
-def trials(sampler: Sampler = Uniform(), steps: int = 12, **more: Any) -> Trials:
-    return Trials(more.pop("evaluator", Planted()), sampler, steps, **more)
+def trials(sampler: Sampler | None = None, steps: int = 12, **more: Any) -> Trials:
+    return Trials(more.pop("evaluator", Planted()), sampler or Uniform(), steps, **more)
 
 
 def run(strategy: Trials, given: Inputs, place: Path) -> tuple[Trial, ...]:

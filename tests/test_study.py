@@ -95,9 +95,10 @@ class SamplerContract:
         strategy = trials(quick(name), self.STEPS)
         whole = run(strategy, inputs(), tmp_path / "whole")
         folder = tmp_path / "study"
+        state: dict[str, Any] = {}
         for at in (4, 6):
             s = strategy.begin(inputs(folder))
-            if at > 4:
+            if state:
                 s.restore(state)
             while s.step < at:
                 s.advance()
@@ -137,7 +138,8 @@ class TestSamplers(SamplerContract):
 def test_they_ask_the_same_in_another_process(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_study import *\n"
-        "for name in SAMPLERS: print([t.architecture.id for t in run(trials(quick(name), 6), inputs(), Path(sys.argv[1]) / name)])"
+        "for n in SAMPLERS:\n"
+        "    print([t.architecture.id for t in run(trials(quick(n), 6), inputs(), Path(sys.argv[1]) / n)])"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     said = subprocess.run(
@@ -229,7 +231,7 @@ def fast_nas_problem() -> Problem:
 
 class TestControllers:
     def test_it_has_the_published_number_of_parameters(self) -> None:
-        """169,365 in DrSleep/nas-segm-pytorch@src/rl/micro_controllers.py, of which an embedding (11, 100) is never read."""
+        """169,365 in DrSleep/nas-segm-pytorch@src/rl/micro_controllers.py, less an embedding that is never read."""
         controller = Controller(PPO(lead=4, shared=("op",)), Choices(fast_nas_problem()))
         assert sum(p.numel() for p in controller.parameters()) == 169_365 - 11 * 100
         assert len(controller()) == 6 + 6 + 7

@@ -203,12 +203,12 @@ def _extend(run: Run, trials: int) -> None:
         return
     stage.strategy.extended(trials)  # refuses what cannot be
     done = run.folder / "arch.json"
-    if done.exists():
-        if later := [name for name in ("train", "deploy", "report.json") if (run.folder / name).exists()]:
-            raise HwnasError(
-                f"the run {run.name!r} has {later[0]} of the network it found; for more trials search under another "
-                "name with --run"
-            )
+    later = [name for name in ("train", "deploy", "report.json") if (run.folder / name).exists()]
+    if done.exists() and later:
+        raise HwnasError(
+            f"the run {run.name!r} has {later[0]} of the network it found; for more trials search under another name "
+            "with --run"
+        )
     run.ask(overrides={f"{stage.name}.steps": str(trials)}, late=(stage.name,))
     if done.exists():
         run.commit()

@@ -18,7 +18,7 @@ def trials_tiny() -> Recipe:
     size = (64, 96)
     return Recipe(
         name="trials-tiny",
-        title="EfficientNet-Lite0, narrow, a multi-scale cell by trials, synthetic streets, 64x96: for trying things out",
+        title="EfficientNet-Lite0, narrow, a cell by trials, synthetic streets, 64x96: for trying things out",
         space=Space(Lite(Scale(8, 7, size)), MultiScaleHead(8, nodes=2, inputs=(2, -1)), CAMVID_CLASSES),
         widths=(8,),
         stages=once(

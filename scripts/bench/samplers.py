@@ -4,8 +4,8 @@ No images: an architecture of the multi-scale cell is worth the mean over its ed
 for each edge and option, and of pairs of edges, so that decisions depend on each other. So what is compared is what
 samplers ask for, at equal numbers of trials. Controllers have settings for some hundred trials, not for 20,000.
 
-*Best*: the score of the best trial, mean over seeds. *Late*: the mean score of the last quarter of the trials. *Won*: in
-how many seeds the best, and the mean of the late ones, are above those of uniform sampling with the same seed.
+Printed are the score of the best trial and the mean score of the last quarter of the trials, means over seeds, then in
+how many seeds the latter, and the former, are above those of uniform sampling with the same seed.
 
 Ends with a line of JSON. example: python scripts/bench/samplers.py --seeds 10
 """

@@ -116,7 +116,8 @@ class Admitted(BaseSampler):
             self._asked(study, trial)  # a sampler may take down with the trial that it was asked: of which generation
             return dict(self.fixed)
         nearest: tuple[float, str] | None = None
-        for self.rejected in range(self.most):
+        for rejected in range(self.most):
+            self.rejected = rejected
             answers = self._asked(study, trial)
             arch = self.choices.network(answers)
             if self.choices.problem.broken(arch) is None:

@@ -14,7 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,7 @@ class Ledger:
             self._fail(handle)
 
     def _ours(self, handle: int, trials: int) -> tuple[int, FrozenTrial | None] | None:
-        """Return number and first try of a trial just created, if that was asked; None if others have it, or too many."""
+        """Return number and first try, if that was asked, of a trial just created; None if others have it."""
         for number, own in self._by_number().items():
             place = next((i for i, t in enumerate(own) if t._trial_id == handle), None)
             if place is None:
@@ -264,10 +264,8 @@ class Ledger:
                 self._fail(trial._trial_id)
 
     def _fail(self, handle: int) -> None:
-        try:
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
             self.storage.set_trial_state_values(handle, TrialState.FAIL)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another process was faster
 
 
 def file_url(path: Path) -> str:

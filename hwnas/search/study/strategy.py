@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Trials(Strategy):
     """
 
     evaluator: Evaluator
-    sampler: Sampler = Uniform()
+    sampler: Sampler = field(default_factory=Uniform)
     steps: int = 100
     seed: int = 0
     limits: Mapping[str, float] | None = None

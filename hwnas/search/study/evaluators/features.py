@@ -9,7 +9,7 @@ end (rank correlations of 0.47 and less in the former).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class HeadOnFeatures(Evaluator):
     held_out: float = 0.1
     reward: Reward = "score"
     then: ShortTraining | None = None
-    stop: EarlyStop = EarlyStop()
+    stop: EarlyStop = field(default_factory=EarlyStop)
 
     def __post_init__(self) -> None:
         check_part("a head on features", self.held_out, self.reward, self.train)

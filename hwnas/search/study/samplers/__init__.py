@@ -2,8 +2,8 @@
 
 from hwnas.search.study.samplers.base import Asking, Proposals, Proposer, Sampler
 from hwnas.search.study.samplers.evolution import Evolution
-from hwnas.search.study.samplers.near_best import NearBest
 from hwnas.search.study.samplers.foreign import NSGA2, TPE
+from hwnas.search.study.samplers.near_best import NearBest
 from hwnas.search.study.samplers.ppo import PPO
 from hwnas.search.study.samplers.reinforce import Reinforce
 from hwnas.search.study.samplers.uniform import Uniform
