@@ -187,7 +187,7 @@ def _check_shared(recipe: Recipe, settings: SearchSettings) -> None:
         "--storage": settings.storage is not None,
         "--processes": settings.processes > 1,
     }
-    if any(asked.values()) and not any(s.strategy.shared for s in recipe.searched):
+    if any(asked.values()) and not any(s.strategy.concurrent for s in recipe.searched):
         option = next(name for name, given in asked.items() if given)
         raise HwnasError(f"{option} is for searches by trials, and the recipe {recipe.name} has none")
 
@@ -375,7 +375,7 @@ def _search_stage(
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     file, stopped = run.folder / stage.file("alphas.json"), None
     there = read_stage(run, stage) if file.exists() else None
-    if there is None or (last and strategy.shared and len(there.trials) < strategy.steps):
+    if there is None or (last and strategy.concurrent and len(there.trials) < strategy.steps):
         inputs = replace(inputs, weights=_weights(context, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})

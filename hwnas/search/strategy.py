@@ -202,9 +202,12 @@ class Strategy(Protocol):
         seed: Of everything random; a field.
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
         shareable: Whether its searches take the processes of `Inputs.world`; else that of rank 0 searches alone.
+        concurrent: Whether several processes can do different steps of one search at once, and a finished one more of
+            them: see `Inputs.processes` and `extended`.
     """
 
     shareable: ClassVar[bool] = False
+    concurrent: ClassVar[bool] = False
 
     # Not properties at run time: a dataclass would take them for the defaults of its fields.
     if TYPE_CHECKING:
@@ -231,11 +234,6 @@ class Strategy(Protocol):
         """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
         return ()
 
-    @property
-    def shared(self) -> bool:
-        """Whether several processes can work on it at once."""
-        return False
-
     def extended(self, steps: int) -> Self:
         """Return the same with more steps, so that a finished search goes on.
 
@@ -254,6 +252,7 @@ class Strategy(Protocol):
 
     def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
         """Build what the search needs, and report what it will take where it is `fresh`: not resumed."""
+        del inputs, fresh, report
 
     def note(self, metrics: Mapping[str, Any]) -> str:
         """Return the few figures of a step that are shown while the search runs."""

@@ -82,7 +82,7 @@ class Ledger:
                 storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
             )
             self._keep(made_with)
-        except (ImportError, *_database_errors()) as e:
+        except _database_errors() as e:
             raise HwnasError(f"cannot open the study {name!r} in {_hidden(str(url))}: {_first(e)}") from e
         # Of the study's own storage, which caches.
         self.storage = self.study._storage
@@ -289,7 +289,7 @@ def _lives(trial: FrozenTrial) -> bool:
 
 def _database_errors() -> tuple[type[Exception], ...]:
     sqlalchemy = require("sqlalchemy.exc", "trials")
-    return sqlalchemy.SQLAlchemyError, optuna.exceptions.OptunaError, OSError
+    return sqlalchemy.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ImportError
 
 
 def _hidden(url: str) -> str:

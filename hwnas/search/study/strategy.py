@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hwnas.errors import HwnasError, check_ranges, not_below, positive
 from hwnas.files import canonical_json, sha256
@@ -43,6 +43,8 @@ class Trials(Strategy):
         HwnasError: If a setting is out of range.
     """
 
+    concurrent: ClassVar[bool] = True
+
     evaluator: Evaluator
     sampler: Sampler = field(default_factory=Uniform)
     steps: int = 100
@@ -60,11 +62,6 @@ class Trials(Strategy):
             *not_below(self, ("seed",), 0),
             (f"limits above 0 of {' and '.join(RESOURCES)}", self.limits, _are_limits(self.limits or {})),
         )
-
-    @property
-    def shared(self) -> bool:
-        """Several processes may try architectures at once."""
-        return True
 
     @property
     def resources(self) -> tuple[str, ...]:

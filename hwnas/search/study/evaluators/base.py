@@ -66,6 +66,7 @@ class Evaluation(Protocol):
 
     def close(self) -> None:
         """End what works for it."""
+        return
 
 
 class Part:

@@ -84,7 +84,7 @@ def _make(folder: Path, digest: str, images: int, fill: Fill) -> None:
                 names = [beside / f"{i}.npy" for i in range(len(arrays))]
                 shapes = [(images, *a.shape[1:]) for a in arrays]
                 maps = [
-                    np.lib.format.open_memmap(name, "w+", a.dtype, shape)  # type: ignore[no-untyped-call]
+                    np.lib.format.open_memmap(name, "w+", a.dtype, shape)
                     for name, a, shape in zip(names, arrays, shapes, strict=True)
                 ]
             for m, a in zip(maps, arrays, strict=True):

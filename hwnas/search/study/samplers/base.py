@@ -39,6 +39,7 @@ class Asking(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with what `state` returned."""
+        del state
 
 
 class Proposer(Protocol):
