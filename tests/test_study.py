@@ -139,13 +139,13 @@ def test_they_ask_the_same_in_another_process(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_study import *\n"
         "for n in SAMPLERS:\n"
-        "    print([t.architecture.id for t in run(trials(quick(n), 6), inputs(), Path(sys.argv[1]) / n)])"
+        "    print([t.architecture.id for t in run(trials(quick(n), 4), inputs(), Path(sys.argv[1]) / n)])"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     said = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, check=True
     )
-    here = [[t.architecture.id for t in run(trials(quick(n), 6), inputs(), tmp_path / f"here-{n}")] for n in SAMPLERS]
+    here = [[t.architecture.id for t in run(trials(quick(n), 4), inputs(), tmp_path / f"here-{n}")] for n in SAMPLERS]
     assert said.stdout.splitlines() == [str(ids) for ids in here]
 
 
