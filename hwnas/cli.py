@@ -18,41 +18,24 @@ from hwnas.ending import ended
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.verbs.data import Data
+from hwnas.verbs.options import (
+    DataFolder,
+    Device,
+    Foreign,
+    Measure,
+    Moved,
+    Processes,
+    RecipeName,
+    RunName,
+    Set,
+    Storage,
+    TableFile,
+    Tables,
+    TrialCount,
+    Workers,
+)
 from hwnas.verbs.processes import named, prints, together
 from hwnas.verbs.tables import Table
-
-TableFile = Annotated[Path | None, arg(metavar="FILE", help="latency table (default: the run's own)")]
-Tables = Annotated[
-    tuple[Path, ...],
-    UseAppendAction,
-    arg(metavar="FILE", help="latency table (default: the run's own); given again, the network must meet both"),
-]
-Foreign = Annotated[bool, arg(help="accept a table of another device")]
-RunName = Annotated[str | None, arg(metavar="NAME", help="everything goes to runs/NAME/ (default: the recipe's name)")]
-Measure = Annotated[bool, arg(help="measure what is derived, here, and derive again until a network is at the budget")]
-RecipeName = Annotated[
-    Positional[str], arg(metavar="RECIPE", help="see hwnas ls; or FILE.py:FUNCTION, which returns a Recipe")
-]
-Set = Annotated[
-    tuple[str, ...],
-    UseAppendAction,
-    arg(
-        metavar="NAME=VALUE",
-        help="a setting of the recipe by its dotted name, e.g. search.steps=600, search.relaxation=gumbel-softmax, "
-        "search.crop=96x128; may be given again",
-    ),
-]
-Device = Annotated[
-    str, arg(metavar="DEVICE", help="where networks compute: auto (a GPU if there is one), cpu, cuda or cuda:N")
-]
-Workers = Annotated[
-    int | None, arg(metavar="N", help="processes that make batches ahead (default: none on a CPU, up to 4 on a GPU)")
-]
-DataFolder = Annotated[
-    Path | None,
-    arg(metavar="DIR", help="dataset folder, see hwnas data; networks get its classes (default: the recipe's data)"),
-]
-Moved = Annotated[Path | None, arg(metavar="DIR", help="where the data of the run lie now, if they have moved")]
 
 
 @dataclass(frozen=True)
@@ -151,6 +134,8 @@ class Search:
     Example: hwnas search darts-quick --run longer --set search.steps=600 --set search.relaxation=single-path
 
     Example: hwnas search my_recipes.py:darts_longer --fps 100
+
+    Example: hwnas search trials-tiny --processes 4 --trials 200
     """
 
     recipe: RecipeName
@@ -171,12 +156,23 @@ class Search:
     measure: Measure = False
     device: Device = "auto"
     workers: Workers = None
+    trials: TrialCount = None
+    storage: Storage = None
+    processes: Processes = 1
 
     def __call__(self) -> int:
         """Run the verb."""
         run = _begin(self.recipe, self.run, self.data, self.set, self.seed)
         settings = jobs.SearchSettings(
-            self.table, self.fps, self.foreign_table, self.measure, self.device, self.workers
+            self.table,
+            self.fps,
+            self.foreign_table,
+            self.measure,
+            self.device,
+            self.workers,
+            self.trials,
+            self.storage,
+            self.processes,
         )
         with show.landing():
             show.searched(jobs.search(run, settings, show.TERMINAL))

@@ -42,6 +42,10 @@ class BuildError(HwnasError):
     """An engine's builder refused a model, crashed, hung or took too much memory."""
 
 
+class Diverged(HwnasError):
+    """A loss is no longer finite."""
+
+
 class DeviceLost(HwnasError):
     """A GPU's context is of no more use to this process: every call would fail, whatever it is for."""
 

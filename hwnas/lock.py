@@ -110,7 +110,7 @@ class Lock:
 
     def _make(self) -> bool:
         """Make the second file, or find who has made it."""
-        mark = json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
+        mark = mark_of_process()
         made = _create(self._holding, mark) or (self._clear() and _create(self._holding, mark))
         self._mark = mark if made else None
         return made
@@ -122,10 +122,10 @@ class Lock:
         take turns by a third file, and look again in their turn.
         """
         turn = self._holding.with_name(f"{self._holding.name}.clearing")
-        if not _is_dead(_read(self._holding)) or not _create(turn, ""):
+        if not has_ended(_read(self._holding)) or not _create(turn, ""):
             return False
         try:
-            dead = _is_dead(_read(self._holding))
+            dead = has_ended(_read(self._holding))
             if dead:
                 self._holding.unlink(missing_ok=True)
         finally:
@@ -177,8 +177,13 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _is_dead(mark: str | None) -> bool:
-    """Return whether the process that wrote a mark has surely ended."""
+def mark_of_process() -> str:
+    """Return a text that tells this process from all others, of other machines too: for `has_ended`."""
+    return json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
+
+
+def has_ended(mark: str | None) -> bool:
+    """Return whether the process of a `mark_of_process` has surely ended: that can be told on its machine alone."""
     try:
         found = json.loads(mark or "")
         return bool(found["host"] == _host() and _started(int(found["pid"])) != found["started"])

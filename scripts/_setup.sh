@@ -5,7 +5,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
-_extras=search,cpu,openvino,tensorrt-rtx,dev
+_extras=search,cpu,openvino,tensorrt-rtx,trials,dev
 _constraints=$root/scripts/constraints.txt
 _stamp=$venv/.hwnas-setup
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
 from hwnas.derived import Demands, Derived
-from hwnas.errors import HwnasError, MissingOp
+from hwnas.errors import HwnasError, MissingOp, check_ranges, not_below
 from hwnas.jobs.deriving import DeriveResult, decide, derive_into, open_contest
 from hwnas.jobs.findings import read_stage, stored_findings
 from hwnas.jobs.inputs import (
@@ -58,6 +59,10 @@ class SearchSettings:
         measure: Whether networks are measured here until one is at the budget.
         device: Where the supernet computes: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         workers: Processes that make batches ahead; None for as many as help.
+        trials: How many architectures a search by trials is to try in all: a finished one goes on; None for the
+            recipe's number.
+        storage: URL of a database for the trials, which several machines can share; None for a file in the run.
+        processes: Of this machine that try architectures at once.
     """
 
     tables: tuple[Path, ...] = ()
@@ -66,6 +71,17 @@ class SearchSettings:
     measure: bool = False
     device: str = AUTO
     workers: int | None = None
+    trials: int | None = None
+    storage: str | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise HwnasError for numbers that cannot be."""
+        check_ranges(
+            "a search",
+            *not_below(self, ("processes",), 1),
+            ("--trials of 1 or more", self.trials, self.trials is None or self.trials >= 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,9 @@ def _begin(run: Run, settings: SearchSettings, report: Reporter, world: World) -
             run.ask(budget_ms=budgets[0], how=demands if demands.others else None)
         seed = next((stage.strategy.seed for stage in run.seeded_recipe.searched), None)
         run.ask(search_seed=seed, data=run.settings.data or run.recipe.data)
+        _check_shared(run.recipe, settings)
+        if settings.trials is not None:
+            _extend(run, settings.trials)
         if (run.folder / "arch.json").exists():
             derived = run.derived()
             if settings.measure and derived.measured_ms is None:
@@ -155,6 +174,46 @@ def _begin(run: Run, settings: SearchSettings, report: Reporter, world: World) -
             return SearchResult(DeriveResult(run, derived, complete=True))
         demands = replace(demands, measure=settings.measure)
         return _search(run, settings, demands, report, world)
+
+
+def _check_shared(recipe: Recipe, settings: SearchSettings) -> None:
+    """Refuse what only a search by trials can do.
+
+    Raises:
+        HwnasError: If the recipe has no stage that does.
+    """
+    asked = {
+        "--trials": settings.trials is not None,
+        "--storage": settings.storage is not None,
+        "--processes": settings.processes > 1,
+    }
+    if any(asked.values()) and not any(s.strategy.concurrent for s in recipe.searched):
+        option = next(name for name, given in asked.items() if given)
+        raise HwnasError(f"{option} is for searches by trials, and the recipe {recipe.name} has none")
+
+
+def _extend(run: Run, trials: int) -> None:
+    """Let the last stage of a run have more trials; the network of a finished search is kept under a number.
+
+    Raises:
+        HwnasError: If the last stage is not by trials, has more, or the run's network is trained already.
+    """
+    stage = run.recipe.searched[-1]
+    if trials == stage.strategy.steps:
+        return
+    stage.strategy.extended(trials)  # refuses what cannot be
+    done = run.folder / "arch.json"
+    later = [name for name in ("train", "deploy", "report.json") if (run.folder / name).exists()]
+    if done.exists() and later:
+        raise HwnasError(
+            f"the run {run.name!r} has {later[0]} of the network it found; for more trials search under another name "
+            "with --run"
+        )
+    run.ask(overrides={f"{stage.name}.steps": str(trials)}, late=(stage.name,))
+    if done.exists():
+        run.commit()
+        number = next(n for n in count_from(1) if not (run.folder / f"arch-{n}.json").exists())
+        done.rename(run.folder / f"arch-{number}.json")
 
 
 def _take_part(run: Run, settings: SearchSettings, world: World) -> SearchResult:
@@ -220,7 +279,7 @@ def _search(run: Run, settings: SearchSettings, demands: Demands, report: Report
         made_with["others"] = [
             {"budget_ms": o.budget_ms, "table": t.where} for t, o in zip(others, demands.others, strict=True)
         ]
-    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings.workers, world)
+    context = _Context(run, data, tuple(bounds), counted, table, demands, made_with, device, settings, world)
     results, fixed = [], Architecture.of(space.name, {})
     for i, stage in enumerate(recipe.searched):
         result, fixed = _search_stage(context, stage, fixed, i == len(recipe.searched) - 1, report)
@@ -269,7 +328,7 @@ class _Context:
     demands: Demands
     made_with: dict[str, Any]
     device: torch.device
-    workers: int | None
+    settings: SearchSettings
     world: World
 
 
@@ -288,7 +347,7 @@ def _weights(context: _Context, stage: Stage, fixed: Architecture, report: Repor
                 run.folder / f"pretrain-{stage.name}",
                 update=update,
                 device=context.device,
-                workers=context.workers,
+                workers=context.settings.workers,
             )
     return out or None
 
@@ -306,14 +365,17 @@ def _search_stage(
         stage.groups,
         fixed if fixed.answers else None,
         device=context.device,
-        workers=context.workers,
+        workers=context.settings.workers,
+        folder=run.folder / stage.file("study"),
+        storage=context.settings.storage,
+        processes=context.settings.processes,
+        name=f"{run.name}/{stage.name}",
         world=context.world if strategy.shareable else ALONE,
     )
     groups, answers = tuple(g.name for g in inputs.groups), inputs.problem.answers
     file, stopped = run.folder / stage.file("alphas.json"), None
-    if file.exists():
-        there = read_stage(run, stage)
-    else:
+    there = read_stage(run, stage) if file.exists() else None
+    if there is None or (last and strategy.concurrent and len(there.trials) < strategy.steps):
         inputs = replace(inputs, weights=_weights(context, stage, fixed, report))
         strategy.prepare(inputs, not path.exists(), report)
         made_with = context.made_with | ({"fixed": fixed.to_json()} if fixed.answers else {})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hwnas import checkpoint
-from hwnas.errors import HwnasError
+from hwnas.errors import Diverged
 from hwnas.learn.batches import worker_errors
 from hwnas.learn.device import read
 from hwnas.learn.distributed import ALONE, World
@@ -88,7 +88,8 @@ def run(
         world: The processes that do the steps together, this one of rank 0; the others `follow`.
 
     Raises:
-        HwnasError: If the checkpoint is damaged or of other settings, a batch cannot be made, or a loss is not finite.
+        Diverged: If a loss is not finite.
+        HwnasError: If the checkpoint is damaged or of other settings, or a batch cannot be made.
     """
     state = checkpoint.load(path, settings)
     if state is not None:
@@ -167,7 +168,7 @@ class _Pending:
         """Read all losses at once, and log the steps up to the first that is not finite.
 
         Raises:
-            HwnasError: If there is one.
+            Diverged: If there is one.
         """
         pending, self._metrics, self._looked_s = self._metrics, [], time.monotonic()
         losses = [(metrics, key) for metrics in pending for key, value in metrics.items() if isinstance(value, Tensor)]
@@ -179,6 +180,6 @@ class _Pending:
         for metrics in pending:
             if id(metrics) in checked:
                 loss, step = metrics[checked[id(metrics)]], metrics["step"] + 1
-                raise HwnasError(f"the {self._steps.title} diverged: loss {loss} at step {step}; {self._steps.remedy}")
+                raise Diverged(f"the {self._steps.title} diverged: loss {loss} at step {step}; {self._steps.remedy}")
             self._log.append(metrics)
             self.note = self._note(metrics)

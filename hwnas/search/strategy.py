@@ -46,6 +46,11 @@ class Inputs:
         device: Where networks compute.
         workers: Processes that make batches ahead; None for as many as help.
         world: The processes that search together.
+        folder: Where a strategy may keep files that a resumed search goes on with; None for nowhere.
+        storage: URL of a database that several processes share, for strategies that use one; None for a file in
+            `folder`.
+        processes: Processes that try architectures at once, for strategies that do.
+        name: Of the search, where a database holds several: the same in all processes that work on it.
     """
 
     space: Space
@@ -57,6 +62,10 @@ class Inputs:
     device: torch.device = CPU
     workers: int | None = 0
     world: World = ALONE
+    folder: Path | None = None
+    storage: str | None = None
+    processes: int = 1
+    name: str = SEARCH
 
     @property
     def problem(self) -> Problem:
@@ -193,9 +202,12 @@ class Strategy(Protocol):
         seed: Of everything random; a field.
         checkpoint_every: Steps between checkpoints at most; they are more frequent where they cost little time.
         shareable: Whether its searches take the processes of `Inputs.world`; else that of rank 0 searches alone.
+        concurrent: Whether several processes can do different steps of one search at once, and a finished one more of
+            them: see `Inputs.processes` and `extended`.
     """
 
     shareable: ClassVar[bool] = False
+    concurrent: ClassVar[bool] = False
 
     # Not properties at run time: a dataclass would take them for the defaults of its fields.
     if TYPE_CHECKING:
@@ -222,6 +234,14 @@ class Strategy(Protocol):
         """Counts that are to be priced beside the budgets: of `hwnas.latency.resources.RESOURCES`."""
         return ()
 
+    def extended(self, steps: int) -> Self:
+        """Return the same with more steps, so that a finished search goes on.
+
+        Raises:
+            HwnasError: If it cannot, or there would be fewer.
+        """
+        raise HwnasError(f"a search by {type(self).__name__} cannot be continued once it is done; search by trials can")
+
     def with_seed(self, seed: int) -> Self:
         """Return the same with another seed."""
         return replace(self, seed=seed)  # type: ignore[type-var]
@@ -232,6 +252,7 @@ class Strategy(Protocol):
 
     def prepare(self, inputs: Inputs, fresh: bool, report: Reporter) -> None:
         """Build what the search needs, and report what it will take where it is `fresh`: not resumed."""
+        del inputs, fresh, report
 
     def note(self, metrics: Mapping[str, Any]) -> str:
         """Return the few figures of a step that are shown while the search runs."""
