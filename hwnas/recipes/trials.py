@@ -46,7 +46,7 @@ def lite0_multiscale_camvid() -> Recipe:
     """
     return Recipe(
         name="lite0-multiscale-camvid",
-        title="EfficientNet-Lite0 from ImageNet, a multi-scale cell by trials, a folder in CamVid's layout, 360x480",
+        title="EfficientNet-Lite0 from ImageNet, a multi-scale cell by trials, CamVid or images of yours, 360x480",
         space=Space(Lite(Scale(32, 7, (360, 480))), MultiScaleHead(64, inputs=(2, -1)), CAMVID_CLASSES),
         widths=(32,),
         stages=once(
