@@ -89,7 +89,8 @@ def decode_label(path: Path, colours: bool = False) -> NDArray[Any]:
     if kind == _GREY and depth == 16:
         return values.astype(np.uint16)
     if kind == _GREY and depth in (2, 4):  # Pillow spreads these over 0 to 255
-        return values // np.uint8(255 // (2**depth - 1))
+        spread: NDArray[np.uint8] = values // np.uint8(255 // (2**depth - 1))
+        return spread
     return values.astype(np.uint8)
 
 

@@ -133,6 +133,7 @@ def test_a_training(untrained: Path, processes: Processes) -> None:
     assert losses(untrained.with_name("killed")) == pytest.approx(losses(untrained), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_search(profiled: Path, jobs: Path, processes: Processes) -> None:
     assert processes.run("search", RECIPE) == [0, 0], processes.printed
     assert processes.printed.count("next: hwnas train") == 1
