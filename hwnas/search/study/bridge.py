@@ -13,13 +13,14 @@ from hwnas.search.study.choices import Answers, Choices, Tried
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution
-    from optuna.samplers import BaseSampler
+    from optuna.samplers import BaseSampler, NSGAIISampler
     from optuna.study import Study
     from optuna.trial import FrozenTrial, TrialState
 else:
     optuna = require("optuna", "trials")
     CategoricalDistribution = optuna.distributions.CategoricalDistribution
     BaseSampler, TrialState = optuna.samplers.BaseSampler, optuna.trial.TrialState
+    NSGAIISampler = optuna.samplers.NSGAIISampler
 
 NUMBER = "number"  # of a trial that is done again: that of the first try; an attribute in the database
 Space = dict[str, "BaseDistribution"]
@@ -78,6 +79,17 @@ class Proposing(BaseSampler):
     ) -> Any:
         """Refuse: there is nothing left to sample."""
         raise AssertionError(f"{param_name} was not proposed")
+
+
+class OrderedParents(NSGAIISampler):
+    """NSGA-II whose parents have one order: Optuna's differs when they are chosen and when they are read again.
+
+    Children are drawn by position, so that a trial which is done again would have others.
+    """
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """Return them by number."""
+        return sorted(super().get_parent_population(study, generation), key=lambda t: t.number)
 
 
 class Admitted(BaseSampler):

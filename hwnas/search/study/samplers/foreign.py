@@ -1,4 +1,4 @@
-"""Optuna's own samplers, unchanged: TPE and NSGA-II, over decisions as categorical parameters."""
+"""Optuna's own samplers, as they are: TPE and NSGA-II, over decisions as categorical parameters."""
 
 from __future__ import annotations
 
@@ -73,5 +73,6 @@ class NSGA2(Sampler):
 
     def asking(self, choices: Choices, seed: int) -> Asking:
         """Start asking."""
-        samplers = require("optuna.samplers", "trials")
-        return Foreign(lambda s: samplers.NSGAIISampler(population_size=self.population, seed=s), seed)
+        from hwnas.search.study.bridge import OrderedParents
+
+        return Foreign(lambda s: OrderedParents(population_size=self.population, seed=s), seed)
