@@ -133,8 +133,16 @@ def alive(session: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["search", "train"])
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        ("search", 1),
+        *(
+            pytest.param(kind, kills, marks=pytest.mark.slow)
+            for kind, kills in [("train", 1), ("search", 20), ("train", 20)]
+        ),
+    ],
+)
 def test_kills_with_workers_change_nothing_and_leave_nobody_behind(tmp_path: Path, kind: str, kills: int) -> None:
     go(kind, str(tmp_path / "whole"), 0)
     rng, folder, killed = np.random.default_rng(kills), tmp_path / "killed", 0

@@ -362,6 +362,7 @@ class TestExport:
             export(SPACE, ARCH, tmp_path / "w.safetensors", Shapes("val", SIZE, length=5), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_the_whole_job_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / RECIPE

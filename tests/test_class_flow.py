@@ -174,6 +174,7 @@ def undo(run: Path, names: tuple[str, ...]) -> None:
             path.unlink()
 
 
+@pytest.mark.slow
 class TestMoved:
     def test_the_run_knows_its_data(self, profiled: Path) -> None:
         identity = Run(RECIPE).settings.identity

@@ -115,6 +115,7 @@ def one_line(processes: Processes, match: str) -> None:
     assert re.search(match, said), said
 
 
+@pytest.mark.slow
 def test_a_training(untrained: Path, processes: Processes) -> None:
     """As of one process; and where one of two is lost, the same command goes on to the same bits."""
     assert processes.run("train", RECIPE) == [0, 0], processes.printed

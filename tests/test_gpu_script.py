@@ -73,6 +73,7 @@ def a_test(passes: bool) -> None:
 
 
 class TestSteps:
+    @pytest.mark.slow
     def test_what_was_done_is_written_down_and_not_done_again(self, box: Path) -> None:
         command = (*TINY, "--steps", "kernels", "fps", "--engines", "tensorrt:fp32")
         said = run("gpu.py", *command)

@@ -351,6 +351,7 @@ def test_profile_on_the_fake_engine(starter: Starter, jobs: Path, tmp_path: Path
     assert (run / "table.json").read_bytes() == (jobs / "profiled" / "runs" / RECIPE / "table.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_profile_on_onnxruntime(starter: Starter, tmp_path: Path) -> None:
     run = tmp_path / "runs" / LONGER
     journal = run / "results.jsonl"

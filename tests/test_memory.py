@@ -46,7 +46,7 @@ print(json.dumps([foretold.peak_bytes, peak_bytes(), built]))
 @pytest.mark.parametrize(
     ("recipe", "order", "evaluation"),
     [
-        ("darts-quick", "first", "fast"),
+        pytest.param("darts-quick", "first", "fast", marks=pytest.mark.slow),
         pytest.param("darts-quick", "second", "lean", marks=pytest.mark.slow),
         pytest.param("darts-quick", "first", "plain", marks=pytest.mark.slow),
         pytest.param("autodeeplab-quick", "first", "lean", marks=pytest.mark.slow),

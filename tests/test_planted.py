@@ -219,6 +219,7 @@ class TestTrellis:
         target, *others = [trellis.solves(kind, trellis.network(space, *other)) for other in trellis.rivals(name)]
         assert min(target, others[-1]) > trellis.SOLVED > max(others[:-1])
 
+    @pytest.mark.slow
     def test_the_planted_network_is_found(self) -> None:
         result = trellis.find("budget", seed=0)
         assert result["found"], result
