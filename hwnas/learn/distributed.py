@@ -223,7 +223,7 @@ class World:
         if signal == _Signal.ABORT:
             self._told = True
             raise ProcessLost(LOST)
-        content = _broadcast(torch.empty(n, dtype=torch.uint8)).numpy().tobytes() if n else b""
+        content = _broadcast(torch.empty(n, dtype=torch.uint8)).cpu().numpy().tobytes() if n else b""
         return _Signal(signal), content
 
     def first_to_fail(self) -> bool:

@@ -205,7 +205,7 @@ class Training:
         if not self.world.shared:
             return evaluate(network, val, device=self.context.device)
         out = evaluate(network, val, device=self.context.device, part=self.world.part)
-        out.counts[:] = self.world.total(torch.from_numpy(out.counts)).numpy()
+        out.counts[:] = self.world.total(torch.from_numpy(out.counts)).cpu().numpy()
         return out
 
     def state(self) -> dict[str, Any]:

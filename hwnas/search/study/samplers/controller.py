@@ -172,7 +172,7 @@ class Learner(Asking):
                 self._see(trial)
         if self._probs is None:
             with torch.no_grad():
-                self._probs = [p.double().exp().numpy() for p in self.net()]
+                self._probs = [p.double().exp().cpu().numpy() for p in self.net()]
         drawn = (rng.choice(options, p=p / p.sum()) for options, p in zip(self._options, self._probs, strict=True))
         return dict(zip(self.choices.options, map(str, drawn), strict=True))
 
