@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from hwnas.errors import BudgetError, HwnasError
+from hwnas.runtime.measuring.child import die_with_parent
 from hwnas.search.strategy import Inputs
 
 if TYPE_CHECKING:
     from hwnas.search.study.strategy import Trials
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, of Linux
 IDLE_S = 0.1
 
 
@@ -89,8 +87,7 @@ def _work(config: Trials, inputs: Inputs, told: Connection, parent: int) -> None
     """Do trials until there are none left to do; what a process of a crew runs."""
     from hwnas.search.study.strategy import StudySearch
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     torch.set_num_threads(max(1, torch.get_num_threads() // inputs.processes))
     try:
