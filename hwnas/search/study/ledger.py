@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.errors import BudgetError, HwnasError
+from hwnas.errors import HwnasError
 from hwnas.lock import has_ended, mark_of_process
 from hwnas.optional import require
 from hwnas.search.study.bridge import NUMBER, Admitted, distributions, finished, numbers, plain, tried
@@ -308,6 +308,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-__all__ = ["BudgetError", "Claim", "Ledger", "file_url"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +19,6 @@ from hwnas.records import stored
 from hwnas.search.strategy import Inputs
 from hwnas.search.study.choices import Tried
 from hwnas.search.study.evaluators.base import LEAST, Evaluation, Evaluator, Outcome, Part, Reward, parts, reward
-from hwnas.spaces import Space
 from hwnas.steplog import StepLog
 
 
@@ -108,8 +107,3 @@ def refuse_weights(inputs: Inputs) -> None:
             "a search by trials trains what ships, and takes no weights of a supernet or of a pre-training; name a "
             "file with encoder_weights of its training"
         )
-
-
-def described(config: TrainConfig, space: Space) -> dict[str, object]:
-    """Return what decides about a training, as JSON values."""
-    return {"train": asdict(config), "space": repr(space)}
