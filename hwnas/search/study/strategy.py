@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from hwnas.errors import HwnasError, check_ranges, not_below, positive
 from hwnas.files import canonical_json, sha256
 from hwnas.latency.resources import RESOURCES
+from hwnas.problem import Architecture
 from hwnas.records import stored
 from hwnas.search.strategy import Findings, Inputs, Search, Strategy, Trial
 from hwnas.search.study.choices import Choices, Tried
@@ -188,16 +189,15 @@ class StudySearch(Search):
         with self.ledger.pulse(claim):
             history = self.ledger.history()
             before = next((t for t in history if t.facts.get("architecture") == arch.id), None)
-            outcome = _again(before) if before is not None else self._evaluate(claim.number, own, history, claim)
+            outcome = _again(before) if before is not None else self._evaluate(arch, claim.number, own, history)
         self.ledger.tell(claim, outcome.score, {**outcome.facts, "architecture": arch.id})
         shutil.rmtree(own, ignore_errors=True)
         return True
 
-    def _evaluate(self, number: int, folder: Path, history: list[Tried], claim: Any) -> Outcome:
+    def _evaluate(self, arch: Architecture, number: int, folder: Path, history: list[Tried]) -> Outcome:
         if self._evaluation is None:
             shared = self.folder / "features"
             self._evaluation = self.config.evaluator.evaluation(self.inputs, shared, self.config.seed)
-        arch = self.choices.network(claim.answers)
         return self._evaluation.evaluate(arch, number, folder, history)
 
     def _wait(self) -> None:
