@@ -219,7 +219,7 @@ class StudySearch(Search):
         Raises:
             HwnasError: If the study has fewer trials than that.
         """
-        step, done = int(state["step"]), self.ledger.finished()
+        step, done = int(state["step"]), {t.number: t for t in self.ledger.history()}
         if lost := [n for n in range(step) if n not in done]:
             raise HwnasError(
                 f"trial {lost[0] + 1} of {step} is not in the study any more; give back its database, or remove the "
@@ -227,22 +227,16 @@ class StudySearch(Search):
             )
         self.step = step
         for number in range(step):
-            trial = done[number]
-            assert trial.value is not None
-            self._count(number, trial.value, trial.user_attrs)
+            self._count(number, done[number].score, done[number].facts)
         self.asking.restore(state["sampler"])
 
     def findings(self) -> Findings:
         """Return all trials up to the step, in the order of their numbers."""
         if self._found is not None:
             return self._found
-        done = self.ledger.finished()
-        trials = []
-        for n in range(self.step):
-            trial = done[n]
-            assert trial.value is not None
-            trials.append(Trial(self.choices.network(trial.params), trial.value))
-        return Findings({}, {}, tuple(trials))
+        done = {t.number: t for t in self.ledger.history()}
+        first = [done[n] for n in range(self.step)]
+        return Findings({}, {}, tuple(Trial(self.choices.network(t.answers), t.score) for t in first))
 
     def close(self) -> None:
         """End other processes, and let go of the database."""
