@@ -78,11 +78,11 @@ def check_threads(threads: int) -> None:
 def conditions(root: Path = ROOT) -> dict[str, Any]:
     """Return as JSON values what limits this process's CPUs, and what sets their speed."""
     allowed, quota = allowed_cpus(), cpu_quota(root)
-    kinds = {kind for cpu in allowed if (kind := kind_of(cpu, root)[1])}
+    kinds = [kind_of(cpu, root) for cpu in allowed]
     governors = {_text(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor") for cpu in allowed}
     out: dict[str, Any] = {"allowed": len(allowed), "quota": NONE if quota is None else round(quota, 3)}
-    if kinds:
-        out["kind"] = max(kind_of(cpu, root) for cpu in allowed)[1]
+    if any(name for _, name in kinds):
+        out["kind"] = max(kinds)[1]
     if governor := "+".join(sorted(governors - {""})):
         out["governor"] = governor
     return out
