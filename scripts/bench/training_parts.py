@@ -77,9 +77,7 @@ def main() -> None:
     size = (args.size[0], args.size[1])
     made = replace(made, space=made.space.at(replace(made.space.scale, size=size)))
     train, test = (open_dataset(args.data, split, size) for split in ("train", "test"))
-    plain = TrainConfig(
-        args.steps, args.batch, size, lr=made.train.lr, encoder_weights=made.train.encoder_weights, channels_last=True
-    )
+    plain = TrainConfig(args.steps, args.batch, size, lr=made.train.lr, encoder_weights=made.train.encoder_weights)
     teacher = None
     if TEACHER in args.parts:
         longer = replace(plain, steps=2 * plain.steps, seed=TEACHER_SEED, average=0.998)
