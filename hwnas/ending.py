@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from hwnas.errors import HwnasError, refusal, unimportable
+from hwnas.errors import HwnasError, frames, refusal, unimportable
 
 REFUSED = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -68,9 +68,9 @@ def _is_unread() -> bool:
 
 def _output(e: OSError) -> str | None:
     """Return the name of standard output if an error was raised where nothing else is written."""
-    trace, module = e.__traceback__, ""
-    while trace is not None:
-        module, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
+    module = ""
+    for frame in frames(e):
+        module = str(frame.f_globals.get("__name__"))
     return "standard output" if e.filename is None and module in PRINTING else None
 
 

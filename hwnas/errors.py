@@ -6,8 +6,8 @@ import difflib
 import errno
 import math
 import os
-from collections.abc import Iterable
-from types import FrameType, TracebackType
+from collections.abc import Iterable, Iterator
+from types import FrameType
 
 
 class HwnasError(ValueError):
@@ -161,7 +161,7 @@ def unimportable(e: BaseException) -> BrokenPackage | None:
 
     An import is seen by the frames of modules: not all that fails in one is an ImportError.
     """
-    modules = [str(f.f_globals.get("__name__")) for f in _frames(e.__traceback__) if f.f_code.co_name == "<module>"]
+    modules = [str(f.f_globals.get("__name__")) for f in frames(e) if f.f_code.co_name == "<module>"]
     modules += [e.name] if isinstance(e, ImportError) and e.name else []
     tops = [name.partition(".")[0] for name in modules]
     package = next((t for t in tops if t not in ("__main__", "hwnas")), None)
@@ -179,7 +179,9 @@ def broken(package: str, e: BaseException) -> BrokenPackage:
     return BrokenPackage(f"{package} is installed and cannot be imported: {reason}; install it anew, or what it needs")
 
 
-def _frames(trace: TracebackType | None) -> Iterable[FrameType]:
+def frames(e: BaseException) -> Iterator[FrameType]:
+    """Yield the frames that an error went through, outermost first: that which raised it is last."""
+    trace = e.__traceback__
     while trace is not None:
         yield trace.tb_frame
         trace = trace.tb_next
