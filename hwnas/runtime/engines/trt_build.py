@@ -25,7 +25,15 @@ from hwnas.errors import BrokenPackage, BuildError, HwnasError, MissingExtra, re
 from hwnas.files import write_atomic
 from hwnas.optional import require
 from hwnas.runtime.engines.reduce import ops_in, smallest_failing
-from hwnas.runtime.measuring.child import channel, command, die_with_parent, environment, last_words, own_channel
+from hwnas.runtime.measuring.child import (
+    channel,
+    command,
+    die_with_parent,
+    environment,
+    last_words,
+    message_of,
+    own_channel,
+)
 
 # Extra of each flavour, which is its package with a dash.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -135,7 +143,7 @@ class Builder:
             with suppress(BrokenPipeError):  # it is dead: what it said last is read below
                 request = {"model": str(model), "out": str(out), "options": asdict(options)}
                 print(json.dumps(request), file=child.stdin, flush=True)
-            if any(_told(message, update) for message in map(_message, lines) if message is not None):
+            if any(_told(message, update) for message in map(message_of, lines) if message is not None):
                 return
         except HwnasError:
             raise  # the child has said so, and can build the next one
@@ -213,15 +221,6 @@ class Builder:
             lines = self._stack.enter_context(os.fdopen(os.dup(told), encoding="utf-8", errors="replace"))
             self._child = _Child(child, lines, log)
         return self._child
-
-
-def _message(line: str) -> dict[str, Any] | None:
-    """Return what a child tells; None for what it prints besides."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) else None
 
 
 def _told(message: dict[str, Any], update: Update) -> bool:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import hwnas
 from hwnas.runtime import _child
@@ -71,6 +71,15 @@ def own_channel(descriptor: int | None) -> IO[str]:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return out
+
+
+def message_of(line: str | bytes) -> dict[str, Any] | None:
+    """Return what a child tells by a line of JSON; None for what gets into its channel besides."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def last_words(log: IO[bytes]) -> str:

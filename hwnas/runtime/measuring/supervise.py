@@ -19,7 +19,7 @@ from hwnas import errors
 from hwnas.errors import HwnasError
 from hwnas.files import is_there
 from hwnas.runtime.engines import capabilities
-from hwnas.runtime.measuring.child import channel, environment, last_words
+from hwnas.runtime.measuring.child import channel, environment, last_words, message_of
 from hwnas.runtime.measuring.child import command as child_command
 from hwnas.runtime.measuring.device import malloc_tunables
 from hwnas.runtime.measuring.journal import Journal
@@ -140,9 +140,8 @@ def _follow(
     for line in _lines(told, timeout_s):
         if line is None:
             return Death(f"no measurement was finished in {timeout_s:g} s")
-        try:
-            message = json.loads(line)
-        except ValueError:  # something else writes to every descriptor it finds
+        message = message_of(line)
+        if message is None:  # something else writes to every descriptor it finds
             log.write(line + b"\n")
             continue
         if "error" in message:
