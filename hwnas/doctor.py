@@ -117,7 +117,7 @@ def _package(name: str, module: str, how: str) -> tuple[str | None, str]:
     version = _version(name)
     try:
         found = importlib.import_module(module)
-    except Exception as e:  # noqa: BLE001 - the same
+    except Exception as e:  # noqa: BLE001 - an import may fail with any, and that is the news
         missing = version is None and isinstance(e, ModuleNotFoundError)
         return version, how if missing else str(broken(module, e))
     return version or str(getattr(found, "__version__", "of the system")), ""

@@ -39,7 +39,7 @@ def ended(work: Callable[[], int], prefix: str) -> int:
     except OSError as e:
         gone = isinstance(e, BrokenPipeError) and _is_unread()
         code = UNREAD if gone else _say(f"{prefix}: {unimportable(e) or refusal(e, _output(e))}", REFUSED)
-    except Exception as e:
+    except Exception as e:  # an import may fail with any; what is none is raised
         broken = unimportable(e)
         if broken is None:
             raise

@@ -140,7 +140,7 @@ def _work(args: argparse.Namespace) -> int:
         except DeviceLost as e:
             print(e, file=sys.stderr)  # its last words
             return 1
-        except Exception as e:
+        except Exception as e:  # of an engine, which may raise any
             told = _for_people(e)
             if told is None:
                 raise  # the parent finds out that this process has died, and what its last words were
@@ -178,7 +178,7 @@ def _rule_of(fields: object) -> StopRule:
         HwnasError: If it is none.
     """
     try:
-        return StopRule(**fields)  # type: ignore[arg-type]
+        return StopRule(**fields)  # type: ignore[arg-type] # what JSON holds is seen by the call
     except TypeError as e:
         raise HwnasError(f"--stop takes a JSON object of {', '.join(StopRule.__dataclass_fields__)}: {e}") from e
 
