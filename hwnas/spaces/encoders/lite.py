@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hwnas.errors import HwnasError
-from hwnas.problem import Architecture
 from hwnas.spaces.encoders.inverted import bodies, network
 from hwnas.spaces.encoders.stages import Row, Staged, StagedNet, rounded
-from hwnas.spaces.parts import Form, Scale
+from hwnas.spaces.parts import Scale
 from hwnas.spaces.registry import encoder
 from hwnas.spaces.sources import Source
 
@@ -86,8 +85,8 @@ class Lite(Staged):
         """Whether a block ends in a ReLU: inverted residuals do not."""
         return False
 
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network; see `Encoder.build`."""
+    def network(self) -> StagedNet:
+        """Build the network."""
         return network(self, same=True)
 
     def sources(self) -> tuple[Source, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwnas.data.base import IMAGENET_MEAN, IMAGENET_STD
-from hwnas.problem import Architecture
 from hwnas.spaces.encoders.inverted import bodies, network, timm_names
 from hwnas.spaces.encoders.stages import Row, Staged, StagedNet, rounded
-from hwnas.spaces.parts import Form, Scale
+from hwnas.spaces.parts import Scale
 from hwnas.spaces.registry import encoder
 from hwnas.spaces.sources import Source
 
@@ -58,8 +57,8 @@ class MobileNetV2(Staged):
         """Whether a block ends in a ReLU: inverted residuals do not."""
         return False
 
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network; see `Encoder.build`."""
+    def network(self) -> StagedNet:
+        """Build the network."""
         return network(self, same=False)
 
     def sources(self) -> tuple[Source, ...]:
