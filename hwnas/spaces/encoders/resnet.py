@@ -58,15 +58,8 @@ class ResNet(Staged):
 
     def network(self) -> StagedNet:
         """Build the network."""
-        c_in = self.scale.channels
-        stem = {"stem": layers.ConvBN(3, c_in, 7, 2, relu=True), "pool": layers.MaxPool(2)}
-        stages: list[list[nn.Module]] = []
-        for blocks in self.stages():
-            stages.append([])
-            for block in blocks:
-                stages[-1].append(BasicBlock(c_in, block))
-                c_in = block.channels
-        return StagedNet(self, stem, stages)
+        stem = {"stem": layers.ConvBN(3, self.scale.channels, 7, 2, relu=True), "pool": layers.MaxPool(2)}
+        return StagedNet(self, stem, BasicBlock)
 
     def sources(self) -> tuple[Source, ...]:
         """Return how torchvision, models/resnet.py, names its weights; timm's models/resnet.py has the same names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -164,19 +164,27 @@ def _stage(name: str) -> int:
 class StagedNet(EncoderNet):
     """The network of a `Staged` encoder; its stages are ``stages.0`` and so on, their blocks ``stages.0.0``."""
 
-    def __init__(self, encoder: Staged, stem: Mapping[str, nn.Module], stages: Sequence[Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, encoder: Staged, stem: Mapping[str, nn.Module], build: Callable[[int, Block], nn.Module]
+    ) -> None:
         """Put it together.
 
         Args:
             encoder: Whose network it is.
             stem: The parts before the first block, by name and in order.
-            stages: The blocks.
+            build: Builds a block for the channels that it reads.
         """
         super().__init__()
         self._before = tuple(stem)
         for name, part in stem.items():
             self.add_module(name, part)
-        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        self.stages, c_in = nn.ModuleList(), encoder.stem[0]
+        for blocks in encoder.stages():
+            stage = nn.Sequential()
+            for block in blocks:
+                stage.append(build(c_in, block))
+                c_in = block.channels
+            self.stages.append(stage)
         self._taken = tuple(i for i, _, _ in encoder.last())
 
     def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:
