@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from torch import nn
 
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
@@ -79,6 +80,16 @@ def dot_chain(stride: int, parts: Iterable[tuple[str, int]]) -> list[str]:
         lines.append(f'  "{before}" -> "{name}" [label="{stride}"];')
         before = name
     return lines
+
+
+def repeated(
+    block: Callable[[int, int, int], nn.Module], c_in: int, c_out: int, times: int, stride: int = 2
+) -> list[nn.Module]:
+    """Return the blocks of a stage: `block` builds each from channels before and after it and a stride.
+
+    The first one changes the channels and is strided.
+    """
+    return [block(c_out if i else c_in, c_out, 1 if i else stride) for i in range(times)]
 
 
 def scaled(published: int, channels: int, base: int) -> int:
