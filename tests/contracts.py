@@ -585,6 +585,26 @@ class PairContract:
         assert any(not torch.equal(p, b) for p, b in zip(training.auxiliary.parameters(), before, strict=True))
 
 
+class NetworkContract:
+    """Laws of a space of one network, which segments: give it a fixture or parameters `space`."""
+
+    def test_multiply_adds_are_those_of_all_convolutions(self, space: Space) -> None:
+        net, image = space.build(form="deploy").eval(), torch.randn(1, 3, *space.scale.size)
+        analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        assert trace_space(space, labels=False).cost().macs == analysis.by_operator()["conv"]
+
+    def test_onnx_equals_torch(self, space: Space) -> None:
+        torch.manual_seed(0)
+        net = space.build(form="deploy").eval()
+        _stir(net)
+        image = torch.randn(1, 3, *space.scale.size)
+        model = export_network(trace(net, tuple(image.shape)), "scores", {"who": "test"})
+        onnx.checker.check_model(model, full_check=True)
+        with open_onnx(model.SerializeToString()) as runner, torch.no_grad():
+            got = runner.run({"image": image.numpy()})["scores"]
+            np.testing.assert_allclose(got, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
 # From an image to labels, to scores at full size, to scores that are to be upsampled, and to those of the whole image.
 ENDINGS = {
     "labels": OpSpec("argmax", (), ((1, 3, 32, 48),)),

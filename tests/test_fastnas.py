@@ -72,7 +72,6 @@ class TestCell:
 
     def test_what_no_step_reads_is_the_result(self) -> None:
         """By hand, of identities: states 0 to 4 are x, x, x, x and 2x; of a second step x, 2x and 3x."""
-        cell = torch.nn.ModuleList()
         for steps, loose, times in (
             (((0, 0, 9, 9),), (1, 4), 3),
             (((1, 0, 9, 9),), (4,), 2),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.ops.general import Conv, MeanConv
 from hwnas.ops.layers import Add, Concat, MaxPool, ReLU, SeparableConv
-from hwnas.spaces.encoders.fixed import FixedEncoder, scaled
+from hwnas.spaces.encoders.fixed import FixedEncoder, repeated, scaled
 from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.registry import encoder
 
@@ -110,21 +110,17 @@ class ContextEmbedding(nn.Module):
 class _BiSeNetV2Net(EncoderNet):
     def __init__(self, own: BiSeNetV2) -> None:
         super().__init__()
-        detail, c = [], 3
+        detail, c = list[nn.Module](), 3
         for width, layers in ((64, 2), (64, 3), (128, 3)):
-            for i in range(layers):
-                detail.append(Conv(c, own.width(width), 3, 2 if i == 0 else 1))
-                c = own.width(width)
+            detail += repeated(lambda a, b, stride: Conv(a, b, 3, stride), c, own.width(width), layers)
+            c = own.width(width)
         self.detail = nn.Sequential(*detail)
         c = own.width(16)
         self.stem = Stem(c)
         stages = []
         for width, layers in ((32, 2), (64, 2), (128, own.scale.cells)):
-            stage = []
-            for i in range(layers):
-                stage.append(GatherExpand(c, own.width(width), 2 if i == 0 else 1))
-                c = own.width(width)
-            stages.append(nn.Sequential(*stage))
+            stages.append(nn.Sequential(*repeated(GatherExpand, c, own.width(width), layers)))
+            c = own.width(width)
         self.semantic = nn.ModuleList(stages)
         self.context = ContextEmbedding(c)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.ops.general import Conv
 from hwnas.ops.layers import Add, Concat, ConvBN, GridPool, ImagePooling, SeparableConv, resize
-from hwnas.spaces.encoders.fixed import FixedEncoder, scaled
+from hwnas.spaces.encoders.fixed import FixedEncoder, repeated, scaled
 from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.registry import encoder
 
@@ -92,11 +92,10 @@ class _FastSCNNNet(EncoderNet):
             SeparableConv(first, second, stride=2, relu=True),
             SeparableConv(second, c, stride=2, relu=True),
         )
-        stages = []
+        stages = list[nn.Module]()
         for width, stride in ((64, 2), (96, 2), (128, 1)):
-            for i in range(own.scale.cells):
-                stages.append(Bottleneck(c, own.width(width), stride if i == 0 else 1))
-                c = own.width(width)
+            stages += repeated(Bottleneck, c, own.width(width), own.scale.cells, stride)
+            c = own.width(width)
         self.bottlenecks = nn.Sequential(*stages)
         self.pyramid = PyramidPooling(c)
 

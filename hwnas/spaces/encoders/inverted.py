@@ -1,13 +1,14 @@
-"""What encoders of inverted residuals share: their blocks, their network, and how others name their weights."""
+"""What encoders of inverted residuals share: their blocks, their stem, and how others name their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from hwnas.ops import layers
-from hwnas.spaces.encoders.stages import Block, Staged, StagedNet
+from hwnas.spaces.encoders.stages import Block, Staged, StagedNet, rounded
 
 Names = dict[str, str]
 
@@ -29,17 +30,29 @@ class InvertedBlock(nn.Module):
         return out if self.add is None else self.add(out, x)
 
 
-def network(encoder: Staged, same: bool) -> StagedNet:
-    """Return the network of an encoder of inverted residuals, after a 3x3 convolution of stride 2."""
-    c_in = encoder.stem[0]
-    stem = {"stem": layers.ConvBNReLU6(3, c_in, 3, 2, same)}
-    stages: list[list[nn.Module]] = []
-    for blocks in encoder.stages():
-        stages.append([])
-        for block in blocks:
-            stages[-1].append(InvertedBlock(c_in, block, same))
-            c_in = block.channels
-    return StagedNet(encoder, stem, stages)
+class Inverted(Staged):
+    """Stages of inverted residuals, after a 3x3 convolution of stride 2.
+
+    Attributes:
+        same: Whether strided convolutions are padded as in TensorFlow.
+    """
+
+    same: ClassVar[bool] = False
+
+    @property
+    def stem(self) -> tuple[int, int]:
+        """Channels and stride of the stem."""
+        return rounded(self.scale.channels), 2
+
+    @property
+    def activated(self) -> bool:
+        """Whether a block ends in a ReLU: inverted residuals do not."""
+        return False
+
+    def network(self) -> StagedNet:
+        """Build the network."""
+        stem = {"stem": layers.ConvBNReLU6(3, self.stem[0], 3, 2, self.same)}
+        return StagedNet(self, stem, lambda c_in, block: InvertedBlock(c_in, block, self.same))
 
 
 def bodies(stages: Sequence[Sequence[Block]]) -> Iterator[tuple[str, int, int, int, Block]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from hwnas.errors import HwnasError
-from hwnas.problem import Architecture
-from hwnas.spaces.encoders.inverted import bodies, network
-from hwnas.spaces.encoders.stages import Row, Staged, StagedNet, rounded
-from hwnas.spaces.parts import Form, Scale
+from hwnas.spaces.encoders.inverted import Inverted, bodies
+from hwnas.spaces.encoders.stages import Row, rounded
+from hwnas.spaces.parts import Scale
 from hwnas.spaces.registry import encoder
 from hwnas.spaces.sources import Source
 
@@ -46,7 +45,7 @@ PACKAGED = ("lite0", "lite1", "lite2")  # of which the package index has weights
 
 @encoder("lite")
 @dataclass(frozen=True)
-class Lite(Staged):
+class Lite(Inverted):
     """One of EfficientNet-Lite0 to 4. Strided convolutions are padded as TensorFlow pads them, as its weights expect.
 
     Attributes:
@@ -59,6 +58,7 @@ class Lite(Staged):
     scale: Scale
     variant: Variant = "lite0"
     stride: int = 32
+    same: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
@@ -75,20 +75,6 @@ class Lite(Staged):
             channels = rounded(row.channels * width * self.scale.channels / STEM)
             out.append(row._replace(times=times, channels=channels))
         return tuple(out)
-
-    @property
-    def stem(self) -> tuple[int, int]:
-        """Channels and stride of the stem."""
-        return rounded(self.scale.channels), 2
-
-    @property
-    def activated(self) -> bool:
-        """Whether a block ends in a ReLU: inverted residuals do not."""
-        return False
-
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network; see `Encoder.build`."""
-        return network(self, same=True)
 
     def sources(self) -> tuple[Source, ...]:
         """Return how efficientnet_lite_pytorch 0.1.0, model.py, names its weights.

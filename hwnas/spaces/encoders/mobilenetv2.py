@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwnas.data.base import IMAGENET_MEAN, IMAGENET_STD
-from hwnas.problem import Architecture
-from hwnas.spaces.encoders.inverted import bodies, network, timm_names
-from hwnas.spaces.encoders.stages import Row, Staged, StagedNet, rounded
-from hwnas.spaces.parts import Form, Scale
+from hwnas.spaces.encoders.inverted import Inverted, bodies, timm_names
+from hwnas.spaces.encoders.stages import Row, rounded
+from hwnas.spaces.parts import Scale
 from hwnas.spaces.registry import encoder
 from hwnas.spaces.sources import Source
 
@@ -26,7 +25,7 @@ STEM = 32
 
 @encoder("mobilenetv2")
 @dataclass(frozen=True)
-class MobileNetV2(Staged):
+class MobileNetV2(Inverted):
     """MobileNetV2 of any width.
 
     Attributes:
@@ -47,20 +46,6 @@ class MobileNetV2(Staged):
     def rows(self) -> tuple[Row, ...]:
         """All stages."""
         return tuple(row._replace(channels=rounded(row.channels * self.scale.channels / STEM)) for row in ROWS)
-
-    @property
-    def stem(self) -> tuple[int, int]:
-        """Channels and stride of the stem."""
-        return rounded(self.scale.channels), 2
-
-    @property
-    def activated(self) -> bool:
-        """Whether a block ends in a ReLU: inverted residuals do not."""
-        return False
-
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network; see `Encoder.build`."""
-        return network(self, same=False)
 
     def sources(self) -> tuple[Source, ...]:
         """Return how torchvision, models/mobilenetv2.py, and timm name its weights."""

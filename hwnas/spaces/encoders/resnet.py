@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from hwnas.data.base import IMAGENET_MEAN, IMAGENET_STD
 from hwnas.errors import HwnasError
 from hwnas.ops import layers
-from hwnas.problem import Architecture
 from hwnas.spaces.encoders.stages import Block, Row, Staged, StagedNet
-from hwnas.spaces.parts import Form, Scale
+from hwnas.spaces.parts import Scale
 from hwnas.spaces.registry import encoder
 from hwnas.spaces.sources import Source
 
@@ -57,17 +56,10 @@ class ResNet(Staged):
         """Whether a block ends in a ReLU."""
         return True
 
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network; see `Encoder.build`."""
-        c_in = self.scale.channels
-        stem = {"stem": layers.ConvBN(3, c_in, 7, 2, relu=True), "pool": layers.MaxPool(2)}
-        stages: list[list[nn.Module]] = []
-        for blocks in self.stages():
-            stages.append([])
-            for block in blocks:
-                stages[-1].append(BasicBlock(c_in, block))
-                c_in = block.channels
-        return StagedNet(self, stem, stages)
+    def network(self) -> StagedNet:
+        """Build the network."""
+        stem = {"stem": layers.ConvBN(3, self.scale.channels, 7, 2, relu=True), "pool": layers.MaxPool(2)}
+        return StagedNet(self, stem, BasicBlock)
 
     def sources(self) -> tuple[Source, ...]:
         """Return how torchvision, models/resnet.py, names its weights; timm's models/resnet.py has the same names."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
 from hwnas.problem import Architecture
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled
-from hwnas.spaces.picture import draw_times
+from hwnas.spaces.encoders.fixed import FixedEncoder, check_stride, dot_chain
+from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled
 from hwnas.spaces.sources import Source
 
-STRIDES = (8, 16, 32)  # that the output can have
 FINEST = 4  # stride of the first feature
 
 
@@ -72,7 +70,7 @@ def rounded(channels: float) -> int:
     return out + 8 * (out < 0.9 * channels)
 
 
-class Staged(Encoder):
+class Staged(FixedEncoder):
     """Networks without decisions. Features are the last maps at strides 4, 8, 16 and 32, as far as it goes.
 
     Subclasses have the fields `scale` and `stride`. Where that stride of the output is reached, convolutions are atrous
@@ -101,18 +99,13 @@ class Staged(Encoder):
     def activated(self) -> bool:
         """Whether a block ends in a ReLU."""
 
-    @abstractmethod
-    def build(self, arch: Architecture, form: Form) -> StagedNet:
-        """Build the network, which is the same in both forms; see `Encoder.build`."""
-
     def stages(self, whole: bool = False) -> tuple[tuple[Block, ...], ...]:
         """Return the blocks of each stage that the scale has, or of all that were published.
 
         Raises:
-            HwnasError: If it has more stages than were published, or ends before stride 8, or at none of `STRIDES`.
+            HwnasError: If it has more stages than were published, or ends before stride 8, or its stride is refused.
         """
-        if self.stride not in STRIDES:
-            raise HwnasError(f"an output stride of {', '.join(map(str, STRIDES))} was expected, got {self.stride}")
+        check_stride(self.stride)
         out: list[tuple[Block, ...]] = []
         stride, dilation = self.stem[1], 1
         for row in self.rows[: None if whole else self.scale.cells]:
@@ -146,9 +139,9 @@ class Staged(Encoder):
         names = {own: name for own, name in source.names.items() if own not in later}
         return replace(source, names=names, ignored=(*source.ignored, *(f"{name}." for name in later.values())))
 
-    def features(self, arch: Architecture, form: Form) -> Features:
-        """Return what it gives; see `Encoder.features`."""
-        return tuple((Feature(c, stride, activated=self.activated),) for _, c, stride in self.last())
+    def given(self) -> tuple[Feature, ...]:
+        """Return the features."""
+        return tuple(Feature(c, stride, activated=self.activated) for _, c, stride in self.last())
 
     def genotype(self, arch: Architecture) -> Listing:
         """Return the blocks."""
@@ -156,17 +149,10 @@ class Staged(Encoder):
 
     def dot(self, arch: Architecture) -> list[str]:
         """Return a drawing for Graphviz: one stage after the other, with the strides of what they give."""
-        lines, stride, before = [], self.stem[1], "stem"
-        for i, blocks in enumerate(self.stages()):
-            stride *= math.prod(b.stride for b in blocks)
-            name = f"{i}: {len(blocks)} x {blocks[-1].channels}"
-            lines.append(f'  "{before}" -> "{name}" [label="{stride}"];')
-            before = name
-        return lines
-
-    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
-        """Draw the milliseconds of each part."""
-        draw_times(figure, self.name, ms)
+        stages = (
+            (f"{len(blocks)} x {blocks[-1].channels}", math.prod(b.stride for b in blocks)) for blocks in self.stages()
+        )
+        return dot_chain(self.stem[1], stages)
 
 
 def _stage(name: str) -> int:
@@ -178,19 +164,27 @@ def _stage(name: str) -> int:
 class StagedNet(EncoderNet):
     """The network of a `Staged` encoder; its stages are ``stages.0`` and so on, their blocks ``stages.0.0``."""
 
-    def __init__(self, encoder: Staged, stem: Mapping[str, nn.Module], stages: Sequence[Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, encoder: Staged, stem: Mapping[str, nn.Module], build: Callable[[int, Block], nn.Module]
+    ) -> None:
         """Put it together.
 
         Args:
             encoder: Whose network it is.
             stem: The parts before the first block, by name and in order.
-            stages: The blocks.
+            build: Builds a block for the channels that it reads.
         """
         super().__init__()
         self._before = tuple(stem)
         for name, part in stem.items():
             self.add_module(name, part)
-        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        self.stages, c_in = nn.ModuleList(), encoder.stem[0]
+        for blocks in encoder.stages():
+            stage = nn.Sequential()
+            for block in blocks:
+                stage.append(build(c_in, block))
+                c_in = block.channels
+            self.stages.append(stage)
         self._taken = tuple(i for i, _, _ in encoder.last())
 
     def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:

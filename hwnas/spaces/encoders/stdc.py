@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hwnas.errors import check_ranges
 from hwnas.ops.general import Conv, Pool
 from hwnas.ops.layers import Concat
-from hwnas.spaces.encoders.fixed import FixedEncoder, scaled
+from hwnas.spaces.encoders.fixed import FixedEncoder, repeated, scaled
 from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.registry import encoder
 
@@ -82,11 +82,8 @@ class _STDCNet(EncoderNet):
         self.stem = nn.Sequential(Conv(3, own.width(32), 3, 2), Conv(own.width(32), c, 3, 2))
         stages = []
         for width, more in zip((256, 512, 1024), own.deeper, strict=True):
-            stage = []
-            for i in range(own.scale.cells + more):
-                stage.append(Module(c, own.width(width), 2 if i == 0 else 1))
-                c = own.width(width)
-            stages.append(nn.Sequential(*stage))
+            stages.append(nn.Sequential(*repeated(Module, c, own.width(width), own.scale.cells + more)))
+            c = own.width(width)
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: Tensor, probs: Probs | None = None, sampled: Sampled | None = None) -> Maps:

@@ -6,22 +6,18 @@ BatchNorm between the two halves of each separable convolution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 from torch import Tensor, nn
 
-from hwnas.errors import HwnasError
 from hwnas.ops import layers
 from hwnas.problem import Architecture
-from hwnas.spaces.parts import Encoder, EncoderNet, Feature, Features, Form, Map, Maps, Probs, Sampled, Scale
-from hwnas.spaces.picture import draw_times
+from hwnas.spaces.encoders.fixed import FixedEncoder, check_stride, dot_chain
+from hwnas.spaces.parts import EncoderNet, Feature, Map, Maps, Probs, Sampled, Scale
 from hwnas.spaces.registry import encoder
 
 PUBLISHED = (32, 16)  # channels of the first convolution, blocks of the middle flow
-STRIDES = (8, 16, 32)  # that the output can have
 Entry = tuple[tuple[int, int], ...]  # channels and stride of each block of the entry flow, at the published width
 # 71 has two blocks more than 65, before the stride goes to 8 and to 16.
 ENTRY_65: Entry = ((128, 2), (256, 2), (728, 2))
@@ -48,7 +44,7 @@ class Block(NamedTuple):
 
 @encoder("xception")
 @dataclass(frozen=True)
-class Xception(Encoder):
+class Xception(FixedEncoder):
     """One network: it has no decisions. Features are the low-level map at stride 4, and the last.
 
     Attributes:
@@ -63,8 +59,7 @@ class Xception(Encoder):
     stride: int = 16
 
     def __post_init__(self) -> None:
-        if self.stride not in STRIDES:
-            raise HwnasError(f"an output stride of {', '.join(map(str, STRIDES))} was expected, got {self.stride}")
+        check_stride(self.stride)
 
     def width(self, published: int) -> int:
         """Return the channels here of what has so many at the published width."""
@@ -93,11 +88,11 @@ class Xception(Encoder):
         """
         return [i for i, block in enumerate(self.blocks()) if block.stride > 1][1]
 
-    def features(self, arch: Architecture, form: Form) -> Features:
-        """Return what it gives: no ReLU follows the low-level map; see `Encoder.features`."""
+    def given(self) -> tuple[Feature, ...]:
+        """Return the features: no ReLU follows the low-level map."""
         blocks = self.blocks()
         low, high = blocks[self.low()].widths[1], blocks[-1].widths[-1]
-        return (Feature(low, 4),), (Feature(high, self.stride, activated=True),)
+        return Feature(low, 4), Feature(high, self.stride, activated=True)
 
     def genotype(self, arch: Architecture) -> tuple[Block, ...]:
         """Return the blocks."""
@@ -105,20 +100,10 @@ class Xception(Encoder):
 
     def dot(self, arch: Architecture) -> list[str]:
         """Return a drawing for Graphviz: one block after the other, with the strides of what they give."""
-        lines, stride, before = [], 2, "stem"
-        for i, block in enumerate(self.blocks()):
-            stride *= block.stride
-            name = f"{i}: {'-'.join(map(str, block.widths))}"
-            lines.append(f'  "{before}" -> "{name}" [label="{stride}"];')
-            before = name
-        return lines
+        return dot_chain(2, (("-".join(map(str, b.widths)), b.stride) for b in self.blocks()))
 
-    def draw(self, figure: Any, arch: Architecture, probs: Mapping[str, np.ndarray], ms: Mapping[str, float]) -> None:
-        """Draw the milliseconds of each part."""
-        draw_times(figure, self.name, ms)
-
-    def build(self, arch: Architecture, form: Form) -> EncoderNet:
-        """Build the network, which is the same in both forms; see `Encoder.build`."""
+    def network(self) -> EncoderNet:
+        """Build the network."""
         return XceptionNet(self)
 
 
@@ -157,7 +142,7 @@ class XceptionNet(EncoderNet):
     """The network of an `Xception`."""
 
     def __init__(self, xception: Xception) -> None:
-        """Build it; use `Xception.build`."""
+        """Build it; use `Xception.network`."""
         super().__init__()
         c, blocks = xception.scale.channels, xception.blocks()
         self.stem = nn.Sequential(
