@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
 from hwnas.errors import DataError, HwnasError
 from hwnas.export import ending, load_weights
-from hwnas.files import sha256
+from hwnas.files import set_aside, sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for, settle_data
 from hwnas.jobs.looking import look_at
 from hwnas.latency.table import LatencyTable
@@ -237,8 +236,7 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
             assert table is not None, "it was opened for this"
             there = _prove(run, bundle, table, test, network, device, report)
             if path.exists():
-                numbered = (path.with_name(f"report-{n}.json") for n in itertools.count(1))
-                path.rename(next(p for p in numbered if not p.exists()))
+                set_aside(path)
             records.save(path, there, indent=1)
         if not _has(there, settings.inference):
             more = _evaluated(network, test, settings.inference, device, report)
