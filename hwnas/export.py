@@ -14,6 +14,7 @@ from hwnas.data.base import CLASSIFICATION, SegmentationData, task_of
 from hwnas.errors import HwnasError
 from hwnas.files import sha256, write_atomic
 from hwnas.images import normalise
+from hwnas.learn.device import Context
 from hwnas.learn.weights import check_weights, read_weights
 from hwnas.ops.layers import Linear, Resize
 from hwnas.ops.onnx_graph import OPSET, export_network
@@ -43,6 +44,23 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     weights = read_weights(path)
     check_weights(path, weights, network)
     network.load_state_dict(weights)
+
+
+def load_trained(space: Space, arch: Architecture, weights: Path, device: torch.device) -> torch.nn.Module:
+    """Return a trained network on a device, to give scores.
+
+    Args:
+        space: At the deployment scale.
+        arch: Complete.
+        weights: Made by training.
+        device: Where it computes.
+
+    Raises:
+        HwnasError: If the weights cannot be used, see `load_weights`.
+    """
+    network = space.build(arch, form="deploy")
+    load_weights(network, weights)
+    return Context(device).module(network).eval()
 
 
 def ending(traced: Trace, kind: str) -> Trace:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,6 +115,12 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to the first name with a number that is free: ``report.json`` to ``report-1.json``."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(1))
+    path.rename(next(p for p in numbered if not p.exists()))
 
 
 def may_be_file(name: str) -> bool:

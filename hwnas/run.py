@@ -161,7 +161,7 @@ class Run:
         Raises:
             HwnasError: If there is no such run.
         """
-        stored_settings = self._stored()
+        stored_settings = self.stored
         if stored_settings is not None:
             return replace(stored_settings, **self._asked)
         if not self._asked:
@@ -169,14 +169,11 @@ class Run:
             raise HwnasError(f"there is no run {self.name!r} here (runs: {there}); make one with: hwnas profile RECIPE")
         return Settings(**self._asked)
 
-    def _stored(self) -> Settings | None:
-        path = self.folder / "run.json"
-        return FILE.load(path, Settings) if is_there(path) else None
-
     @property
     def stored(self) -> Settings | None:
         """What ``run.json`` says; None without one."""
-        return self._stored()
+        path = self.folder / "run.json"
+        return FILE.load(path, Settings) if is_there(path) else None
 
     def ask(
         self,
@@ -200,7 +197,7 @@ class Run:
             DataError: If another dataset lies there.
             HwnasError: If one differs from what the run was made with, or there is no such recipe.
         """
-        own = self._stored()
+        own = self.stored
         if recipe is not None:
             self._ask_recipe(own, recipe)
         if overrides:
@@ -245,7 +242,7 @@ class Run:
             DataError: If the data cannot be used.
         """
         place = self.settings.data
-        if place is None or self._stored() is not None or CLASSES in (self.settings.overrides or {}):
+        if place is None or self.stored is not None or CLASSES in (self.settings.overrides or {}):
             return
         if setting := classes_of(self.recipe, place):
             self._override(None, setting)
@@ -313,13 +310,13 @@ class Run:
     @property
     def has_moved(self) -> bool:
         """Whether the data were named at another place than ``run.json`` says."""
-        own = self._stored()
+        own = self.stored
         return own is not None and own.data not in (None, self.settings.data)
 
     @property
     def uncommitted(self) -> bool:
         """Whether something was asked for that ``run.json`` does not say."""
-        return self._stored() != self.settings
+        return self.stored != self.settings
 
     def name_of(self, data: SegmentationData) -> str:
         """Return what a split goes by in checkpoints: the same wherever the data lie now."""
@@ -401,7 +398,7 @@ class Run:
         if (task.name, classes) != (space.task, space.classes):
             instead = f"take another recipe or --data {recipe.needs}"
             if task.name == space.task:
-                new = "with --run NAME" if self._stored() is not None else f"without --set {CLASSES}"
+                new = "with --run NAME" if self.stored is not None else f"without --set {CLASSES}"
                 instead = f"a table and its networks are for one number of classes: give these data a run {new}"
             raise DataError(
                 f"the recipe {recipe.name} is for {space.task} into {space.classes} classes, {data.name} for "
@@ -411,7 +408,7 @@ class Run:
 
     def _gone(self, place: str) -> None:
         """Refuse data that were there when the run was made, and are not any more."""
-        stored_settings = self._stored()
+        stored_settings = self.stored
         if stored_settings is None or stored_settings.data != place or is_drawn(place):
             return
         if not Path(place).expanduser().exists():

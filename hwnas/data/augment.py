@@ -24,8 +24,6 @@ else:
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 # From a sample and a generator to a normalised image float32 (3, height, width) and its label.
 Prepare = Callable[[Sample, np.random.Generator], tuple[NDArray[np.float32], NDArray[np.uint8]]]
-# Draws from a generator what the preparation of a sample draws, without preparing it.
-Skip = Callable[[Sample, np.random.Generator], object]
 
 PAD = 4  # pixels on each side of an image that is classified, before it is cropped (DARTS, appendix A.2)
 
@@ -78,9 +76,8 @@ class BatchSource:
         batch: Samples a batch.
         size: (height, width) of the batches.
         seed: Of order and augmentation.
-        augment: Rescale, crop, flip and jitter as `STANDARD`; without it, samples of another size are resized.
+        augment: Rescale, crop, flip and jitter; True as `STANDARD`. Without it, samples of another size are resized.
         prepare: What is done to each sample instead, its generator shared by those of a batch.
-        skip: What is done to samples before those that are asked for by `part`; without it they are prepared.
 
     Raises:
         DataError: If there are no indices, one is outside the dataset or occurs twice, or a number is out of range.
@@ -93,9 +90,8 @@ class BatchSource:
         batch: int,
         size: tuple[int, int],
         seed: int,
-        augment: bool = True,
+        augment: bool | Augmentation | None = True,
         prepare: Prepare | None = None,
-        skip: Skip | None = None,
     ) -> None:
         if batch < 1:
             raise DataError(f"expected a batch of at least 1, got {batch}; choose a larger one")
@@ -109,9 +105,10 @@ class BatchSource:
         self.batch = batch
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        how = STANDARD if augment else None
+        how = STANDARD if augment is True else augment or None
         self.prepare: Prepare = prepare or partial(_prepare_map, data, self.size, how)
-        self.skip: Skip = skip or (self.prepare if prepare else partial(_skip_map, self.size, how))
+        # Draws what is drawn for a sample before those that `part` is asked for.
+        self.skip: Callable[[Sample, np.random.Generator], object] = prepare or partial(_skip_map, self.size, how)
 
     def order(self, epoch: int) -> list[int]:
         """Return the indices in the order of epoch number `epoch`, from 0."""
@@ -188,8 +185,7 @@ def batch_source(
         return BatchSource(data, indices, batch, size, seed, prepare=partial(_prepare_image, data, size, how))
     if how is not None and how.cutout:
         raise DataError(f"expected a cutout of 0 for {data.name}, where every pixel has a label, got {how.cutout}")
-    prepare, skip = partial(_prepare_map, data, size, how), partial(_skip_map, size, how)
-    return BatchSource(data, indices, batch, size, seed, prepare=prepare, skip=skip)
+    return BatchSource(data, indices, batch, size, seed, how)
 
 
 def _skip_map(size: tuple[int, int], how: Augmentation | None, sample: Sample, rng: np.random.Generator) -> None:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from hwnas.data.base import SPLITS, SegmentationData
 from hwnas.data.drawn import Drawn
+from hwnas.data.labels import Entry
 from hwnas.data.registry import open_dataset, registered_datasets
 from hwnas.errors import DataError
 from hwnas.files import sha256
@@ -17,20 +17,9 @@ from hwnas.files import sha256
 LEAST = (32, 32)  # (height, width) a split is opened at where no sample is looked at
 
 
-class Entry(Protocol):
-    """A sample of a split that lies in files: its name, its image and its label."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def image(self) -> Path: ...  # noqa: D102
-    @property
-    def label(self) -> Path | None: ...  # noqa: D102
-
-
 def files_of(data: SegmentationData) -> Sequence[Entry]:
     """Return the files of each sample; none where a split is drawn, or is held by one file."""
-    entries: Sequence[Entry] = getattr(data, "entries", None) or getattr(data, "_entries", None) or ()
+    entries: Sequence[Entry] = getattr(data, "entries", None) or ()
     return entries if all(hasattr(e, "image") and hasattr(e, "label") for e in entries[:1]) else ()
 
 

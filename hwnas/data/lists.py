@@ -24,6 +24,24 @@ VAL_SHARE = TEST_SHARE = 0.1  # where a folder does not say what its splits are
 _COLUMNS = re.compile(r"^(.+?\.(?:jpe?g|png|webp|bmp|tiff?))[\s,]+(\S.*\.png)$", re.IGNORECASE)
 
 
+def read_text(path: Path, named: str, remedy: str) -> str:
+    """Return a text file.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        named: What messages call it.
+        remedy: What to do about it, for messages.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
+        raise DataError(f"cannot read {named}: {reason}; {remedy}") from e
+
+
 def read_lines(path: Path, hint: str) -> list[str]:
     """Return the lines of a text file that are not blank, without the blanks about them, of any system's line ends.
 
@@ -34,11 +52,7 @@ def read_lines(path: Path, hint: str) -> list[str]:
     Raises:
         DataError: If it cannot be read or is empty.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-        raise DataError(f"cannot read the list {path}: {reason}; write {hint} into it") from e
+    text = read_text(path, f"the list {path}", f"write {hint} into it")
     # splitlines would also split at characters that names may have
     lines = [stripped for line in re.split(r"\r\n|\n|\r", text) if (stripped := line.strip())]
     if not lines:

@@ -129,10 +129,9 @@ def open_dataset(
         DataError: If there is no such dataset or split, or the folder is not laid out as expected.
     """
     check_split(split)
-    name = layout_of(name_or_folder)
-    if name in _DRAWN and name == name_or_folder:
-        return _DRAWN[name](split, size, seed=seed, length=length)
-    make = _LAYOUTS[name].make
+    if name_or_folder in _DRAWN:
+        return _DRAWN[name_or_folder](split, size, seed=seed, length=length)
+    make = _LAYOUTS[layout_of(name_or_folder)].make
     # Not every layout has label maps.
     own = {"own_labels": True} if own_labels and "own_labels" in inspect.signature(make).parameters else {}
     return make(Path(name_or_folder).expanduser(), split, size, length=length, **own)

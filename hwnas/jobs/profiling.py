@@ -100,7 +100,7 @@ def _is_begun(folder: Path) -> bool:
 
     The plan itself comes last: a folder that has one is somebody's.
     """
-    made = {"assembly.json", *("ops", "nets")}
+    made = {"assembly.json", "ops", "nets"}
     files = [p for p in folder.rglob("*") if not p.is_dir()]
     return all(p.name in made or p.suffix in (".onnx", ".tmp") for p in files) and all(
         p.name in made or p.suffix == ".tmp" for p in folder.iterdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hwnas import checkpoint, records
 from hwnas.data import SegmentationData
 from hwnas.derived import Demands, Derived
 from hwnas.errors import HwnasError, MissingOp, check_ranges, not_below
+from hwnas.files import set_aside
 from hwnas.jobs.deriving import DeriveResult, decide, derive_into, open_contest
 from hwnas.jobs.findings import read_stage, stored_findings
 from hwnas.jobs.inputs import (
@@ -212,8 +212,7 @@ def _extend(run: Run, trials: int) -> None:
     run.ask(overrides={f"{stage.name}.steps": str(trials)}, late=(stage.name,))
     if done.exists():
         run.commit()
-        number = next(n for n in count_from(1) if not (run.folder / f"arch-{n}.json").exists())
-        done.rename(run.folder / f"arch-{number}.json")
+        set_aside(done)
 
 
 def _take_part(run: Run, settings: SearchSettings, world: World) -> SearchResult:

@@ -157,23 +157,23 @@ def survey(settings: SurveySettings, report: Reporter = SILENT) -> SurveyResult:
         raise HwnasError(f"{out} is there already; name another file, or add --overwrite")
     splits, missing = _read(place, settings.images or IMAGES, report)
     unusable, odd = _findings(splits, missing, report)
+    surveys = tuple(map(_survey_of, splits))
     classes = splits[0].data.classes if splits else None
     sheet = None
     if splits and not there and (tiles := _tiles(splits)):
         assert classes is not None
-        shares = _survey_of(splits[0]).shares
         counts = ", ".join(f"{len(s.data)} {s.name}" for s in splits)
         title = f"{called}: {counts} images, {len(classes)} classes"
         segments = task_of(splits[0].data) is SEGMENTATION
         what = f"share of the labelled {'pixels' if segments else 'images'} of {splits[0].name}"
-        save_sheet(out, tiles, Legend(classes, shares, what, void=segments), title)
+        save_sheet(out, tiles, Legend(classes, surveys[0].shares, what, void=segments), title)
         sheet = out
     return SurveyResult(
         settings.place,
         layout,
         task_of(splits[0].data) if splits else None,
         classes,
-        tuple(map(_survey_of, splits)),
+        surveys,
         tuple(unusable),
         tuple(odd),
         sheet,

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hwnas.data import SegmentationData
 from hwnas.errors import HwnasError
-from hwnas.export import load_weights
+from hwnas.export import load_trained
 from hwnas.files import sha256
 from hwnas.learn.distill import Distillation, Network, OnnxTeacher, Renormalised
 from hwnas.learn.settings import TrainConfig
@@ -71,9 +70,7 @@ def _network_of(teacher: Run, weights: Path, data: SegmentationData, device: tor
             f"the teacher {teacher.name!r} has other classes: {other}, those of {data.name} are {own}; take a run that "
             "was trained on the same"
         )
-    network: nn.Module = teacher.space(derived).build(derived.architecture, form="deploy")
-    load_weights(network, weights)
-    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = load_trained(teacher.space(derived), derived.architecture, weights, device)
     if (theirs.mean, theirs.std) == (data.mean, data.std):
         return network
     return Renormalised(network, data, theirs, device)

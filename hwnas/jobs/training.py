@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hwnas.data import SegmentationData
+from hwnas.derived import Derived
 from hwnas.errors import HwnasError
 from hwnas.files import canonical_json
 from hwnas.jobs.inputs import read_all, settle_data
@@ -103,33 +107,19 @@ def _train(run: Run, settings: TrainSettings, report: Reporter, world: World) ->
             raise HwnasError(
                 f"{folder} has no checkpoint.pt to go on from; leave out --steps, or remove it to train anew"
             )
-        recipe = run.seeded_recipe
         data, val = (read_all(run.data(split), report) for split in ("train", "val"))
         look_at(run, {"train": data, "val": val}, report, also=("test",))
         run.identify()
         device = world.device(settings.device)
         made_with = {"arch": derived.architecture.id, "scale": derived.scale.to_json(), "data": run.name_of(data)}
-        with ExitStack() as stack:
-            own = replace(recipe.train, batch=world.share(recipe.train.batch, "a training"))
-            teacher, taught_by = stack.enter_context(open_teacher(run, own, data, device))
-            training = Training(
-                run.space(derived),
-                derived.architecture,
-                recipe.train,
-                data,
-                device,
-                settings.workers,
-                teacher,
-                steps=settings.steps,
-                world=world,
-            )
+        with _open_training(run, settings, derived, data, device, world) as (training, taught_by):
             made_with |= {} if taught_by is None else {"teacher": taught_by}
             made_with |= _begin_with(training, run, settings, report)
-            log = stack.enter_context(_open_log(run, settings))
-            settle_data(run, report)  # and what was set, now that it has proved good
-            world.order("train")
-            with report.bar("train", training.steps) as update:
-                best = train_network(training, val, folder, made_with, log, update)
+            with _open_log(run, settings) as log:
+                settle_data(run, report)  # and what was set, now that it has proved good
+                world.order("train")
+                with report.bar("train", training.steps) as update:
+                    best = train_network(training, val, folder, made_with, log, update)
         return TrainResult(weights, training.task.title, best, title(device), training.best_step, training.steps)
 
 
@@ -137,23 +127,33 @@ def _take_part(run: Run, settings: TrainSettings, world: World) -> TrainResult:
     """Train what the process of rank 0 trains; of the run folder files are read only."""
     for _ in world.orders():
         set_training(run, settings.overrides)
-        recipe, derived = run.seeded_recipe, run.derived()
+        derived = run.derived()
         data, val, device = run.data("train"), run.data("val"), world.device(settings.device)
-        own = replace(recipe.train, batch=world.share(recipe.train.batch, "a training"))
-        with open_teacher(run, own, data, device) as (teacher, _):
-            training = Training(
-                run.space(derived),
-                derived.architecture,
-                recipe.train,
-                data,
-                device,
-                settings.workers,
-                teacher,
-                steps=settings.steps,
-                world=world,
-            )
+        with _open_training(run, settings, derived, data, device, world) as (training, _):
             follow(training, val)
     return TrainResult(run.folder / "train" / "model.safetensors")
+
+
+@contextmanager
+def _open_training(
+    run: Run, settings: TrainSettings, derived: Derived, data: SegmentationData, device: torch.device, world: World
+) -> Iterator[tuple[Training, str | None]]:
+    """Open the training of a run's network with its teacher; yield it and the SHA-256 of the teacher's file."""
+    config = run.seeded_recipe.train
+    own = replace(config, batch=world.share(config.batch, "a training"))
+    with open_teacher(run, own, data, device) as (teacher, taught_by):
+        training = Training(
+            run.space(derived),
+            derived.architecture,
+            config,
+            data,
+            device,
+            settings.workers,
+            teacher,
+            steps=settings.steps,
+            world=world,
+        )
+        yield training, taught_by
 
 
 def _begin_with(training: Training, run: Run, settings: TrainSettings, report: Reporter) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from hwnas import records
 from hwnas.data import CLASSIFICATION, SEGMENTATION, SegmentationData, Task, task_of
 from hwnas.errors import DataError, HwnasError
-from hwnas.export import ending, load_weights
-from hwnas.files import sha256
+from hwnas.export import ending, load_trained
+from hwnas.files import set_aside, sha256
 from hwnas.jobs.inputs import open_table, read_all, references_for, settle_data
 from hwnas.jobs.looking import look_at
 from hwnas.latency.table import LatencyTable
-from hwnas.learn.device import AUTO, Context, open_device, title
+from hwnas.learn.device import AUTO, open_device, title
 from hwnas.learn.evaluation import PLAIN, Inference, as_labels, evaluate
 from hwnas.metrics import BoundaryIoU, ConfusionMatrix, by_class, score_of
 from hwnas.progress import SILENT, Reporter
@@ -232,13 +231,12 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
             raise HwnasError(
                 f"{bundle.folder} was exported from other weights than {weights}; remove it and export again"
             )
-        network = _network(run, weights, device)
+        network = load_trained(run.space(derived), derived.architecture, weights, device)
         if there is None:
             assert table is not None, "it was opened for this"
             there = _prove(run, bundle, table, test, network, device, report)
             if path.exists():
-                numbered = (path.with_name(f"report-{n}.json") for n in itertools.count(1))
-                path.rename(next(p for p in numbered if not p.exists()))
+                set_aside(path)
             records.save(path, there, indent=1)
         if not _has(there, settings.inference):
             more = _evaluated(network, test, settings.inference, device, report)
@@ -250,14 +248,6 @@ def validate(run: Run, settings: ValidateSettings = ValidateSettings(), report: 
 def _has(report: Report, inference: Inference) -> bool:
     """Tell whether a report says how the network does under an inference; the plain one is that of the file."""
     return inference.plain or any(e.inference == inference for e in report.evaluated)
-
-
-def _network(run: Run, weights: Path, device: torch.device) -> torch.nn.Module:
-    """Return the trained network of a run in torch, which gives scores."""
-    derived = run.derived()
-    network = run.space(derived).build(derived.architecture, form="deploy")
-    load_weights(network, weights)
-    return Context(device).module(network).eval()
 
 
 def _open_test(run: Run) -> SegmentationData:

@@ -86,7 +86,6 @@ class Cifar10:
         split: ``"train"``, ``"val"`` (the last tenth of the training images) or ``"test"``.
         size: (height, width) to resize to where it is not 32x32.
         length: Use only the first so many; all of them if None.
-        own_labels: Changes nothing: labels have no size.
 
     Raises:
         DataError: If a file is missing, damaged or not of CIFAR-10, or has fewer images than `length`.
@@ -96,9 +95,7 @@ class Cifar10:
     mean = (0.49139968, 0.48215827, 0.44653124)  # of the training images, as in the public DARTS code, utils.py
     std = (0.24703233, 0.24348505, 0.26158768)
 
-    def __init__(
-        self, path: Path, split: str, size: tuple[int, int], length: int | None = None, own_labels: bool = False
-    ) -> None:
+    def __init__(self, path: Path, split: str, size: tuple[int, int], length: int | None = None) -> None:
         self.split = check_split(split)
         self.size = check_size(size)
         self.name = f"cifar10/{split}"

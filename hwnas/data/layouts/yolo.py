@@ -19,7 +19,7 @@ from hwnas.data.base import IGNORE_LABEL, SPLITS, ClassList
 from hwnas.data.classfile import TEXT, read_names
 from hwnas.data.descriptor import Descriptor, Split, folder_layout
 from hwnas.data.labels import Entry, colour_map
-from hwnas.data.lists import IMAGE_ENDINGS, SPLIT_NAMES, Files, has_files, read_lines, some
+from hwnas.data.lists import IMAGE_ENDINGS, SPLIT_NAMES, Files, has_files, read_lines, read_text, some
 from hwnas.data.polygons import BACKGROUND, Shape, paint
 from hwnas.errors import DataError
 
@@ -45,11 +45,7 @@ class OutlineFiles:
         """
         if entry.label is None:
             return np.zeros(size, np.uint8)
-        try:
-            text = entry.label.read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
-            reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-            raise DataError(f"cannot read {entry.label}: {reason}; replace the file") from e
+        text = read_text(entry.label, str(entry.label), "replace the file")
         lines = [(k, line) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
         return paint([self._shape(f"{entry.label} line {k}", line, size) for k, line in lines], size)
 
