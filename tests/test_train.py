@@ -228,7 +228,7 @@ class TestResume:
             def miou(self) -> float:
                 return next(scores)
 
-        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images, device: Scored())
+        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images, device, world: Scored())
         best = train(t, val, tmp_path, SETTINGS, StepLog(tmp_path / "train.jsonl"))
         assert [m for m, _ in seen] == [0.2, 0.5, 0.5]
         assert best == 0.5

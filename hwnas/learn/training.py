@@ -30,7 +30,7 @@ from hwnas.learn.scaling import LossScaler
 from hwnas.learn.schedule import learning_rate
 from hwnas.learn.settings import TrainConfig
 from hwnas.learn.weights import read_weights, write_weights
-from hwnas.metrics import ConfusionMatrix, score_of
+from hwnas.metrics import score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.ops.synced import synchronise
 from hwnas.problem import Architecture
@@ -191,22 +191,14 @@ class Training:
     def judge(self, val: SegmentationData) -> float:
         """Evaluate on val, keep the weights if they are the best so far, and return the score of the task."""
         network = self.judged.eval()
-        set_drop_path(network, 0.0)
         batches = (self.context.batch(tensors(self.batches(k)))[0] for k in range(self.config.recalibrate))
         with recalibrated(network, batches) if self.config.recalibrate else nullcontext():
-            score = score_of(self._evaluated(network, val), self.task)
+            confusion = evaluate(network, val, device=self.context.device, world=self.world)
+            score = score_of(confusion, self.task)
             if score > self.best_score:
                 self.best_score, self.best_step = score, self.step
                 self.best = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         return score
-
-    def _evaluated(self, network: nn.Module, val: SegmentationData) -> ConfusionMatrix:
-        """Evaluate on val, a part of it in each process."""
-        if not self.world.shared:
-            return evaluate(network, val, device=self.context.device)
-        out = evaluate(network, val, device=self.context.device, part=self.world.part)
-        out.counts[:] = self.world.total(torch.from_numpy(out.counts)).cpu().numpy()
-        return out
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from; batches are functions of the step."""
