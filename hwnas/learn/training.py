@@ -145,7 +145,7 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """Do one step and return its number and its loss, a tensor (); nothing is read from the device."""
-        c = self.config
+        c, parameters = self.config, self._parameters()
         set_learning_rate(self.optimizer, learning_rate(c, self.step, self.steps))
         set_drop_path(self.net, c.drop_path * self.step / self.steps, self.world.part)
         self.net.train()
@@ -153,10 +153,10 @@ class Training:
             layer.eval()
         self.optimizer.zero_grad()
         losses = [self._backward(self.step * c.accumulate + k) for k in range(c.accumulate)]
-        self.world.reduce_gradients(self._parameters())
+        self.world.reduce_gradients(parameters)
         if self.scaler is not None:
-            self.scaler.unscale(self._parameters())
-        clip(self._parameters(), c.clip)
+            self.scaler.unscale(parameters)
+        clip(parameters, c.clip)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
