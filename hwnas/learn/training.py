@@ -19,7 +19,7 @@ from hwnas.errors import HwnasError
 from hwnas.learn import loop
 from hwnas.learn.average import averaged, norms, recalibrated
 from hwnas.learn.batches import Batches
-from hwnas.learn.compiled import compiled
+from hwnas.learn.compiled import compiled, forward_of
 from hwnas.learn.device import CPU, Context, title
 from hwnas.learn.distributed import ALONE, World
 from hwnas.learn.evaluation import evaluate
@@ -110,7 +110,8 @@ class Training:
         self._frozen = norms(self.net, HEAD) if config.freeze_norm else []
         for p in [p for layer in self._frozen for p in layer.parameters()]:
             p.requires_grad = False
-        self._forward = compiled(self.net, self.auxiliary, device) if config.compile else self._computed
+        forward = forward_of(self.net, self.auxiliary)
+        self._forward = compiled(forward, device) if config.compile else forward
         self.teacher = teacher
         batches = batch_source(data, range(len(data)), config.batch, config.crop, config.seed, config.augmentation)
         self.batches = world.source(batches)
@@ -162,13 +163,6 @@ class Training:
             self.averaged.update_parameters(self.net)
         self.step += 1
         return {"step": self.step - 1, "loss": self.world.total(sum(losses[1:], losses[0]))}
-
-    def _computed(self, images: Tensor) -> list[Tensor]:
-        """Return the scores of the network, and of the auxiliary head where there is one."""
-        if self.auxiliary is None:
-            return [self.net(images)]
-        scores, tap = self.net.with_auxiliary(images)  # type: ignore[operator]
-        return [scores, self.auxiliary(images, tap)]
 
     def _backward(self, number: int) -> Tensor:
         """Add the gradients of batch `number` to those there are, and return its share of the loss, ().
