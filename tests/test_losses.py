@@ -225,7 +225,7 @@ class TestDistillation:
         for _ in range(20):
             optimizer.zero_grad()
             value = loss(images, scores)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             optimizer.step()
             values.append(number(value))
         assert values == sorted(values, reverse=True)
@@ -237,5 +237,5 @@ class TestDistillation:
         scores = batch()[0].float()
         a, b = (Distillation(lambda images, t=t: t, 1.0, 1.0)(torch.zeros(2, 3, 6, 5), scores) for t in (small, big))
         assert number(a) == number(b)
-        a.backward()  # type: ignore[no-untyped-call]
+        a.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         assert small.grad is None

@@ -45,7 +45,7 @@ def check_compiler(device: torch.device) -> None:
     """
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
-    except Exception as e:
+    except Exception as e:  # of what types depends on the device and on torch's version
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         why = next(
             (line for line in lines if " compiler" in line or "triton" in line.lower()), lines[0] if lines else repr(e)
