@@ -53,9 +53,8 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
     fallback = dict(zip(names, ("", "", environment["RANK"], environment["WORLD_SIZE"]), strict=True))
     given = {name: environment.get(name, fallback[name]) for name in names}
     try:
-        return Ranks(*(int(text) for text in given.values()))
-    except HwnasError:
-        raise
+        numbers = [int(text) for text in given.values()]
     except ValueError as e:
         said = ", ".join(f"{name}={text!r}" for name, text in given.items())
         raise HwnasError(f"expected whole numbers that torchrun sets, got {said}; start with torchrun") from e
+    return Ranks(*numbers)

@@ -21,7 +21,7 @@ from hwnas.learn.distributed import ALONE, World
 from hwnas.ranks import Ranks, ranks_here
 from hwnas.steplog import StepLog
 from tests.distributed_cases import CASES, Values, Word
-from tests.verbs import RECIPE, done
+from tests.verbs import RECIPE, done, losses, untrain
 
 ROOT = Path(__file__).parents[1]
 MODEL = Path("train/model.safetensors")
@@ -98,14 +98,7 @@ def test_two_processes_compute_what_one_does(case: str, of_two: dict[str, Values
 @pytest.fixture
 def untrained(finished: Path) -> Path:
     """A run that is searched; ``one`` beside it was trained in one process."""
-    shutil.copytree(finished, finished.with_name("one"))
-    shutil.rmtree(finished / "train")
-    (finished / "train.jsonl").unlink()
-    return finished
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in StepLog(run / "train.jsonl").read()]
+    return untrain(finished, "one")
 
 
 def one_line(processes: Processes, match: str) -> None:

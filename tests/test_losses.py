@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hwnas.data import IGNORE_LABEL, ClassList, Sample, Shapes
+from hwnas.data import IGNORE_LABEL, Shapes
 from hwnas.data.base import CLASSIFICATION, SEGMENTATION
 from hwnas.errors import DataError, HwnasError
 from hwnas.learn.distill import Distillation
@@ -28,6 +28,7 @@ from hwnas.learn.losses import (
     weights_of,
 )
 from hwnas.learn.settings import TrainConfig
+from tests.fixed import Fixed
 
 CONFIG = TrainConfig(steps=1, batch=1, crop=(6, 5), class_weights="none")
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0])
@@ -165,31 +166,11 @@ class TestEvery:
         assert both == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Labels as given, on black images."""
-
-    labels: tuple[NDArray[Any], ...]
-    n_classes: int
-    name: str = "labels/train"
-    mean: tuple[float, float, float] = (0.5, 0.4, 0.3)
-    std: tuple[float, float, float] = (0.2, 0.3, 0.4)
-
-    @property
-    def classes(self) -> ClassList:
-        return ClassList(tuple(f"class {i}" for i in range(self.n_classes)), ((0, 0, 0),) * self.n_classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        label = self.labels[index].astype(np.uint8)
-        return Sample(np.zeros((*label.shape, 3), np.uint8), label, str(index))
-
-
 class TestClassWeights:
     #: class 0: 4 of 8 pixels; 1: 3 of 8; 2: 1 of the 4 pixels of the second image; 3: nowhere
-    DATA = Labels((np.array([[0, 0], [0, 1]]), np.array([[0, 1, IGNORE_LABEL], [1, 2, IGNORE_LABEL]])), 4)
+    DATA = Fixed(
+        (np.array([[0, 0], [0, 1]]), np.array([[0, 1, IGNORE_LABEL], [1, 2, IGNORE_LABEL]])), 4, "labels/train"
+    )
 
     def test_median_frequency_by_hand(self) -> None:
         frequency = np.array([4 / 8, 3 / 8, 1 / 4])
@@ -219,7 +200,7 @@ class TestClassWeights:
 
     def test_no_labels(self) -> None:
         with pytest.raises(DataError, match="got void pixels only"):
-            balanced_weights(Labels((np.full((2, 2), IGNORE_LABEL),), 2))
+            balanced_weights(Fixed((np.full((2, 2), IGNORE_LABEL),), 2))
 
 
 class TestDistillation:
@@ -244,7 +225,7 @@ class TestDistillation:
         for _ in range(20):
             optimizer.zero_grad()
             value = loss(images, scores)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             optimizer.step()
             values.append(number(value))
         assert values == sorted(values, reverse=True)
@@ -256,5 +237,5 @@ class TestDistillation:
         scores = batch()[0].float()
         a, b = (Distillation(lambda images, t=t: t, 1.0, 1.0)(torch.zeros(2, 3, 6, 5), scores) for t in (small, big))
         assert number(a) == number(b)
-        a.backward()  # type: ignore[no-untyped-call]
+        a.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         assert small.grad is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import swa_utils
 
 from hwnas import checkpoint, records
-from hwnas.data import IGNORE_LABEL, ClassList, Sample, SegmentationData, Synthetic
+from hwnas.data import IGNORE_LABEL, Sample, SegmentationData, Synthetic
 from hwnas.errors import DataError, HwnasError
 from hwnas.images import normalise
 from hwnas.learn.average import decay_of
@@ -30,6 +30,7 @@ from hwnas.learn.training import Training, train
 from hwnas.learn.weights import check_weights, digest, read_weights, write_weights
 from hwnas.spaces import Scale, darts_space, sample
 from hwnas.steplog import StepLog
+from tests.fixed import Fixed
 
 SIZE = (32, 48)
 SPACE = darts_space(Scale(4, 3, SIZE), 11, nodes=2, head_channels=8)
@@ -47,28 +48,6 @@ def data() -> SegmentationData:
 @pytest.fixture(scope="module")
 def val() -> SegmentationData:
     return Synthetic("val", SIZE, length=3)
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Labels as given, and images whose red channel tells the label."""
-
-    labels: tuple[np.ndarray, ...]
-    n_classes: int
-    name: str = "fixed/train"
-    mean: tuple[float, float, float] = (0.5, 0.4, 0.3)
-    std: tuple[float, float, float] = (0.2, 0.3, 0.4)
-
-    @property
-    def classes(self) -> ClassList:
-        return ClassList(tuple(f"class {i}" for i in range(self.n_classes)), ((0, 0, 0),) * self.n_classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        label = self.labels[index].astype(np.uint8)
-        return Sample(np.stack([np.where(label == IGNORE_LABEL, 0, label)] * 3, axis=-1) * 20, label, str(index))
 
 
 class TestClassWeights:
@@ -249,7 +228,7 @@ class TestResume:
             def miou(self) -> float:
                 return next(scores)
 
-        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images, device: Scored())
+        monkeypatch.setattr("hwnas.learn.training.evaluate", lambda network, images, device, world: Scored())
         best = train(t, val, tmp_path, SETTINGS, StepLog(tmp_path / "train.jsonl"))
         assert [m for m, _ in seen] == [0.2, 0.5, 0.5]
         assert best == 0.5
@@ -409,7 +388,8 @@ class TestAverage:
         plain.judge(val)
         t.judge(val)
         assert same_weights(plain, t)
-        swa_utils.update_bn([tensors(t.batches(k))[0] for k in range(3)], plain.judged)  # type: ignore[no-untyped-call]
+        batches = [tensors(t.batches(k))[0] for k in range(3)]
+        swa_utils.update_bn(batches, plain.judged)  # type: ignore[no-untyped-call]  # torch has no types for it
         own = plain.judged.state_dict()
         for k, v in t.best.items():
             if not k.endswith("num_batches_tracked"):
@@ -527,7 +507,7 @@ class TestWeights:
             try:
                 got = read_weights(path)
             except HwnasError as e:
-                assert "damaged" in str(e)  # noqa: PT017
+                assert "damaged" in str(e)  # noqa: PT017 - or nothing is raised, below
             else:  # a byte of the key that the checksum has in the file, or a blank
                 assert {k: v.tolist() for k, v in got.items()} == {k: v.tolist() for k, v in state.items()}
                 spared += 1

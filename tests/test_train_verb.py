@@ -14,9 +14,8 @@ from hwnas.jobs.teaching import open_teacher
 from hwnas.jobs.training import TrainSettings
 from hwnas.learn.weights import read_weights, write_weights
 from hwnas.run import Run
-from hwnas.steplog import StepLog
 from tests.test_verb_errors import refused
-from tests.verbs import RECIPE, done
+from tests.verbs import RECIPE, done, losses, untrain
 
 MODEL = Path("train/model.safetensors")
 SIZE = (48, 64)  # that the recipe's networks are exported at
@@ -26,14 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def untrained(finished: Path) -> Path:
     """A run that is searched but not trained, beside the run ``teacher``, which is."""
-    shutil.copytree(finished, finished.with_name("teacher"))
-    shutil.rmtree(finished / "train")
-    (finished / "train.jsonl").unlink()
-    return finished
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in StepLog(run / "train.jsonl").read()]
+    return untrain(finished, "teacher")
 
 
 def test_settings_after_the_search_are_the_run_s(untrained: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from hwnas.cli import main
 from hwnas.files import read_json
 from hwnas.records import signed, text_of
+from hwnas.steplog import StepLog
 
 RECIPE = "darts-tiny"
 CLI = (sys.executable, "-m", "hwnas")
@@ -77,6 +78,19 @@ def do_job(folder: Path, commands: list[tuple[str, ...]], keep: Path | None = No
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Return what a folder holds: content of files, None for folders."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def untrain(run: Path, whole: str) -> Path:
+    """Undo the training of a run, and return its folder; what it was goes on as the run `whole` beside it."""
+    shutil.copytree(run, run.with_name(whole))
+    shutil.rmtree(run / "train")
+    (run / "train.jsonl").unlink()
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    """Return the losses of the steps of a training."""
+    return [line["loss"] for line in StepLog(run / "train.jsonl").read()]
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -61,9 +61,9 @@ class Session(Protocol):
     """A loaded ONNX file: `hwnas.runtime.engines.onnxruntime.open_onnx`."""
 
     @property
-    def inputs(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
+    def inputs(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102 - see there
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...  # noqa: D102
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...  # noqa: D102 - see there
 
 
 class OnnxTeacher:

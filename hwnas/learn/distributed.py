@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # it imports them where it is built in
 from torch.distributed.rendezvous import rendezvous
 
 from hwnas.data.augment import BatchSource

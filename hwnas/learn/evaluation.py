@@ -17,6 +17,7 @@ from hwnas.data.base import CLASSIFICATION, SEGMENTATION, SegmentationData, Task
 from hwnas.errors import HwnasError, check_ranges
 from hwnas.images import normalise, resize_labels
 from hwnas.learn.device import CPU, Context, read
+from hwnas.learn.distributed import ALONE, World
 from hwnas.metrics import ConfusionMatrix, Measure
 from hwnas.ops.layers import resized
 from hwnas.progress import Update, ignore
@@ -182,7 +183,7 @@ def evaluate(
     device: torch.device = CPU,
     inference: Inference = PLAIN,
     measures: Sequence[Measure] = (),
-    part: tuple[int, int] = (0, 1),
+    world: World = ALONE,
 ) -> ConfusionMatrix:
     """Run a network over a whole split: one image at a time at its own size, or `EVALUATED` where they are classified.
 
@@ -195,8 +196,8 @@ def evaluate(
         update: Told after each batch.
         device: Where the network computes; labels are read once for each batch.
         inference: How scores of label maps are computed.
-        measures: Told all predictions with their labels, beside the confusion that is returned.
-        part: Which part of the split, of how many: the sum of their confusions is that of the split.
+        measures: Told all predictions of this process with their labels, beside the confusion that is returned.
+        world: The processes that share the split; the confusion is that of all of it.
 
     Raises:
         HwnasError: If `inference` asks for scores that the network or the task does not have.
@@ -205,7 +206,7 @@ def evaluate(
     inference.check(task)
     n = EVALUATED if task is CLASSIFICATION else 1
     with torch.no_grad():
-        for first in range(n * part[0], len(data), n * part[1]):
+        for first in range(n * world.rank, len(data), n * world.size):
             samples = [data[i] for i in range(first, min(first + n, len(data)))]
             images = context.tensor(
                 torch.from_numpy(np.stack([normalise(s.image, data.mean, data.std) for s in samples]))
@@ -218,6 +219,7 @@ def evaluate(
             for measure in (confusion, *measures):
                 measure.update(pred, label)
             update(first + len(samples))
+    confusion.counts[:] = world.total(torch.from_numpy(confusion.counts)).cpu().numpy()
     return confusion
 
 

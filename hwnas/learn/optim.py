@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hwnas.learn.settings import TrainConfig
 
@@ -50,10 +50,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(_FACTOR, 1.0)
 
 
-def clip(parameters: Iterable[nn.Parameter], norm: float) -> Tensor | None:
-    """Scale gradients to a norm of at most `norm`; 0 leaves them.
-
-    Returns:
-        Their norm before, (); None where it was not needed.
-    """
-    return nn.utils.clip_grad_norm_(list(parameters), norm) if norm else None
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Scale gradients to a norm of at most `norm`; 0 leaves them."""
+    if norm:
+        nn.utils.clip_grad_norm_(list(parameters), norm)

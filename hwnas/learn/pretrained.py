@@ -184,7 +184,8 @@ def converted(
     """
     out, used = dict[str, Tensor](), set[str]()
     for name, tensor in own.items():
-        there = f"{source.names[_module(name)]}.{name.rpartition('.')[2]}"
+        module, _, kind = name.rpartition(".")
+        there = f"{source.names[module]}.{kind}"
         if there not in theirs:
             if name.endswith(COUNT):
                 continue
@@ -217,7 +218,3 @@ def _normalisation(source: Source, mean: tuple[float, ...], std: tuple[float, ..
     """Return scale and shift, (3,) each, that make of an image as it is here one as the source had it."""
     m, s, m0, s0 = (torch.tensor(v, dtype=torch.float64) for v in (mean, std, source.mean, source.std))
     return s / s0, (m - m0) / s0
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -19,7 +19,7 @@ from hwnas.errors import HwnasError
 from hwnas.learn import loop
 from hwnas.learn.average import averaged, norms, recalibrated
 from hwnas.learn.batches import Batches
-from hwnas.learn.compiled import compiled
+from hwnas.learn.compiled import compiled, forward_of
 from hwnas.learn.device import CPU, Context, title
 from hwnas.learn.distributed import ALONE, World
 from hwnas.learn.evaluation import evaluate
@@ -30,7 +30,7 @@ from hwnas.learn.scaling import LossScaler
 from hwnas.learn.schedule import learning_rate
 from hwnas.learn.settings import TrainConfig
 from hwnas.learn.weights import read_weights, write_weights
-from hwnas.metrics import ConfusionMatrix, score_of
+from hwnas.metrics import score_of
 from hwnas.ops.drop_path import set_drop_path
 from hwnas.ops.synced import synchronise
 from hwnas.problem import Architecture
@@ -110,7 +110,8 @@ class Training:
         self._frozen = norms(self.net, HEAD) if config.freeze_norm else []
         for p in [p for layer in self._frozen for p in layer.parameters()]:
             p.requires_grad = False
-        self._forward = compiled(self.net, self.auxiliary, device) if config.compile else self._computed
+        forward = forward_of(self.net, self.auxiliary)
+        self._forward = compiled(forward, device) if config.compile else forward
         self.teacher = teacher
         batches = batch_source(data, range(len(data)), config.batch, config.crop, config.seed, config.augmentation)
         self.batches = world.source(batches)
@@ -145,7 +146,7 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """Do one step and return its number and its loss, a tensor (); nothing is read from the device."""
-        c = self.config
+        c, parameters = self.config, self._parameters()
         set_learning_rate(self.optimizer, learning_rate(c, self.step, self.steps))
         set_drop_path(self.net, c.drop_path * self.step / self.steps, self.world.part)
         self.net.train()
@@ -153,22 +154,15 @@ class Training:
             layer.eval()
         self.optimizer.zero_grad()
         losses = [self._backward(self.step * c.accumulate + k) for k in range(c.accumulate)]
-        self.world.reduce_gradients(self._parameters())
+        self.world.reduce_gradients(parameters)
         if self.scaler is not None:
-            self.scaler.unscale(self._parameters())
-        clip(self._parameters(), c.clip)
+            self.scaler.unscale(parameters)
+        clip(parameters, c.clip)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
         self.step += 1
         return {"step": self.step - 1, "loss": self.world.total(sum(losses[1:], losses[0]))}
-
-    def _computed(self, images: Tensor) -> list[Tensor]:
-        """Return the scores of the network, and of the auxiliary head where there is one."""
-        if self.auxiliary is None:
-            return [self.net(images)]
-        scores, tap = self.net.with_auxiliary(images)  # type: ignore[operator]
-        return [scores, self.auxiliary(images, tap)]
 
     def _backward(self, number: int) -> Tensor:
         """Add the gradients of batch `number` to those there are, and return its share of the loss, ().
@@ -191,22 +185,14 @@ class Training:
     def judge(self, val: SegmentationData) -> float:
         """Evaluate on val, keep the weights if they are the best so far, and return the score of the task."""
         network = self.judged.eval()
-        set_drop_path(network, 0.0)
         batches = (self.context.batch(tensors(self.batches(k)))[0] for k in range(self.config.recalibrate))
         with recalibrated(network, batches) if self.config.recalibrate else nullcontext():
-            score = score_of(self._evaluated(network, val), self.task)
+            confusion = evaluate(network, val, device=self.context.device, world=self.world)
+            score = score_of(confusion, self.task)
             if score > self.best_score:
                 self.best_score, self.best_step = score, self.step
                 self.best = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         return score
-
-    def _evaluated(self, network: nn.Module, val: SegmentationData) -> ConfusionMatrix:
-        """Evaluate on val, a part of it in each process."""
-        if not self.world.shared:
-            return evaluate(network, val, device=self.context.device)
-        out = evaluate(network, val, device=self.context.device, part=self.world.part)
-        out.counts[:] = self.world.total(torch.from_numpy(out.counts)).cpu().numpy()
-        return out
 
     def state(self) -> dict[str, Any]:
         """Return all there is to resume from; batches are functions of the step."""

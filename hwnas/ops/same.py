@@ -30,7 +30,7 @@ class SameConv(nn.Conv2d):
             return F.conv2d(x, self.weight, None, self.stride, (before[0], before[1]), self.dilation, self.groups)
         pads, own = (*before, *after), (self.stride, self.dilation, self.groups)
         if torch.onnx.is_in_onnx_export():
-            out: Tensor = _UnevenConv.apply(x, self.weight, pads, *own)  # type: ignore[no-untyped-call]
+            out: Tensor = _UnevenConv.apply(x, self.weight, pads, *own)  # type: ignore[no-untyped-call]  # torch has no types
             return out
         return _uneven(x, self.weight, pads, *own)
 

@@ -52,7 +52,7 @@ def all_reduced(tensor: Tensor) -> Tensor:
 
     Where each process goes backward from its own loss, all gradients are those of the sum of these losses.
     """
-    out: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    out: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]  # torch has no types for it
     return out
 
 
@@ -68,7 +68,7 @@ class _Sum(torch.autograd.Function):
 
 def all_gathered(tensor: Tensor) -> Tensor:
     """Return the tensors of all processes, of one shape, stacked in the order of ranks; differentiable."""
-    out: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]  # torch has no types for it
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,52 @@ from torch import Tensor
 from hwnas.ops.fused.primitives import EPS, Moments
 
 
-class Torch:
+class Normed(ABC):
+    """A linear map and BatchNorm, wherever their statistics come from."""
+
+    @abstractmethod
+    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (G, 1, A) and covariance (G, A, A) of inputs (G, rows, A)."""
+
+    @abstractmethod
+    def _means(self, gain: Tensor, r: Tensor, dot: Tensor, sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the means over all rows that the gradient of the input is centred by, from sums over those here.
+
+        Returns:
+            ``gain * r`` times that of `dot`, and ``gain`` times that of `sums`.
+        """
+
+    def normed_linear(self, z: Tensor, w: Tensor, p: Tensor, out: Tensor, bias: Tensor) -> Moments:
+        """See `Primitives`."""
+        mean_z, cov_z = self._moments(z)
+        mean, var = (w * mean_z).sum(2), ((w @ cov_z) * w).sum(2).clamp_min_(0)
+        gain = p[:, None] * (var + EPS).rsqrt()
+        out.baddbmm_(z.expand(len(w), -1, -1), (gain[:, :, None] * w).transpose(1, 2))
+        bias -= gain * mean
+        return Moments(mean_z, cov_z, mean, var)
+
+    def normed_linear_data(
+        self, z: Tensor, w: Tensor, p: Tensor, kept: Moments, g: Tensor, sums: Tensor, parameters: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """See `Primitives`."""
+        rows = z.shape[1]
+        each = z.expand(len(w), -1, -1)
+        r = (kept.var + EPS).rsqrt()
+        crossed = torch.bmm(g.transpose(1, 2), each)
+        dot = ((crossed * w).sum(2) - kept.mean * sums) * r  # of g and the normalised output, in this process
+        gain = p[:, None] * r
+        dw = None
+        if parameters:
+            unlike = sums[:, :, None] * kept.mean_z + (dot * r)[:, :, None] * (w @ kept.cov_z)
+            dw = gain[:, :, None] * (crossed - unlike)
+        slope, level = self._means(gain, r, dot, sums, rows)
+        offset = ((slope * kept.mean - level)[:, None] @ w).expand(-1, rows, -1)
+        dz = torch.baddbmm(offset, g, gain[:, :, None] * w)
+        dz.baddbmm_(each, (slope[:, :, None] * w).transpose(1, 2) @ w, alpha=-1)
+        return dot.sum(1), dw, dz
+
+
+class Torch(Normed):
     """In torch, on any device and in any type."""
 
     processes = 1
@@ -102,36 +149,15 @@ class Torch:
         """See `Primitives`."""
         return torch.bmm(a.transpose(1, 2), b)
 
-    def normed_linear(self, z: Tensor, w: Tensor, p: Tensor, out: Tensor, bias: Tensor) -> Moments:
-        """See `Primitives`."""
-        rows = z.shape[1]
+    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Normed`."""
         mean_z = z.mean(1, keepdim=True)
-        cov_z = torch.baddbmm(mean_z.transpose(1, 2) @ mean_z, z.transpose(1, 2), z, beta=-1, alpha=1 / rows)
-        mean, var = (w * mean_z).sum(2), ((w @ cov_z) * w).sum(2).clamp_min_(0)
-        gain = p[:, None] * (var + EPS).rsqrt()
-        out.baddbmm_(z.expand(len(w), -1, -1), (gain[:, :, None] * w).transpose(1, 2))
-        bias -= gain * mean
-        return Moments(mean_z, cov_z, mean, var)
+        square = mean_z.transpose(1, 2) @ mean_z
+        return mean_z, torch.baddbmm(square, z.transpose(1, 2), z, beta=-1, alpha=1 / z.shape[1])
 
-    def normed_linear_data(
-        self, z: Tensor, w: Tensor, p: Tensor, kept: Moments, g: Tensor, sums: Tensor, parameters: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See `Primitives`."""
-        rows = z.shape[1]
-        each = z.expand(len(w), -1, -1)
-        r = (kept.var + EPS).rsqrt()
-        crossed = torch.bmm(g.transpose(1, 2), each)
-        dot = ((crossed * w).sum(2) - kept.mean * sums) * r  # of g and the normalised output
-        gain = p[:, None] * r
-        slope = gain * r * dot / rows
-        dw = None
-        if parameters:
-            unlike = sums[:, :, None] * kept.mean_z + (dot * r)[:, :, None] * (w @ kept.cov_z)
-            dw = gain[:, :, None] * (crossed - unlike)
-        offset = ((slope * kept.mean - gain * sums / rows)[:, None] @ w).expand(-1, rows, -1)
-        dz = torch.baddbmm(offset, g, gain[:, :, None] * w)
-        dz.baddbmm_(each, (slope[:, :, None] * w).transpose(1, 2) @ w, alpha=-1)
-        return dot.sum(1), dw, dz
+    def _means(self, gain: Tensor, r: Tensor, dot: Tensor, sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """See `Normed`."""
+        return gain * r * dot / rows, gain * sums / rows
 
     def combine(self, weights: Tensor, x: Tensor, bias: Tensor, into: Tensor) -> None:
         """See `Primitives`."""
