@@ -483,7 +483,7 @@ def _run(verb: Callable[[], int]) -> int:
 
 def _parsed(argv: Sequence[str] | None) -> Callable[[], int]:
     """Return the verb that a command line asks for."""
-    verb: Callable[[], int] = tyro.cli(  # type: ignore[call-overload]
+    verb: Callable[[], int] = tyro.cli(  # type: ignore[call-overload]  # the union is made at run time
         Union[tuple(Annotated[v, subcommand(name)] for name, v in VERBS.items())],  # noqa: UP007 - made at run time
         prog="hwnas",
         description="Hardware-aware architecture search for real-time segmentation. Each verb reads and writes plain "

@@ -85,7 +85,7 @@ class Context:
     def module(self, module: Module) -> Module:
         """Move a network to the device, in the layout of its maps; it is changed in place and returned."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        moved: Module = module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        moved: Module = module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]  # an overload without it
         return moved
 
     def tensor(self, tensor: Tensor) -> Tensor:

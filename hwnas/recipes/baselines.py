@@ -64,7 +64,7 @@ def tiny() -> Recipe:
     made = of_one(
         "fast-scnn-tiny",
         "Fast-SCNN a quarter as wide, not searched, synthetic streets, 64x96: for trying things out",
-        replace(space.at(Scale(8, 1, (64, 96))), head=replace(space.head, channels=16)),  # type: ignore[type-var]
+        replace(space.at(Scale(8, 1, (64, 96))), head=replace(space.head, channels=16)),  # type: ignore[type-var]  # heads are dataclasses
         TrainConfig(steps=6, batch=2, crop=(32, 48), aux_weight=0.4, evaluate_every=3),
     )
     return replace(made, data="synthetic", stop=StopRule(min_visits=3, max_visits=12, min_s=0.0))

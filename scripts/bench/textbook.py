@@ -153,7 +153,7 @@ def nodes_of(states: list[Tensor], mixed: nn.ModuleList, weights: Tensor) -> Ten
         for state in states:
             total = total + mixed[edge](state, weights[edge])
             edge += 1
-        states = [*states, total]  # type: ignore[list-item]
+        states = [*states, total]  # type: ignore[list-item]  # a sum of tensors
     return torch.cat(states[inputs:], dim=1)
 
 

@@ -101,7 +101,7 @@ class Textbook:
     def __init__(
         self, net: nn.Module, files: Files, config: TrainConfig, weights: Tensor | None, layout: torch.memory_format
     ) -> None:
-        self.net = net.to(memory_format=layout)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=layout)  # type: ignore[call-overload]  # an overload without it
         self.config, self.weights, self.layout, self.number = config, weights, layout, 0
         self.loader = DataLoader(files, config.batch, shuffle=True, drop_last=True)
         self.batches = self._endless()
